@@ -1,0 +1,101 @@
+"""The default guest: Debian's cloud kernel and an initrd with busybox, fetched and built on first use.
+
+    default_kernel() -> Path     the bzImage, from the package that linux-image-cloud-amd64 depends on
+    default_initrd() -> Path     an initrd that ends in an interactive shell (or runs another /init script)
+    busybox() -> Path            the static busybox of Debian
+    build_initrd(init) -> bytes  an initrd with another /init script and more files
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from pellucid.cli.guest import initrd
+from pellucid.cli.guest.apt import Apt, with_fresh_lists_if_needed
+from pellucid.cli.guest.archive import package_file
+from pellucid.cli.guest.cache import guest_cache, publish_file, publish_folder
+from pellucid.cli.guest.initrd import InitrdFile
+from pellucid.cli.guest.scripts import INTERACTIVE
+
+KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
+KERNEL_PACKAGE = r"linux-image-\d.*-cloud-amd64"
+BUSYBOX_PACKAGE = "busybox-static"
+APPEND = "console=ttyS0"
+"""The kernel command line that suits the default guest on a serial console."""
+
+__all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel"]
+
+
+class _Bar:
+    """One progress bar on standard error, made at the first report and gone with the `with` block."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, label: str, percent: float) -> None:
+        if label not in self.tasks:
+            self.tasks[label] = self.progress.add_task(label, total=100)
+        self.progress.update(self.tasks[label], completed=percent)
+
+
+def default_kernel() -> Path:
+    """The cached bzImage of Debian's cloud kernel; fetched through apt the first time. Raises UserError."""
+
+    def package(apt: Apt) -> str:
+        return apt.dependency(KERNEL_META_PACKAGE, KERNEL_PACKAGE)
+
+    return _fetched_file("kernel", "vmlinuz", package, r"boot/vmlinuz-.*")
+
+
+def busybox() -> Path:
+    """The cached static busybox; fetched through apt the first time. Raises UserError."""
+    return _fetched_file("busybox", "busybox", lambda _: BUSYBOX_PACKAGE, r"(usr/)?bin/busybox")
+
+
+def build_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | None = None) -> bytes:
+    """A gzip-compressed cpio archive with busybox, `init` as its /init script and `files` by their guest path."""
+    return initrd.build_initrd(init, busybox().read_bytes(), files)
+
+
+def default_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | None = None) -> Path:
+    """build_initrd()'s archive as a cached file, named by its content."""
+    content = build_initrd(init, files)
+    path = guest_cache() / f"initrd-{hashlib.sha256(content).hexdigest()[:16]}.cpio.gz"
+    return path if path.is_file() else publish_file(path, content)
+
+
+def _fetched_file(part: str, name: str, package_of: Callable[[Apt], str], pattern: str) -> Path:
+    """guest_cache()/part/name, taken from a Debian package, with a package.json beside it that says which."""
+
+    def fetch(apt: Apt, folder: Path, bar: _Bar) -> None:
+        package = apt.download(package_of(apt), folder, bar)
+        bar(f"unpacking {package.name}", 0)
+        path, content = package_file(package, pattern)
+        package.unlink()
+        (folder / name).write_bytes(content)
+        (folder / "package.json").write_text(json.dumps({"package": package.name, "path": path}) + "\n")
+
+    def fill(folder: Path) -> None:
+        with _Bar() as bar:
+            with_fresh_lists_if_needed(lambda apt: fetch(apt, folder, bar), bar)
+
+    return publish_folder(guest_cache() / part, fill) / name

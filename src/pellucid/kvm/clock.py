@@ -1,0 +1,36 @@
+"""The time that interrupt chips and devices are given: two protocols, no implementation.
+
+A chip never asks the host for the time. It gets a `Clock` through its constructor, so that the same chip runs on the
+host's monotonic clock, on a clock that stops with the guest, and on a hand-cranked one in a test. The clocks that tick
+are in `pellucid.runtime.clock`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A one-shot alarm of one `Clock`. A periodic chip arms it again from its callback."""
+
+    def arm(self, deadline_ns: int) -> None:
+        """Call back once when the clock reads `deadline_ns` or more; replaces a deadline set before.
+
+        A deadline in the past is legal and calls back as soon as the timer thread gets to it, never from inside `arm`.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Forget the deadline. A callback that has already begun on the timer thread is not waited for."""
+        ...
+
+
+class Clock(Protocol):
+    """Nanoseconds since an arbitrary start, never going back."""
+
+    def now_ns(self) -> int:
+        """The time now, in nanoseconds."""
+        ...
+
+    def timer(self, callback: Callable[[], None]) -> Timer:
+        """A new, unarmed timer. `callback` runs on the clock's timer thread, holding no lock."""
+        ...

@@ -1,0 +1,1 @@
+"""The virtual PC: boards, devices, firmware tables, guest loaders and character devices."""

@@ -1,0 +1,327 @@
+"""How a device is declared.
+
+A device is one class in one file. It states, as class attributes, what the guest and the user can see of it:
+
+    class Port92(Device):
+        kind = "port92"
+        regions = (Region("port92", 1),)
+        control = Register(0, writable=0x03, doc="bit 0 fast reset, bit 1 A20 gate")
+
+        def __init__(self, reset_line: Callable[[], None]) -> None:
+            super().__init__()
+            self._reset_line = reset_line
+
+        @control.after_write
+        def _control_written(self) -> None:
+            if self.control & 0x01:
+                self._reset_line()
+
+A `Register` is read and set like an int attribute and holds its value between accesses; `on_read` and `on_write`
+replace that by behaviour, `after_write` adds to it. A `State` is a value that the guest cannot address (a FIFO, a
+latch); a `Property` is what the user or the board chooses. Registers and states together are the device's saved state:
+save() and load() come from the declaration, with every value checked before the first is set, so a bad stream leaves
+the device as it was. What can be recomputed is not declared but rebuilt in after_load().
+
+A device sees offsets into its own regions, never addresses; its clock, interrupt lines and backends come through its
+constructor. All of it runs under the machine's lock.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
+
+from pellucid.errors import UserError
+from pellucid.machine.state import Integer, Kind, Plain, StateError
+
+T = TypeVar("T")
+Behaviour = TypeVar("Behaviour", bound=Callable[..., Any])
+Access = Literal["rw", "ro", "wo"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One window of a device: `size` bytes at whatever address the board gives it.
+
+    `access` bounds the sizes, in bytes, of the accesses that reach the device; wider and narrower ones of the guest
+    are split or widened by the memory floor.
+    """
+
+    name: str
+    size: int
+    access: tuple[int, int] = (1, 1)
+    big_endian: bool = False
+
+
+class Register:
+    """A declared register: `size` bytes at `offset` of a region, `reset` after a reset.
+
+    `writable` masks the bits that a plain write changes. `access` says which direction it answers: a read-only and a
+    write-only register may share an offset. `bank` selects among registers at one offset by the device's state (the
+    divisor latch of a 16550A). `stored=False` declares a register that has behaviour only and no value of its own.
+    """
+
+    def __init__(
+        self,
+        offset: int,
+        *,
+        size: int = 1,
+        reset: int = 0,
+        writable: int | None = None,
+        access: Access = "rw",
+        bank: Callable[[Any], bool] | None = None,
+        region: int = 0,
+        stored: bool = True,
+        doc: str = "",
+    ) -> None:
+        self.offset, self.size, self.reset, self.access, self.region = offset, size, reset, access, region
+        self.bank, self.stored, self.doc = bank, stored, doc
+        self.mask = (1 << 8 * size) - 1
+        self.writable = self.mask if writable is None else writable
+        self.name = ""
+        self.read_behaviour: Callable[[Any], int] | None = None
+        self.write_behaviour: Callable[[Any, int], None] | None = None
+        self.written_behaviour: Callable[[Any], None] | None = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, device: None, owner: type) -> "Register": ...
+    @overload
+    def __get__(self, device: "Device", owner: type) -> int: ...
+    def __get__(self, device: "Device | None", owner: type) -> "Register | int":
+        if device is None:
+            return self
+        value: int = device.__dict__[self.name]
+        return value
+
+    def __set__(self, device: "Device", value: int) -> None:
+        device.__dict__[self.name] = value & self.mask
+
+    def on_read(self, behaviour: Behaviour) -> Behaviour:
+        """Decorator: `behaviour(self) -> int` is what a guest's read returns instead of the stored value."""
+        self.read_behaviour = behaviour
+        return behaviour
+
+    def on_write(self, behaviour: Behaviour) -> Behaviour:
+        """Decorator: `behaviour(self, value)` is what a guest's write does instead of storing the writable bits."""
+        self.write_behaviour = behaviour
+        return behaviour
+
+    def after_write(self, behaviour: Behaviour) -> Behaviour:
+        """Decorator: `behaviour(self)` runs after a guest's write has stored the writable bits."""
+        self.written_behaviour = behaviour
+        return behaviour
+
+    def guest_read(self, device: "Device") -> int:
+        """What the guest gets, cut to the register's width."""
+        if self.read_behaviour is not None:
+            return self.read_behaviour(device) & self.mask
+        value: int = device.__dict__[self.name]
+        return value
+
+    def guest_write(self, device: "Device", value: int) -> None:
+        """What a guest's write of `value`, cut to the register's width, does."""
+        value &= self.mask
+        if self.write_behaviour is not None:
+            self.write_behaviour(device, value)
+            return
+        old = device.__dict__[self.name]
+        device.__dict__[self.name] = (old & ~self.writable) | (value & self.writable)
+        if self.written_behaviour is not None:
+            self.written_behaviour(device)
+
+
+class State(Generic[T]):
+    """A declared value of a device that the guest cannot address; `reset` is plain data, as save() gives it."""
+
+    def __init__(self, kind: Kind[T], reset: Plain, *, survives_reset: bool = False, doc: str = "") -> None:
+        self.kind, self.reset, self.survives_reset, self.doc = kind, reset, survives_reset, doc
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, device: None, owner: type) -> "State[T]": ...
+    @overload
+    def __get__(self, device: "Device", owner: type) -> T: ...
+    def __get__(self, device: "Device | None", owner: type) -> "State[T] | T":
+        if device is None:
+            return self
+        value: T = device.__dict__[self.name]
+        return value
+
+    def __set__(self, device: "Device", value: T) -> None:
+        device.__dict__[self.name] = value
+
+
+class Property(Generic[T]):
+    """What the user or the board chooses for a device, checked where it is set. Raises UserError for a bad value."""
+
+    def __init__(self, kind: Kind[T], default: T, *, doc: str = "") -> None:
+        self.kind, self.default, self.doc = kind, default, doc
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, device: None, owner: type) -> "Property[T]": ...
+    @overload
+    def __get__(self, device: "Device", owner: type) -> T: ...
+    def __get__(self, device: "Device | None", owner: type) -> "Property[T] | T":
+        if device is None:
+            return self
+        value: T = device.__dict__.get(self.name, self.default)
+        return value
+
+    def __set__(self, device: "Device", value: T) -> None:
+        try:
+            device.__dict__[self.name] = self.kind.load(value)
+        except StateError as error:
+            raise UserError(f"{device.kind}: property {self.name}: {error}") from None
+
+
+RegisterTrace = Callable[["Device", str, bool, int], None]
+"""Called with (device, register name or offset in words, is_write, value) at each access of the guest."""
+
+
+class Device:
+    """The base of every device: dispatch, reset, save and load, all from the declaration."""
+
+    kind: ClassVar[str] = ""
+    """QEMU's type name of the device (`isa-serial`), as users know it."""
+    version: ClassVar[int] = 1
+    """Of the saved state; raised with every change of the declared names or their meaning."""
+    regions: ClassVar[tuple[Region, ...]] = ()
+    registers: ClassVar[tuple[Register, ...]] = ()
+    states: ClassVar[tuple[State[Any], ...]] = ()
+    properties: ClassVar[tuple[Property[Any], ...]] = ()
+    _readers: ClassVar[dict[tuple[int, int], tuple[Register, ...]]] = {}
+    _writers: ClassVar[dict[tuple[int, int], tuple[Register, ...]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        declared = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls.registers = tuple(value for value in declared.values() if isinstance(value, Register))
+        cls.states = tuple(value for value in declared.values() if isinstance(value, State))
+        cls.properties = tuple(value for value in declared.values() if isinstance(value, Property))
+        cls._readers = _by_place(register for register in cls.registers if register.access != "wo")
+        cls._writers = _by_place(register for register in cls.registers if register.access != "ro")
+
+    def __init__(self) -> None:
+        self.trace: RegisterTrace | None = None
+        for state in self.states:
+            state.__set__(self, state.kind.load(state.reset))
+        Device.reset(self)
+
+    def reset(self) -> None:
+        """Back to the reset values. A device that also drives lines or timers extends this."""
+        for register in self.registers:
+            register.__set__(self, register.reset)
+        for state in self.states:
+            if not state.survives_reset:
+                state.__set__(self, state.kind.load(state.reset))
+
+    def read(self, offset: int, size: int) -> int:
+        """A guest's read of `size` bytes at `offset` of the first region; what nothing answers reads as all ones."""
+        return self.region_read(0, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A guest's write of `size` bytes at `offset` of the first region; what nothing answers is dropped."""
+        self.region_write(0, offset, size, value)
+
+    def region_read(self, region: int, offset: int, size: int) -> int:
+        """read() of the region with that index in `regions`."""
+        for register in self._readers.get((region, offset), ()):
+            if register.bank is None or register.bank(self):
+                value = register.guest_read(self) & ((1 << 8 * size) - 1)
+                if self.trace is not None:
+                    self.trace(self, register.name, False, value)
+                return value
+        ones = (1 << 8 * size) - 1
+        if self.trace is not None:
+            self.trace(self, f"nothing at {offset:#x}", False, ones)
+        return ones
+
+    def region_write(self, region: int, offset: int, size: int, value: int) -> None:
+        """write() of the region with that index in `regions`."""
+        value &= (1 << 8 * size) - 1
+        for register in self._writers.get((region, offset), ()):
+            if register.bank is None or register.bank(self):
+                if self.trace is not None:
+                    self.trace(self, register.name, True, value)
+                register.guest_write(self, value)
+                return
+        if self.trace is not None:
+            self.trace(self, f"nothing at {offset:#x}", True, value)
+
+    def ops(self, region: int = 0) -> "RegionOps":
+        """The object that the memory floor calls for the region with that index."""
+        return RegionOps(self, region)
+
+    def save(self) -> dict[str, Plain]:
+        """The declared state as plain data, with the device's kind and version."""
+        saved: dict[str, Plain] = {"device": self.kind, "version": self.version}
+        for register in self.registers:
+            if register.stored:
+                saved[register.name] = register.__get__(self, type(self))
+        for state in self.states:
+            saved[state.name] = state.kind.save(state.__get__(self, type(self)))
+        return saved
+
+    def load(self, saved: Mapping[str, object]) -> None:
+        """Take over what save() gave. Raises StateError, with the device untouched, for anything save() cannot give."""
+        if saved.get("device") != self.kind or saved.get("version") != self.version:
+            got = f"{saved.get('device')!r:.40} version {saved.get('version')!r:.20}"
+            raise StateError(f"{self.kind} version {self.version}: the saved state is of {got}")
+        kinds: dict[str, Kind[Any]] = {r.name: Integer(0, r.mask) for r in self.registers if r.stored}
+        kinds.update((state.name, state.kind) for state in self.states)
+        wrong = (set(saved) - {"device", "version"}) ^ set(kinds)
+        if wrong:
+            raise StateError(f"{self.kind}: the saved state lacks or does not know {sorted(wrong)!r:.80}")
+        values = {}
+        for name, kind in kinds.items():
+            try:
+                values[name] = kind.load(saved[name])
+            except StateError as error:
+                raise StateError(f"{self.kind}: {name}: {error}") from None
+        self.__dict__.update(values)
+        self.after_load()
+
+    def after_load(self) -> None:
+        """Recompute what is not declared (timers, line levels) from the state just loaded."""
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """(property name, value in words), for `info qtree`."""
+        for declared in self.properties:
+            value = declared.__get__(self, type(self))
+            yield declared.name, f"{value} ({value:#x})" if type(value) is int else str(value).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class RegionOps:
+    """One region of a device as the memory floor wants it: read and write by offset and size."""
+
+    device: Device
+    index: int
+
+    @property
+    def region(self) -> Region:
+        return self.device.regions[self.index]
+
+    def read(self, offset: int, size: int) -> int:
+        return self.device.region_read(self.index, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.device.region_write(self.index, offset, size, value)
+
+
+def _by_place(registers: Iterator[Register]) -> dict[tuple[int, int], tuple[Register, ...]]:
+    """Registers by (region, offset), in the order of their declaration."""
+    places: dict[tuple[int, int], tuple[Register, ...]] = {}
+    for register in registers:
+        place = (register.region, register.offset)
+        places[place] = (*places.get(place, ()), register)
+    return places

@@ -1,0 +1,186 @@
+"""A compiled image: many root functions, compiled in parts by several processes, cached, linked in milliseconds.
+
+Two keys find cached work: the whole image by its sources (a start with warm cache hashes a few dozen files),
+each part by its LLVM text (an edit compiles only the parts that it changed).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pellucid.native import cache
+from pellucid.native.errors import NativeError
+from pellucid.native.function import NativeFunction
+from pellucid.native.program import Instance, Program, out_of_line
+from pellucid.native.target import fingerprint, link
+from pellucid.native.values import Const
+
+Root = tuple[NativeFunction, tuple[Any, ...]]
+Progress = Callable[[str, int, int], None]
+_TABLE = "pellucid_table"
+PART = 48
+
+
+class Image:
+    """Addresses of the roots, by name, in this process."""
+
+    def __init__(self, names: list[str], objects: list[bytes]) -> None:
+        self._library = link(objects, [_TABLE])
+        table = (ctypes.c_uint64 * len(names)).from_address(self._library[_TABLE])
+        self.address: dict[str, int] = dict(zip(names, table))
+        self.size = sum(map(len, objects))
+
+    def function(self, name: str, result: Any, *args: Any) -> Any:
+        """The root as a ctypes callable; it runs with the GIL released."""
+        return ctypes.CFUNCTYPE(result, *args)(self.address[name])
+
+
+def source_key(packages: Iterable[Path]) -> str:
+    """A key over every Python source below these folders and the compiler's target."""
+    parts: list[str | bytes] = [fingerprint()]
+    for package in packages:
+        for path in sorted(package.rglob("*.py")):
+            parts += [path.name, path.read_bytes()]
+    return cache.key(*parts)
+
+
+def load_or_build(name: str, roots: Callable[[], Mapping[str, Root]], packages: Iterable[Path],
+                  progress: Progress | None = None) -> Image:
+    """The image of `roots()`; compiled when no cached one matches the sources under `packages`."""
+    key = f"{name}-{source_key(packages)}"
+    stored = cache.get("images", key)
+    if stored is not None:
+        names, objects = _unpack(stored)
+        return Image(names, objects)
+    names, objects = build(roots(), progress)
+    cache.put("images", key, _pack(names, objects))
+    return Image(names, objects)
+
+
+def is_built(name: str, packages: Iterable[Path]) -> bool:
+    """Whether a start would find its image compiled."""
+    return cache.get("images", f"{name}-{source_key(packages)}") is not None
+
+
+def build(roots: Mapping[str, Root], progress: Progress | None = None) -> tuple[list[str], list[bytes]]:
+    """Compile every root: its names in table order and the object images."""
+    tell = progress or (lambda what, done, total: None)
+    program, instances = Program(), {}
+    for i, (name, (fn, params)) in enumerate(roots.items()):
+        instances[name] = program.request(fn, tuple(params))
+        if i % 64 == 0:
+            tell("translating", i, len(roots))
+    texts = _parts(program, list(dict.fromkeys(instances.values())))
+    texts.append(_table(list(instances.values())))
+    objects = _compile(texts, tell)
+    return list(instances), objects
+
+
+def constant(value: Any) -> Const:
+    """A compile-time parameter of a root."""
+    return Const(value)
+
+
+def _parts(program: Program, roots: list[Instance]) -> list[str]:
+    everything = roots + [i for i in out_of_line(roots) if i not in set(roots)]
+    groups: dict[str, list[Instance]] = {}
+    for instance in everything:
+        groups.setdefault(instance.fn.__module__, []).append(instance)
+    texts = []
+    for members in groups.values():
+        for start in range(0, len(members), PART):
+            texts.append(program.module(members[start:start + PART]))
+    return texts
+
+
+def _table(instances: list[Instance]) -> str:
+    declarations = "\n".join(dict.fromkeys(i.declaration() for i in instances))
+    entries = ", ".join(f'ptr @"{i.symbol}"' for i in instances)
+    return f"{declarations}\n@{_TABLE} = constant [{len(instances)} x ptr] [{entries}]\n"
+
+
+def _compile(texts: list[str], tell: Progress) -> list[bytes]:
+    mark = fingerprint()
+    keys = [cache.key(mark, text) for text in texts]
+    found: dict[str, bytes] = {}
+    for k in keys:
+        stored = cache.get("objects", k)
+        if stored is not None:
+            found[k] = stored
+    missing = {k: text for k, text in zip(keys, texts) if k not in found}
+    for done, (k, image) in enumerate(_workers(missing), len(found) + 1):
+        found[k] = image
+        cache.put("objects", k, image)
+        tell("compiling", done, len(keys))
+    return [found[k] for k in keys]
+
+
+def _workers(missing: dict[str, str]) -> Iterable[tuple[str, bytes]]:
+    """Compile in as many processes as there are cores: llvmlite holds one lock per process."""
+    if not missing:
+        return
+    count = min(len(os.sched_getaffinity(0)), len(missing))
+    jobs = sorted(missing.items(), key=lambda item: -len(item[1]))
+    command = [sys.executable, "-c", "from pellucid.native.worker import main; main()"]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    running = []
+    for i in range(count):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env={**os.environ, "PYTHONPATH": paths})
+        running.append((process, jobs[i::count]))
+    yield from _drive(running)
+
+
+def _drive(running: list[tuple[subprocess.Popen[bytes], list[tuple[str, str]]]]) -> Iterable[tuple[str, bytes]]:
+    import selectors
+
+    selector = selectors.DefaultSelector()
+    for process, jobs in running:
+        selector.register(process.stdout, selectors.EVENT_READ, (process, iter(jobs), [None]))  # type: ignore[arg-type]
+    for entry in list(selector.get_map().values()):
+        _next_job(selector, entry.data)
+    while selector.get_map():
+        for entry, _ in selector.select():
+            process, _, current = entry.data
+            size = process.stdout.read(8)
+            image = process.stdout.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
+            if not image:
+                raise NativeError(f"the compile worker stopped with status {process.wait()}; its words are above")
+            yield current[0], image
+            _next_job(selector, entry.data)
+
+
+def _next_job(selector: Any, data: Any) -> None:
+    process, jobs, current = data
+    job = next(jobs, None)
+    if job is None:
+        selector.unregister(process.stdout)
+        process.stdin.close()
+        process.wait()
+        return
+    current[0] = job[0]
+    raw = job[1].encode()
+    process.stdin.write(len(raw).to_bytes(8, "little") + raw)
+    process.stdin.flush()
+
+
+def _pack(names: list[str], objects: list[bytes]) -> bytes:
+    head = json.dumps({"names": names, "sizes": [len(o) for o in objects]}).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(objects)
+
+
+def _unpack(raw: bytes) -> tuple[list[str], list[bytes]]:
+    size = int.from_bytes(raw[:8], "little")
+    head = json.loads(raw[8:8 + size])
+    at, objects = 8 + size, []
+    for length in head["sizes"]:
+        objects.append(raw[at:at + length])
+        at += length
+    return head["names"], objects

@@ -1,0 +1,156 @@
+"""The specializations of native functions that a set of roots needs, and their LLVM text.
+
+An `Instance` is one function with its argument types and compile-time arguments fixed. Inline instances are
+repeated in every module that uses them; the others stand in one module and are declared in the rest.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.native.function import NativeFunction
+from pellucid.native.types import NativeType
+from pellucid.native.values import Const, ir_type
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """One specialization: its symbol, signature and text; `raises` when a NativeException may leave it."""
+
+    symbol: str
+    fn: NativeFunction
+    params: tuple[Any, ...]
+    result: Any = None
+    raises: bool = False
+    done: bool = False
+    lines: list[str] = field(default_factory=list)
+    calls: dict[Instance, None] = field(default_factory=dict)
+    declares: set[str] = field(default_factory=set)
+
+    @property
+    def run_time(self) -> list[Any]:
+        """The types of the parameters that exist at run time."""
+        return [p for p in self.params if not isinstance(p, Const)]
+
+    @property
+    def returns(self) -> str:
+        """LLVM's return type, with the raise flag beside the value where there is one."""
+        plain = result_ir(self.result)
+        if not self.raises:
+            return plain
+        return "i1" if plain == "void" else f"{{ {plain}, i1 }}"
+
+    @property
+    def convention(self) -> str:
+        return "tailcc " if self.fn.tail else ""
+
+    def declaration(self) -> str:
+        args = ", ".join(ir_type(t) for t in self.run_time)
+        return f'declare {self.convention}{self.returns} @"{self.symbol}"({args}) nounwind'
+
+
+def result_ir(result: Any) -> str:
+    if isinstance(result, tuple):
+        return "{ " + ", ".join(ir_type(t) for t in result) + " }"
+    return ir_type(result)
+
+
+class Program:
+    """All instances, compiled to text on first request."""
+
+    def __init__(self) -> None:
+        self.instances: dict[Any, Instance] = {}
+        self._symbols: set[str] = set()
+
+    def request(self, fn: NativeFunction, params: tuple[Any, ...]) -> Instance:
+        """The instance of `fn` for these parameters (types, or `Const` for compile-time ones)."""
+        key = (fn, tuple(_key(p) for p in params))
+        found = self.instances.get(key)
+        if found is None:
+            found = self.instances[key] = Instance(self._symbol(fn, params), fn, params)
+            from pellucid.native.lower import lower
+
+            lower(self, found)
+        return found
+
+    def _symbol(self, fn: NativeFunction, params: tuple[Any, ...]) -> str:
+        words = [fn.__module__.removeprefix("pellucid."), fn.__qualname__]
+        words += [_word(p.value) for p in params if isinstance(p, Const)]
+        types = [_word(p) for p in params if not isinstance(p, Const)]
+        base = re.sub(r"[^A-Za-z0-9_.<>-]", "_", ".".join(words) + ("(" + ",".join(types) + ")" if types else ""))
+        name, n = base, 1
+        while name in self._symbols:
+            n += 1
+            name = f"{base}~{n}"
+        self._symbols.add(name)
+        return name
+
+    def module(self, roots: Iterable[Instance], owned: set[Instance] | None = None) -> str:
+        """LLVM text that defines `roots` and `owned`, with what they inline; everything else is declared."""
+        roots = list(roots)
+        defined: dict[Instance, bool] = dict.fromkeys(roots, True) | dict.fromkeys(owned or (), True)
+        declared: dict[Instance, None] = {}
+        work = list(defined)
+        while work:
+            for callee in work.pop().calls:
+                if callee in defined:
+                    continue
+                if callee.fn.inline and not callee.fn.tail:
+                    defined[callee] = False
+                    work.append(callee)
+                else:
+                    declared[callee] = None
+        text, intrinsics = [], set()
+        for instance, exported in defined.items():
+            text += _definition(instance, exported)
+            intrinsics |= instance.declares
+        head = sorted(intrinsics) + [i.declaration() for i in declared]
+        return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', ""])
+
+
+def _definition(instance: Instance, exported: bool) -> list[str]:
+    args = ", ".join(f"{ir_type(t)} %a{i}" for i, t in enumerate(instance.run_time))
+    linkage, attribute = ("", "") if exported else ("internal ", " alwaysinline")
+    head = f'define {linkage}{instance.convention}{instance.returns} @"{instance.symbol}"({args}){attribute} nounwind {{'
+    return [head, *instance.lines, "}"]
+
+
+def out_of_line(instances: Iterable[Instance]) -> list[Instance]:
+    """Every non-inline instance reachable from these, themselves excluded, in a stable order."""
+    seen: dict[Instance, None] = dict.fromkeys(instances)
+    work, found = list(seen), []
+    while work:
+        for callee in work.pop().calls:
+            if callee not in seen:
+                seen[callee] = None
+                work.append(callee)
+                if not callee.fn.inline or callee.fn.tail:
+                    found.append(callee)
+    return sorted(found, key=lambda i: i.symbol)
+
+
+def _key(param: Any) -> Any:
+    if not isinstance(param, Const):
+        return param
+    value = param.value
+    try:
+        hash(value)
+    except TypeError:
+        return ("id", id(value))
+    return ("const", type(value), value)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, NativeFunction):
+        return value.__name__
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, (NativeType, type)):
+        return value.__name__
+    if isinstance(value, (int, str, bool)) or value is None:
+        return str(value)
+    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)

@@ -1,0 +1,84 @@
+"""Structs: declared once as a Python class, laid out as C lays them out, seen from both sides.
+
+    @struct
+    class Point:
+        x: u32
+        y: u32
+
+`Point.size`, `Point.fields["y"].offset`; `ptr[Point](address).y` in native code and plain Python alike;
+`Point.view(address)` is a ctypes structure over the same bytes, whose fields are Python ints (fast, untyped).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pellucid.native.types import NativeType, Ptr, Vec, _ArrayType, _Float, _Int, f80
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: its native type and its offset in bytes."""
+
+    name: str
+    type: Any
+    offset: int
+
+
+def struct(cls: type) -> Any:
+    """Turn an annotated class into a native struct type."""
+    hints = get_type_hints(cls, vars(sys.modules[cls.__module__]))
+    fields: dict[str, Field] = {}
+    offset, align = 0, 1
+    for name, kind in hints.items():
+        size, field_align = (1, 1) if kind is bool else (kind.size, kind.align)
+        offset = -(-offset // field_align) * field_align
+        fields[name] = Field(name, kind, offset)
+        offset += size
+        align = max(align, field_align)
+    size = -(-offset // align) * align
+    made = NativeType(cls.__name__, (), {
+        "fields": fields, "size": size, "align": align, "ir": f"[{size} x i8]", "__doc__": cls.__doc__,
+        "__module__": cls.__module__, "view": classmethod(_view)})
+    made.ctype = _ctype(made, fields, size)  # type: ignore[attr-defined]
+    return made
+
+
+def _view(cls: Any, addr: int) -> Any:
+    return cls.ctype.from_address(addr)
+
+
+def _ctype(made: Any, fields: dict[str, Field], size: int) -> type[ctypes.Structure]:
+    layout: list[tuple[str, Any]] = []
+    at = 0
+    for field in fields.values():
+        if field.offset > at:
+            layout.append((f"_pad{at}", ctypes.c_uint8 * (field.offset - at)))
+        layout.append((field.name, _ctypes_of(field.type)))
+        at = field.offset + (1 if field.type is bool else field.type.size)
+    if size > at:
+        layout.append((f"_pad{at}", ctypes.c_uint8 * (size - at)))
+    return type(made.__name__ + "View", (ctypes.Structure,), {"_pack_": 1, "_fields_": layout})
+
+
+_INTS = {(s, g): getattr(ctypes, f"c_{'int' if g else 'uint'}{s * 8}") for s in (1, 2, 4, 8) for g in (False, True)}
+
+
+def _ctypes_of(kind: Any) -> Any:
+    if kind is bool:
+        return ctypes.c_bool
+    if isinstance(kind, _ArrayType):
+        return _ctypes_of(kind.element) * kind.count
+    if hasattr(kind, "fields"):
+        return kind.ctype
+    if kind is f80 or issubclass(kind, Vec) or kind.size == 16:
+        return ctypes.c_uint8 * kind.size
+    if issubclass(kind, Ptr):
+        return ctypes.c_uint64
+    if issubclass(kind, _Float):
+        return ctypes.c_float if kind.size == 4 else ctypes.c_double
+    assert issubclass(kind, _Int)
+    return _INTS[kind.size, kind.signed]

@@ -1,0 +1,73 @@
+"""Host instructions for plain-Python execution: each is compiled once, on first use, and called by address."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from pellucid.native.target import compile_object, link
+from pellucid.native.types import NativeType
+from pellucid.native.values import ir_type
+
+_alive: list[Any] = []
+
+
+def compile_call(text: str, name: str, result: Any, *args: Any) -> Any:
+    """Link LLVM text and give its function `name` as a ctypes callable."""
+    tracker = link([compile_object(text)], [name])
+    _alive.append(tracker)
+    return ctypes.CFUNCTYPE(result, *args)(tracker[name])
+
+
+@functools.cache
+def _f80_operation(op: str) -> Any:
+    name = f"f80_{op}"
+    return compile_call(f"""define void @{name}(ptr %r, ptr %a, ptr %b) {{
+  %x = load x86_fp80, ptr %a
+  %y = load x86_fp80, ptr %b
+  %z = {op} x86_fp80 %x, %y
+  store x86_fp80 %z, ptr %r
+  ret void
+}}""", name, None, *[ctypes.c_char_p] * 3)
+
+
+def f80_binary(op: str, a: bytes, b: bytes) -> bytes:
+    """`a op b` (fadd, fsub, fmul, fdiv) on the host's x87."""
+    out = ctypes.create_string_buffer(16)
+    _f80_operation(op)(ctypes.cast(out, ctypes.c_char_p), a + bytes(6), b + bytes(6))
+    return out.raw[:10]
+
+
+@functools.cache
+def _tsc() -> Any:
+    return compile_call("declare i64 @llvm.readcyclecounter()\ndefine i64 @tsc() {\n"
+                        "  %t = call i64 @llvm.readcyclecounter()\n  ret i64 %t\n}", "tsc", ctypes.c_uint64)
+
+
+def host_rdtsc() -> int:
+    return int(_tsc()())
+
+
+@functools.cache
+def _asm_stub(kind: Any, template: str, constraints: str, types: tuple[NativeType, ...]) -> Any:
+    loads = "".join(f"  %v{i} = load {ir_type(t)}, ptr %a{i}, align 1\n" for i, t in enumerate(types))
+    passed = ", ".join(f"{ir_type(t)} %v{i}" for i, t in enumerate(types))
+    escaped = template.replace("\n", "\\0A")
+    call = f'call {ir_type(kind)} asm sideeffect "{escaped}", "{constraints}"({passed})'
+    body = f"  {call}\n" if kind is None else f"  %r = {call}\n  store {ir_type(kind)} %r, ptr %out, align 1\n"
+    params = ", ".join(["ptr %out", *(f"ptr %a{i}" for i in range(len(types)))])
+    text = f"define void @host_asm({params}) {{\n{loads}{body}  ret void\n}}"
+    return compile_call(text, "host_asm", None, *[ctypes.c_void_p] * (1 + len(types)))
+
+
+def run_asm(kind: Any, template: str, constraints: str, args: tuple[Any, ...]) -> Any:
+    """Plain Python's `asm`: values travel through memory."""
+    types = tuple(type(a) for a in args)
+    stub = _asm_stub(kind, template, constraints, types)
+    memory = ctypes.create_string_buffer(32 * (len(args) + 1))
+    base = ctypes.addressof(memory)
+    for i, a in enumerate(args):
+        type(a).write(base + 32 * (i + 1), a)
+    stub(*(base + 32 * i for i in range(len(args) + 1)))
+    return None if kind is None else kind.read(base)
