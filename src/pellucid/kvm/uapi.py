@@ -7,12 +7,17 @@ width, and `pack`/`unpack`. Saved state and the /dev/kvm backend thereby share o
 
 import struct
 from dataclasses import Field, dataclass, field, fields
-from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pellucid.kvm.errors import StateError
 
-_RANGES = {"B": (0, 0xFF), "H": (0, 0xFFFF), "I": (0, 0xFFFF_FFFF), "Q": (0, (1 << 64) - 1), "q": (-1 << 63, (1 << 63) - 1)}
+_RANGES = {
+    "B": (0, 0xFF),
+    "H": (0, 0xFFFF),
+    "I": (0, 0xFFFF_FFFF),
+    "Q": (0, (1 << 64) - 1),
+    "q": (-(1 << 63), (1 << 63) - 1),
+}
 
 
 def _scalar(code: str, default: int) -> Any:
@@ -58,22 +63,19 @@ def nested(kind: type["UapiStruct"], count: int) -> Any:
 class UapiStruct:
     """Base of the declared structures. Construction checks every value's width and raises `StateError`."""
 
-    SIZE: ClassVar[int]
-    """Size of the packed structure, in bytes; set for each subclass when first packed or asked for."""
-
     def __post_init__(self) -> None:
-        for declared in _declared(type(self)):
+        for declared in fields(self):
             _check(type(self).__name__, declared, getattr(self, declared.name))
 
     @classmethod
     def size(cls) -> int:
         """Bytes of the packed structure."""
-        return sum(_field_size(declared) for declared in _declared(cls))
+        return sum(_field_size(declared) for declared in fields(cls))
 
     def pack(self) -> bytes:
         """The bytes that KVM's structure of the same name holds."""
         parts = []
-        for declared in _declared(type(self)):
+        for declared in fields(self):
             value = getattr(self, declared.name)
             if "kind" in declared.metadata:
                 parts.append(b"".join(item.pack() for item in value))
@@ -90,16 +92,11 @@ class UapiStruct:
             raise StateError(f"{cls.__name__}: {len(data)} bytes given, the structure has {cls.size()}")
         values: dict[str, Any] = {}
         offset = 0
-        for declared in _declared(cls):
+        for declared in fields(cls):
             end = offset + _field_size(declared)
             values[declared.name] = _unpack_field(declared, data[offset:end])
             offset = end
         return cls(**values)
-
-
-@cache
-def _declared(cls: type[UapiStruct]) -> tuple[Field[Any], ...]:
-    return fields(cls)
 
 
 def _field_size(declared: Field[Any]) -> int:

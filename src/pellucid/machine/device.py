@@ -31,7 +31,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from pellucid.errors import UserError
+from pellucid.machine.firmware.aml import Resources
 from pellucid.machine.state import Integer, Kind, Plain, StateError
+from pellucid.memory.access import AccessSizes, Endianness, IoOps
+from pellucid.memory.region import MemoryRegion
 
 T = TypeVar("T")
 Behaviour = TypeVar("Behaviour", bound=Callable[..., Any])
@@ -42,14 +45,21 @@ Access = Literal["rw", "ro", "wo"]
 class Region:
     """One window of a device: `size` bytes at whatever address the board gives it.
 
-    `access` bounds the sizes, in bytes, of the accesses that reach the device; wider and narrower ones of the guest
-    are split or widened by the memory floor.
+    `valid` are the access sizes that a guest may use, `impl` those that reach the device: the memory floor splits and
+    widens between the two.
     """
 
     name: str
     size: int
-    access: tuple[int, int] = (1, 1)
-    big_endian: bool = False
+    valid: AccessSizes = AccessSizes(1, 4)
+    impl: AccessSizes = AccessSizes(1, 1)
+    endianness: Endianness = Endianness.LITTLE
+
+    def memory_region(self, ops: IoOps) -> MemoryRegion:
+        """The node of the memory tree, with `ops` behind it."""
+        return MemoryRegion.new_io(
+            self.name, self.size, ops, valid=self.valid, impl=self.impl, endianness=self.endianness
+        )
 
 
 class Register:
@@ -57,7 +67,8 @@ class Register:
 
     `writable` masks the bits that a plain write changes. `access` says which direction it answers: a read-only and a
     write-only register may share an offset. `bank` selects among registers at one offset by the device's state (the
-    divisor latch of a 16550A). `stored=False` declares a register that has behaviour only and no value of its own.
+    divisor latch of a 16550A). `stored=False` declares a register that has behaviour only and no value of its own;
+    `exact` one that answers only accesses of its own width.
     """
 
     def __init__(
@@ -71,10 +82,11 @@ class Register:
         bank: Callable[[Any], bool] | None = None,
         region: int = 0,
         stored: bool = True,
+        exact: bool = False,
         doc: str = "",
     ) -> None:
         self.offset, self.size, self.reset, self.access, self.region = offset, size, reset, access, region
-        self.bank, self.stored, self.doc = bank, stored, doc
+        self.bank, self.stored, self.exact, self.doc = bank, stored, exact, doc
         self.mask = (1 << 8 * size) - 1
         self.writable = self.mask if writable is None else writable
         self.name = ""
@@ -112,6 +124,10 @@ class Register:
         """Decorator: `behaviour(self)` runs after a guest's write has stored the writable bits."""
         self.written_behaviour = behaviour
         return behaviour
+
+    def answers(self, device: "Device", size: int) -> bool:
+        """Whether an access of `size` bytes at the register's place is for it, in the device's present state."""
+        return (self.bank is None or self.bank(device)) and (not self.exact or size == self.size)
 
     def guest_read(self, device: "Device") -> int:
         """What the guest gets, cut to the register's width."""
@@ -235,7 +251,7 @@ class Device:
     def region_read(self, region: int, offset: int, size: int) -> int:
         """read() of the region with that index in `regions`."""
         for register in self._readers.get((region, offset), ()):
-            if register.bank is None or register.bank(self):
+            if register.answers(self, size):
                 value = register.guest_read(self) & ((1 << 8 * size) - 1)
                 if self.trace is not None:
                     self.trace(self, register.name, False, value)
@@ -249,13 +265,17 @@ class Device:
         """write() of the region with that index in `regions`."""
         value &= (1 << 8 * size) - 1
         for register in self._writers.get((region, offset), ()):
-            if register.bank is None or register.bank(self):
+            if register.answers(self, size):
                 if self.trace is not None:
                     self.trace(self, register.name, True, value)
                 register.guest_write(self, value)
                 return
         if self.trace is not None:
             self.trace(self, f"nothing at {offset:#x}", True, value)
+
+    def acpi(self, where: Resources) -> bytes:
+        """AML of the device for the DSDT, given where the board put it; nothing for what firmware does not announce."""
+        return b""
 
     def ops(self, region: int = 0) -> "RegionOps":
         """The object that the memory floor calls for the region with that index."""

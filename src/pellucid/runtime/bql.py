@@ -1,7 +1,7 @@
 """The big lock: one lock for the devices and the memory tree, as QEMU's BQL.
 
-Held by the main loop while it dispatches, by a vCPU thread while it handles an exit, and by nobody while guest code runs
-or a thread sleeps. It is recursive, so code that may be reached from either side simply takes it.
+Held by the main loop while it dispatches, by a vCPU thread while it handles an exit, and by nobody while guest code
+runs or a thread sleeps. It is recursive, so code that may be reached from either side simply takes it.
 """
 
 import threading

@@ -1,9 +1,9 @@
 """Clocks that tick: the host's, one that stops with the guest, and one whose callbacks take a lock.
 
-Each clock has one timer thread, started by the first `arm`, which sleeps in a kernel timer (timerfd) set to the earliest
-deadline of a heap. Arming is therefore at most one system call and wakes no thread: a guest that arms its APIC timer a
-thousand times a second costs no thread switch for it. Measured for 1 ms deadlines on an idle 2-core EPYC: callbacks
-begin 27 us late (median; 33 us at the 90th percentile), a timed wait on a condition variable 79 us (83 us).
+Each clock has one timer thread, started by the first `arm`, which sleeps in a kernel timer (timerfd) set to the
+earliest deadline of a heap. Arming is therefore at most one system call and wakes no thread: a guest that arms its APIC
+timer a thousand times a second costs no thread switch for it. Measured for 1 ms deadlines on an idle 2-core EPYC:
+callbacks begin 27 us late (median; 33 us at the 90th percentile), a timed wait on a condition variable 79 us (83 us).
 
 Cancelled and re-armed timers leave stale entries in the heap (an entry counts only while its sequence number is the
 timer's); when they outnumber the live ones the heap is rebuilt.

@@ -1,7 +1,7 @@
 """The three Linux calls that Python 3.11 does not wrap: timerfd, prctl, and a thread's name in /proc.
 
-They go through `ctypes.PyDLL`, which keeps the GIL: each call takes well under a microsecond and never blocks, and giving
-the GIL away here would hand it to a waiting thread in the middle of an exit.
+They go through `ctypes.PyDLL`, which keeps the GIL: each call takes well under a microsecond and never blocks, and
+giving the GIL away here would hand it to a waiting thread in the middle of an exit.
 """
 
 import ctypes

@@ -53,7 +53,11 @@ def main() -> None:
     native, native_size = config["native"]
     long = ctypes.c_ulong
     trapped = libc.prctl(
-        PR_SET_SYSCALL_USER_DISPATCH, long(PR_SYS_DISPATCH_ON), long(native), long(native_size), long(config["dispatch"])
+        PR_SET_SYSCALL_USER_DISPATCH,
+        long(PR_SYS_DISPATCH_ON),
+        long(native),
+        long(native_size),
+        long(config["dispatch"]),
     )
     enter = ctypes.CFUNCTYPE(None)(config["enter"])
     os.write(1, b"T" if trapped == 0 else b"R")

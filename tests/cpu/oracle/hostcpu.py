@@ -1,8 +1,8 @@
 """Runs cases on the host CPU, in a child process that is restarted when a case destroys it.
 
-`trampoline` explains the native part. `HostCpu` fills records in shared memory, wakes the child for a batch, and reads the
-records back. Host requirements: Linux on x86-64 with AVX, XSAVE and FSGSBASE usable in user mode (`unavailable()` says
-what is missing).
+`trampoline` explains the native part. `HostCpu` fills records in shared memory, wakes the child for a batch, and
+reads the records back. Host requirements: Linux on x86-64 with AVX, XSAVE and FSGSBASE usable in user mode
+(`unavailable()` says what is missing).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import TracebackType
 from . import layout
 from . import trampoline as t
 from .outcome import Outcome, check_placement, classify
-from .state import RFLAGS_RESET, RSP, UserState
+from .state import RSP, UserState
 
 Case = tuple[bytes, UserState, int]
 """Code, state, bits."""
@@ -40,7 +40,7 @@ _PROT_RX = mmap.PROT_READ | mmap.PROT_EXEC
 _PROT_RW = mmap.PROT_READ | mmap.PROT_WRITE
 _SIGSYS = 31
 _GPRS = struct.Struct("<16Q")
-_FRAME = struct.Struct("<9Q")  # RIP, CS, RFLAGS, RSP, SS, FS base, GS base, code address, code length
+_FRAME = struct.Struct("<10Q")  # RIP, CS, RFLAGS, RSP, SS, FS base, GS base, code address, code length, signal
 _RESULT = struct.Struct(f"<{t.GREG_COUNT}Q")
 _HALF = 0xFFFF_FFFF
 
@@ -56,7 +56,9 @@ def cpu_flags() -> frozenset[str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
-    return frozenset(word for line in text.splitlines() if line.startswith("flags") for word in line.split(":", 1)[1].split())
+    return frozenset(
+        word for line in text.splitlines() if line.startswith("flags") for word in line.split(":", 1)[1].split()
+    )
 
 
 def unavailable() -> str | None:
@@ -70,11 +72,18 @@ def unavailable() -> str | None:
 class HostCpu:
     """An `Executor` on the host CPU. A context manager; `close()` ends the child."""
 
-    def __init__(self) -> None:
+    interpreter: tuple[str, ...] = (sys.executable,)
+    """The command that runs the child's script.
+
+    A user-mode emulator in front of it makes another executor of this one.
+    """
+
+    def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
         reason = unavailable()
         if reason is not None:
             raise HostCpuError(reason)
         self.starts = 0
+        self.hang_seconds = hang_seconds
         self.traps_system_calls = False
         self._child: subprocess.Popen[bytes] | None = None
         self._size = t.RECORDS + BATCH * t.RECORD_SIZE
@@ -88,7 +97,9 @@ class HostCpu:
     def __enter__(self) -> HostCpu:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -98,8 +109,6 @@ class HostCpu:
             self._shared.close()
             os.close(self._fd)
             self._fd = -1
-
-    # -- the Executor interface -------------------------------------------------------------------------------------
 
     def run(self, code: bytes, state: UserState, bits: int = 64) -> Outcome:
         """Run one case; see `outcome.Executor`."""
@@ -113,8 +122,6 @@ class HostCpu:
             outcomes += self._run_batch(batch)
         return outcomes
 
-    # -- batches ----------------------------------------------------------------------------------------------------
-
     def _run_batch(self, batch: Sequence[Case]) -> list[Outcome]:
         for index, case in enumerate(batch):
             self._put(t.RECORDS + index * t.RECORD_SIZE, *case)
@@ -122,42 +129,51 @@ class HostCpu:
         first = 0
         while first < len(batch):
             reason = self._go(first, len(batch))
-            if reason is None:
-                break
-            culprit = self._current_index()
-            lost[culprit] = reason
-            first = culprit + 1
+            first = self._first_unfinished(first, len(batch))
+            if first < len(batch):
+                lost[first] = reason or "was passed over: an earlier case overwrote the runner's memory"
+            first += 1
         return [
-            Outcome(case[1].copy(), lost=lost[index]) if index in lost else self._get(t.RECORDS + index * t.RECORD_SIZE, case)
+            Outcome(case[1].copy(), lost=lost[index])
+            if index in lost
+            else self._get(t.RECORDS + index * t.RECORD_SIZE, case)
             for index, case in enumerate(batch)
         ]
 
     def _go(self, first: int, count: int) -> str | None:
-        """Let the child run records `first` to `count`; None when it did, else why the record at CURRENT is lost."""
-        if self._child is None:
-            self._start()
-        child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
+        """Let the child run records `first` to `count`; None when it says it did, else what became of it."""
         base = t.SHARED + t.RECORDS
         struct.pack_into("<QQQ", self._shared, t.CURRENT, base + first * t.RECORD_SIZE, base + count * t.RECORD_SIZE, 0)
-        os.write(child.stdin.fileno(), b"g")
-        before = -1
-        while True:
-            ready, _, _ = select.select([child.stdout], [], [], HANG_SECONDS)
-            if ready:
-                break
-            if before == (before := self._current_index()):
+        answers = self._wake()
+        before = b""
+        while not select.select([answers], [], [], self.hang_seconds)[0]:
+            if before == (before := self._shared[t.CURRENT : t.CURRENT + 8]):
                 self._stop()
-                return f"did not end within {HANG_SECONDS:g} s"
-        if os.read(child.stdout.fileno(), 1):
-            return None
-        return f"killed the host process ({self._stop()})"
+                return f"did not end within {self.hang_seconds:g} s"
+        return None if os.read(answers, 1) else f"killed the host process ({self._stop()})"
 
-    def _current_index(self) -> int:
-        (current,) = struct.unpack_from("<Q", self._shared, t.CURRENT)
-        return int(current - t.SHARED - t.RECORDS) // t.RECORD_SIZE
+    def _wake(self) -> int:
+        """Tell the child to go, a new one if it is gone; returns the descriptor on which it answers."""
+        while True:
+            child = self._child or self._start()
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                os.write(child.stdin.fileno(), b"g")
+            except BrokenPipeError:
+                self._stop()
+                continue
+            return child.stdout.fileno()
 
-    # -- records ----------------------------------------------------------------------------------------------------
+    def _first_unfinished(self, first: int, count: int) -> int:
+        """The first record from `first` on whose case did not end, or `count`.
+
+        (CURRENT itself may have been overwritten.).
+        """
+        for index in range(first, count):
+            if self._shared[t.RECORDS + index * t.RECORD_SIZE + t.SIGNAL] == 0:
+                return index
+        return count
 
     def _put(self, at: int, code: bytes, state: UserState, bits: int) -> None:
         check_placement(code, state)
@@ -175,6 +191,7 @@ class HostCpu:
             state.gs_base,
             t.SHARED + t.CODE_ALIAS + state.rip - layout.CODE,
             len(code),
+            0,
         )
         shared[at + t.XSAVE : at + t.XSAVE + t.XSAVE_SIZE] = bytes(state.xsave)
         shared[at + t.CODE_BYTES : at + t.CODE_BYTES + len(code)] = code
@@ -197,20 +214,23 @@ class HostCpu:
         state.selectors = (es, packed & 0xFFFF, packed >> 48, ds, fs, gs)
         state.rflags = regs[t.GREG_EFLAGS]
         state.load_xsave(shared[at + t.XSAVE : at + t.XSAVE + t.XSAVE_SIZE])
-        state.mem = self._changed(shared[at + t.MEMORY : at + t.RECORD_SIZE])
+        state.mem = self._changed(at)
         vector, error_code, cr2 = regs[t.GREG_TRAPNO], regs[t.GREG_ERR], regs[t.GREG_CR2]
         state.rip, fault = classify(code, before.rip, regs[t.GREG_RIP], vector, error_code, cr2)
         if signal_number == _SIGSYS:
             return Outcome(state, lost="made a system call")
         return Outcome(state, fault)
 
-    def _changed(self, memory: bytes) -> dict[int, bytes]:
-        if memory == self._background:
-            return {}
-        pages = {page: memory[i * layout.PAGE : (i + 1) * layout.PAGE] for i, page in enumerate(layout.WRITABLE_PAGES)}
-        return {page: content for page, content in pages.items() if content != layout.BACKGROUND[page]}
-
-    # -- the child --------------------------------------------------------------------------------------------------
+    def _changed(self, at: int) -> dict[int, bytes]:
+        """The pages of the record at `at` that differ from the background."""
+        out: dict[int, bytes] = {}
+        place = at + t.MEMORY
+        for page in layout.WRITABLE_PAGES:
+            content = self._shared[place : place + layout.PAGE]
+            if content != layout.BACKGROUND[page]:
+                out[page] = content
+            place += layout.PAGE
+        return out
 
     def _fill_shared(self) -> None:
         shared = self._shared
@@ -237,24 +257,24 @@ class HostCpu:
             }
         )
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         """Start the child. Address randomization can put its heap or a library in the layout's way: then try again."""
         for _ in range(START_ATTEMPTS):
             self._shared[t.CODE_ALIAS : t.CODE_ALIAS + layout.CODE_SIZE] = bytes([layout.INT3]) * layout.CODE_SIZE
             self._shared[t.DISPATCH] = 0
-            self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("hostchild.py")), self._config()],
+            child = self._child = subprocess.Popen(
+                [*self.interpreter, "-I", "-S", str(Path(__file__).with_name("hostchild.py")), self._config()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[self._fd],
                 bufsize=0,
             )
             self.starts += 1
-            assert self._child.stdout is not None
-            answer = self._child.stdout.read(1)
+            assert child.stdout is not None
+            answer = child.stdout.read(1)
             if answer:
                 self.traps_system_calls = answer == b"T"
-                return
+                return child
             status = self._stop()
         raise HostCpuError(f"the host runner's child does not start ({status})")
 
@@ -273,8 +293,3 @@ class HostCpu:
                 child.kill()
         status = child.wait()
         return f"signal {-status}" if status < 0 else f"exit status {status}"
-
-
-def default_flags(extra: int = 0) -> int:
-    """RFLAGS with bit 1 and IF set, as every case has them, and the given bits."""
-    return RFLAGS_RESET | extra

@@ -1,6 +1,7 @@
 """The user address space of a differential case: fixed, and the same on the host and in the guest.
 
-Every case runs at CPL 3 in this layout. Whoever executes cases (the host runner here, an engine's adapter elsewhere) maps
+Every case runs at CPL 3 in this layout. Whoever executes cases (the host runner here, an engine's adapter elsewhere)
+maps
 
     CODE      2 pages   r-x   filled with INT3 (0xCC) around the code under test
     DATA      4 pages   rw-   operands; not executable
@@ -60,6 +61,7 @@ WRITABLE_PAGES: tuple[int, ...] = (
 """Pages whose content a case can set and change, in the order in which the host's records hold them."""
 
 BACKGROUND: dict[int, bytes] = {
-    page: random.Random(page).randbytes(PAGE) for page in (*WRITABLE_PAGES, *range(READONLY, READONLY + READONLY_SIZE, PAGE))
+    page: random.Random(page).randbytes(PAGE)
+    for page in (*WRITABLE_PAGES, *range(READONLY, READONLY + READONLY_SIZE, PAGE))
 }
 """What each page holds when a case does not set it: fixed pseudo-random bytes, so a read at a wrong address is seen."""

@@ -57,13 +57,11 @@ class Executor(Protocol):
         ...
 
 
-def classify(
-    code: bytes, start: int, rip: int, vector: int, error_code: int, address: int
-) -> tuple[int, Fault | None]:
+def classify(code: bytes, start: int, rip: int, vector: int, error_code: int, address: int) -> tuple[int, Fault | None]:
     """Tell the end of a case from an exception in it; returns the final RIP and the fault, if it was one.
 
-    `rip`, `vector`, `error_code` and `address` (CR2) are those of the exception that stopped the processor. A #BP whose INT3
-    lies outside the code under test is the filling: the case ended there.
+    `rip`, `vector`, `error_code` and `address` (CR2) are those of the exception that stopped the processor. A #BP
+    whose INT3 lies outside the code under test is the filling: the case ended there.
     """
     if vector == BP and not start < rip <= start + len(code):
         return rip - 1, None

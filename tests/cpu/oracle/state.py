@@ -16,7 +16,21 @@ SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs")
 CF, PF, AF, ZF, SF, TF, IF, DF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 8, 1 << 9, 1 << 10, 1 << 11
 NT, RF, AC, ID = 1 << 14, 1 << 16, 1 << 18, 1 << 21
 STATUS_FLAGS = CF | PF | AF | ZF | SF | OF
-FLAG_NAMES = {CF: "CF", PF: "PF", AF: "AF", ZF: "ZF", SF: "SF", TF: "TF", IF: "IF", DF: "DF", OF: "OF", NT: "NT", RF: "RF", AC: "AC", ID: "ID"}
+FLAG_NAMES = {
+    CF: "CF",
+    PF: "PF",
+    AF: "AF",
+    ZF: "ZF",
+    SF: "SF",
+    TF: "TF",
+    IF: "IF",
+    DF: "DF",
+    OF: "OF",
+    NT: "NT",
+    RF: "RF",
+    AC: "AC",
+    ID: "ID",
+}
 RFLAGS_RESET = 0x202
 """Bit 1, which is always set, and IF."""
 
@@ -62,10 +76,15 @@ class UserState:
     def copy(self) -> UserState:
         """An independent copy."""
         return UserState(
-            self.gpr[:], self.rip, self.rflags, self.xsave[:], self.fs_base, self.gs_base, dict(self.mem), self.selectors
+            self.gpr[:],
+            self.rip,
+            self.rflags,
+            self.xsave[:],
+            self.fs_base,
+            self.gs_base,
+            dict(self.mem),
+            self.selectors,
         )
-
-    # -- memory -----------------------------------------------------------------------------------------------------
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at `address`; every page touched must be in the layout (KeyError otherwise)."""
@@ -79,7 +98,10 @@ class UserState:
         return bytes(out)
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`; bytes that fall outside the writable pages are dropped (the case will fault there)."""
+        """Put `data` at `address`.
+
+        Bytes that fall outside the writable pages are dropped (the case will fault there).
+        """
         while data:
             page, offset = address & -layout.PAGE, address & (layout.PAGE - 1)
             part = data[: layout.PAGE - offset]
@@ -87,8 +109,6 @@ class UserState:
                 content = self.mem.get(page) or layout.BACKGROUND[page]
                 self.mem[page] = content[:offset] + part + content[offset + len(part) :]
             address, data = address + len(part), data[len(part) :]
-
-    # -- x87 and SSE ------------------------------------------------------------------------------------------------
 
     def _get(self, offset: int, size: int) -> int:
         return int.from_bytes(self.xsave[offset : offset + size], "little")
@@ -175,7 +195,10 @@ class UserState:
         self.xsave[_YMM_HIGH + 16 * index : _YMM_HIGH + 16 * index + 16] = data[16:]
 
     def load_xsave(self, image: bytes | bytearray) -> None:
-        """Take a standard-format image: components in their initial state are filled in, what is not state is cleared."""
+        """Take a standard-format image.
+
+        Components in their initial state are filled in, what is not state is cleared.
+        """
         fresh = bytearray(image[:XSAVE_SIZE])
         present = fresh[_XSTATE_BV]
         for bit, offset, size in _COMPONENTS:

@@ -1,11 +1,11 @@
 """The native code of the host runner, and the shared-memory formats it works on.
 
-The child calls `enter`. It walks the records from CURRENT to END; for each it copies the record's code and memory into the
-fixed layout, loads selectors, FS/GS bases, the XSAVE image and the registers, and leaves by IRETQ, which sets RIP, CS,
-RFLAGS (TF too), RSP and SS in one instruction, for 64-bit and 32-bit code alike. Every case ends with a signal (INT3
-at the latest). The handler, on its own stack, copies the kernel's picture of the registers (ucontext and its XSAVE
-frame) into the record, copies the memory back, drops the frame without rt_sigreturn (the signals are SA_NODEFER, so no
-mask needs restoring) and takes the next record. So one pair of pipe messages serves a whole batch.
+The child calls `enter`. It walks the records from CURRENT to END; for each it copies the record's code and memory
+into the fixed layout, loads selectors, FS/GS bases, the XSAVE image and the registers, and leaves by IRETQ, which
+sets RIP, CS, RFLAGS (TF too), RSP and SS in one instruction, for 64-bit and 32-bit code alike. Every case ends with a
+signal (INT3 at the latest). The handler, on its own stack, copies the kernel's picture of the registers (ucontext and
+its XSAVE frame) into the record, copies the memory back, drops the frame without rt_sigreturn (the signals are
+SA_NODEFER, so no mask needs restoring) and takes the next record. So one pair of pipe messages serves a whole batch.
 
 A signal while no case runs is the child's own fault: the handler leaves with exit status EXIT_FOREIGN_SIGNAL.
 While a case runs, the kernel's syscall user dispatch (when it is there) turns its system calls into SIGSYS.
@@ -22,7 +22,10 @@ from iced_x86 import Code, Encoder, Instruction, MemoryOperand, Register
 from . import layout
 
 SHARED = 0x7000_0000
-"""Where the child maps the shared memory: control page, native code, guest-visible code and read-only pages, records."""
+"""Where the child maps the shared memory.
+
+Control page, native code, guest-visible code and read-only pages, records.
+"""
 
 NATIVE = 0x6F00_0000
 """Where the child maps the native code, read and execute."""

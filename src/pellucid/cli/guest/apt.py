@@ -103,9 +103,13 @@ def private_apt() -> Apt:
     state = guest_cache() / "apt"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (state / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    settings = (f"Dir::State={state}", f"Dir::State::Lists={state / 'lists'}", f"Dir::Cache={state}")
     # The machine's dpkg status stays the reference for what is installed; apt insists that the file exists.
-    settings += ("Dir::State::Status=/var/lib/dpkg/status",)
+    settings = (
+        f"Dir::State={state}",
+        f"Dir::State::Lists={state / 'lists'}",
+        f"Dir::Cache={state}",
+        "Dir::State::Status=/var/lib/dpkg/status",
+    )
     return Apt(tuple(word for setting in settings for word in ("-o", setting)))
 
 

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -51,7 +51,7 @@ def _open_xz(stream: IO[bytes]) -> IO[bytes]:
 
 
 def _open_gzip(stream: IO[bytes]) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=stream)
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
 
 
 DECOMPRESSORS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {

@@ -13,18 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pellucid.errors import UserError
-
-
-def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/pellucid`, or `~/.cache/pellucid` (XDG base directories: a relative value is ignored)."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    return base / "pellucid"
+from pellucid.native.cache import folder
 
 
 def guest_cache() -> Path:
-    """The folder of the default guest's parts."""
-    return cache_root() / "guest"
+    """The folder of the default guest's parts, beside those of compiled code."""
+    return folder("guest")
 
 
 def folder_size(folder: Path) -> int:

@@ -13,6 +13,7 @@ CPIO_MAGIC = b"070701"
 CPIO_TRAILER = "TRAILER!!!"
 
 FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var")
+ACCOUNTS = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\n"}
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,6 @@ def build_initrd(init: str, busybox: bytes, files: Mapping[str, InitrdFile] | No
         _Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"),
         _Entry("init", stat.S_IFREG | 0o755, init.encode()),
     ]
+    entries += [_Entry(f"etc/{name}", stat.S_IFREG | 0o644, text) for name, text in ACCOUNTS.items()]
     entries += [_Entry(path.strip("/"), stat.S_IFREG | file.mode, file.content) for path, file in extra.items()]
     return gzip.compress(cpio_archive(entries), compresslevel=6, mtime=0)

@@ -85,8 +85,8 @@ timeout 1 sleep 100; check "timer" 143 $?
 
 # Floating point: exact sums, rounding, series and iterations (Debian's busybox awk has no sqrt() or sin()), extremes.
 check "sum of quarters" 25 "$(awk 'BEGIN {for (i = 0; i < 100; i++) s += 0.25; print s}')"
-check "root of two by Newton" 1.41421356237310 "$(awk 'BEGIN {x = 1; for (i = 0; i < 6; i++) x = (x + 2 / x) / 2
-    printf "%.14f", x}')"
+check "root of two by Newton" 1.4142135623731 "$(awk 'BEGIN {x = 1; for (i = 0; i < 6; i++) x = (x + 2 / x) / 2
+    printf "%.13f", x}')"
 check "pi by Machin" 3.14159265358979 "$(awk 'function arccot(n,  i, s, t) {t = 1 / n
     for (i = 1; i < 40; i += 2) {s += t / i; t = -t / (n * n)} return s}
     BEGIN {printf "%.14f", 16 * arccot(5) - 4 * arccot(239)}')"

@@ -1,0 +1,92 @@
+"""The entry points: `pellucid COMMAND ...` and `pellucid-system-x86_64 [QEMU's options]`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pellucid.cli.keyval import suggestion
+from pellucid.errors import PellucidError, UserError
+
+EXIT_BAD_INPUT = 1
+EXIT_INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: a line of help, and what runs it with the words that follow its name."""
+
+    help: str
+    run: Callable[[Sequence[str]], int]
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from pellucid.cli.run import run
+
+    return run(arguments, default_guest=True)
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from pellucid.cli.doctor import doctor
+
+    return doctor(arguments)
+
+
+COMMANDS = {
+    "run": Command("run a machine; takes QEMU's options, and without -kernel boots the default guest", _run),
+    "doctor": Command("show what this computer offers, the caches, and what is missing", _doctor),
+}
+
+
+def usage() -> str:
+    """The text of `pellucid --help`."""
+    lines = ["usage: pellucid COMMAND [...]", ""]
+    lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "pellucid run -help lists the machine's options; pellucid-system-x86_64 takes the same ones directly."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`pellucid COMMAND ...`; the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return _guarded(lambda: _dispatch(words))
+
+
+def system_main(arguments: Sequence[str] | None = None) -> int:
+    """`pellucid-system-x86_64 ...`; the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+
+    def run_system() -> int:
+        from pellucid.cli.run import run
+
+        return run(words, default_guest=False)
+
+    return _guarded(run_system)
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "-help", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-version", "--version"):
+        return COMMANDS["run"].run(["-version"])
+    command = COMMANDS.get(words[0])
+    if command is None:
+        raise UserError(f"{words[0]}: no such command: {suggestion(words[0], COMMANDS)}")
+    return command.run(words[1:])
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """run()'s status; the errors that are the user's to mend become one line and status 1."""
+    try:
+        return run()
+    except PellucidError as error:
+        line = " ".join(str(error).split())
+        print(f"pellucid: {line}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("pellucid: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""What each option's value does to the draft: functions of (draft, value) that raise UserError with one line."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import NoReturn
+
+from pellucid.cli import names
+from pellucid.cli.char_backends import parse_char_backend
+from pellucid.cli.cpu_names import CPU_FEATURES, CPU_MODELS, CPU_MODELS_NOT_BUILT
+from pellucid.cli.draft import Draft
+from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
+from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.config import CpuConfig
+
+RAM_GRANULARITY = 8192
+"""-m is rounded up to this many bytes, as QEMU does."""
+
+FEATURE_ALIASES = {
+    "sse4-1": "sse4.1",
+    "sse4-2": "sse4.2",
+    "xd": "nx",
+    "ffxsr": "fxsr-opt",
+    "i64": "lm",
+    "pclmuldq": "pclmulqdq",
+    "cmp_legacy": "cmp-legacy",
+}
+
+
+class HelpRequested(Exception):
+    """The user asked for a list or a text rather than for a machine: print it and exit with status 0."""
+
+
+def help_(text: str) -> NoReturn:
+    """Ends the parsing with a text to print."""
+    raise HelpRequested(text)
+
+
+def _listing(title: str, words: dict[str, str]) -> NoReturn:
+    help_("\n".join([title, *(f"  {word:<14} {meaning}" for word, meaning in words.items())]))
+
+
+def version(_: Draft, __: str) -> NoReturn:
+    """-version."""
+    try:
+        help_(f"Pellucid {package_version('pellucid')}")
+    except PackageNotFoundError:
+        help_("Pellucid, not installed as a package")
+
+
+def machine(draft: Draft, text: str) -> None:
+    """-machine [type=]NAME,PROPERTY=VALUE,...: the board's properties are kept for the board to check."""
+    if text == "help":
+        _listing("boards:", names.BOARDS)
+    for index, item in enumerate(split_items(text)):
+        key, equals, value = item.partition("=")
+        if not equals and index > 0:
+            raise UserError(f"-machine {text}: '{item}' has no value: write {item}=VALUE")
+        if key == "type" or not equals:
+            _set_board(draft, value or key)
+        elif key == "accel":
+            draft.accelerators = []
+            for name in value.split(":"):
+                accel(draft, name)
+        elif key in ("kernel", "initrd", "append"):
+            setattr(draft, key, value)
+        else:
+            draft.board_options[key] = value
+
+
+def _set_board(draft: Draft, name: str) -> None:
+    if name in names.BOARDS_NOT_BUILT or name.startswith(("pc-", "pc_")):
+        raise NotBuiltError(f"-machine {name}: not built yet: use -machine microvm")
+    if name not in names.BOARDS:
+        every = (*names.BOARDS, *names.BOARDS_NOT_BUILT)
+        raise UserError(f"-machine {name}: no such board: {suggestion(name, every)}")
+    draft.board = name
+
+
+def accel(draft: Draft, text: str) -> None:
+    """-accel NAME,...; the properties of QEMU's tcg (thread=, tb-size=) say how QEMU is to work: no use here."""
+    if text == "help":
+        _listing("accelerators:", names.ACCELERATORS)
+    name = split_items(text)[0].removeprefix("accel=")
+    if name in names.ACCELERATORS:
+        parse_keyval("accel", text, ("accel", "thread", "tb-size", "split-wx", "one-insn-per-tb"), "accel")
+        draft.accelerators.append("soft")
+    elif name in names.ACCELERATORS_NOT_BUILT:
+        draft.accelerators.append(name)
+    else:
+        every = (*names.ACCELERATORS, *names.ACCELERATORS_NOT_BUILT)
+        raise UserError(f"-accel {text}: no such accelerator: {suggestion(name, every)}")
+
+
+def memory(draft: Draft, text: str) -> None:
+    """-m [size=]SIZE."""
+    values = parse_keyval("m", text, ("size", "slots", "maxmem"), "size")
+    for key in ("slots", "maxmem"):
+        if key in values:
+            raise NotBuiltError(f"-m {text}: memory hotplug ({key}=) is not built yet: leave it out")
+    size = parse_size("m", values["size"], "M")
+    if size == 0:
+        raise UserError(f"-m {text}: a machine needs RAM: give a size such as 256M")
+    draft.memory_size = -(-size // RAM_GRANULARITY) * RAM_GRANULARITY
+
+
+def smp(draft: Draft, text: str) -> None:
+    """-smp [cpus=]N,sockets=...,cores=...,threads=...,maxcpus=...: one CPU for now."""
+    levels = ("sockets", "dies", "clusters", "cores", "threads")
+    values = parse_keyval("smp", text, ("cpus", "maxcpus", *levels), "cpus")
+    counts = {key: parse_count("smp", key, value) for key, value in values.items()}
+    product = 1
+    for level in levels:
+        product *= counts.get(level, 1)
+    total = counts.get("maxcpus", counts.get("cpus", product))
+    if total > 1 or product > 1:
+        raise NotBuiltError(f"-smp {text}: more than one guest CPU is not built yet: use -smp 1")
+
+
+def cpu(draft: Draft, text: str) -> None:
+    """-cpu MODEL,+feature,-feature,feature=on|off,property=value."""
+    if text == "help":
+        _listing("CPU models:", CPU_MODELS)
+    model, *items = split_items(text)
+    if model == "host":
+        raise NotBuiltError("-cpu host: passing the host's CPU through is not built yet: use -cpu max")
+    if model in CPU_MODELS_NOT_BUILT:
+        raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu qemu64 or -cpu max")
+    if model not in CPU_MODELS:
+        raise UserError(f"-cpu {model}: no such CPU model: {suggestion(model, (*CPU_MODELS, *CPU_MODELS_NOT_BUILT))}")
+    features: dict[str, bool] = {}
+    properties: dict[str, str] = {}
+    for item in items:
+        _cpu_item(item, features, properties)
+    draft.cpu = CpuConfig(model, features, properties)
+
+
+def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) -> None:
+    sign = item[:1] if item[:1] in ("+", "-") else ""
+    word, equals, value = item.removeprefix(sign).partition("=")
+    name = word.replace("_", "-")
+    name = FEATURE_ALIASES.get(name, name)
+    if name.startswith("hv-"):
+        raise NotBuiltError(f"-cpu {item}: Hyper-V enlightenments are not built yet: leave it out")
+    if name in CPU_FEATURES:
+        features[name] = parse_switch("cpu", name, value) if equals else sign != "-"
+    elif name in names.CPU_PROPERTIES and not sign:
+        properties[name] = value if equals else "on"
+    else:
+        every = (*CPU_FEATURES, *names.CPU_PROPERTIES)
+        raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every)}")
+
+
+def only_none(option: str) -> Callable[[Draft, str], None]:
+    """An option of which only `none` can be given: there is no display, network card or parallel port yet."""
+
+    def apply(_: Draft, text: str) -> None:
+        if text != "none":
+            raise NotBuiltError(f"-{option} {text}: not built yet: use -{option} none")
+
+    return apply
+
+
+def display(draft: Draft, text: str) -> None:
+    """-display none."""
+    only_none("display")(draft, text)
+    draft.display_none = True
+
+
+def serial(draft: Draft, text: str) -> None:
+    """-serial BACKEND, once per port."""
+    draft.serials.append(parse_char_backend("serial", text))
+
+
+def monitor(draft: Draft, text: str) -> None:
+    """-monitor BACKEND; the last one counts."""
+    draft.monitor = parse_char_backend("monitor", text)
+
+
+def name(draft: Draft, text: str) -> None:
+    """-name [guest=]NAME,process=NAME,debug-threads=on|off."""
+    values = parse_keyval("name", text, ("guest", "process", "debug-threads"), "guest")
+    draft.name = values.get("guest", draft.name)
+    draft.process_name = values.get("process", draft.process_name)
+    if "debug-threads" in values:
+        draft.debug_threads = parse_switch("name", "debug-threads", values["debug-threads"])
+
+
+def log_items(draft: Draft, text: str) -> None:
+    """-d ITEM,...; several -d add up."""
+    if text == "help":
+        _listing("log items:", names.LOG_ITEMS)
+    chosen = set(draft.log_items)
+    for item in text.split(","):
+        if item in names.LOG_ITEMS_NOT_BUILT or item.startswith("trace:"):
+            raise NotBuiltError(f"-d {item}: not built yet: -d help lists what is")
+        if item not in names.LOG_ITEMS:
+            every = (*names.LOG_ITEMS, *names.LOG_ITEMS_NOT_BUILT)
+            raise UserError(f"-d {item}: no such log item: {suggestion(item, every)}")
+        chosen.add(item)
+    draft.log_items = frozenset(chosen)

@@ -1,0 +1,117 @@
+"""QEMU's command line: a table of options, read left to right into a draft, checked at the end as a whole.
+
+The grammar is QEMU's own, which argparse cannot read: an option is a whole word after `-` or `--`, is never shortened
+or glued to its value, and its value is the next word whatever that begins with (`-append -v` is fine). Scripts that
+start QEMU rely on all of that.
+
+The table's order is the order in -help. Words that are neither an option nor a value of one would be disk images.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pellucid.cli import option_values as values
+from pellucid.cli import unbuilt
+from pellucid.cli.draft import Draft
+from pellucid.cli.keyval import suggestion
+from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.config import MachineConfig
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row: its names, its value's form (empty for a switch), a line of help, and what it does to the draft."""
+
+    names: tuple[str, ...]
+    value: str
+    help: str
+    apply: Callable[[Draft, str], None]
+
+
+def _switch(field: str, value: bool = True) -> Callable[[Draft, str], None]:
+    return lambda draft, _: setattr(draft, field, value)
+
+
+def _text(field: str) -> Callable[[Draft, str], None]:
+    return lambda draft, text: setattr(draft, field, text)
+
+
+OPTIONS = (
+    Option(("h", "help"), "", "show this help and exit", lambda draft, _: values.help_(help_text())),
+    Option(("version",), "", "show the version and exit", values.version),
+    Option(("M", "machine"), "[type=]NAME[,PROPERTY=VALUE]...", "the board (-M help lists)", values.machine),
+    Option(("accel",), "NAME", "who executes the guest (-accel help lists)", values.accel),
+    Option(("enable-kvm",), "", "the same as -accel kvm", lambda draft, _: values.accel(draft, "kvm")),
+    Option(("m",), "[size=]SIZE", "RAM in MiB, or with a suffix K, M, G, T (default 128M)", values.memory),
+    Option(("smp",), "[cpus=]N", "number of guest CPUs", values.smp),
+    Option(("cpu",), "MODEL[,+FEATURE][,-FEATURE][,PROPERTY=VALUE]", "CPU model (-cpu help lists)", values.cpu),
+    Option(("kernel",), "FILE", "a bzImage or an ELF kernel to boot", _text("kernel")),
+    Option(("initrd",), "FILE", "the initial RAM disk for it", _text("initrd")),
+    Option(("append",), "TEXT", "the kernel's command line", _text("append")),
+    Option(("nographic",), "", "no display; serial port and monitor share the terminal", _switch("nographic")),
+    Option(("display",), "none", "no display", values.display),
+    Option(("vga",), "none", "no graphics card", values.only_none("vga")),
+    Option(("vnc",), "none", "no VNC server", values.only_none("vnc")),
+    Option(("serial",), "BACKEND", "where a serial port goes: stdio, mon:stdio, none, null, file:PATH, pty, unix:PATH",
+           values.serial),
+    Option(("parallel",), "none", "no parallel port", values.only_none("parallel")),
+    Option(("monitor",), "BACKEND", "where the monitor goes: as -serial", values.monitor),
+    Option(("net",), "none", "no network", values.only_none("net")),
+    Option(("nic",), "none", "no network card", values.only_none("nic")),
+    Option(("nodefaults",), "", "no devices beyond the board's own and those asked for", _switch("no_defaults")),
+    Option(("no-user-config",), "", "accepted: there are no configuration files", _switch("no_user_config")),
+    Option(("no-fd-bootchk",), "", "accepted: there is no floppy drive", _switch("no_fd_bootchk")),
+    Option(("no-reboot",), "", "exit when the guest resets", _switch("reboot", False)),
+    Option(("no-shutdown",), "", "stop rather than exit when the guest powers off", _switch("exit_on_shutdown", False)),
+    Option(("S",), "", "start stopped: wait for 'cont' in the monitor", _switch("start_paused")),
+    Option(("name",), "NAME[,process=NAME][,debug-threads=on|off]", "the guest's name", values.name),
+    Option(("d",), "ITEM,...", "log items (-d help lists)", values.log_items),
+    Option(("D",), "FILE", "log to FILE instead of standard error", _text("log_file")),
+)  # fmt: skip
+BY_NAME = {name: option for option in OPTIONS for name in option.names}
+EVERY_NAME = (*BY_NAME, *unbuilt.WITH_VALUE, *unbuilt.SWITCHES)
+
+
+def parse_options(arguments: Sequence[str]) -> MachineConfig:
+    """The machine that `arguments` ask for.
+
+    Raises UserError (bad or unknown), NotBuiltError (known, not built), HelpRequested (to be printed; status 0).
+    """
+    return read_options(arguments).finish()
+
+
+def read_options(arguments: Sequence[str]) -> Draft:
+    """The draft that `arguments` make, before it is checked as a whole."""
+    draft = Draft()
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            raise NotBuiltError(f"{word}: disk images are not built yet: give a kernel with -kernel FILE")
+        name = word[2:] if word.startswith("--") else word[1:]
+        option = BY_NAME.get(name)
+        if option is None:
+            raise _unknown_option(word, name)
+        value = ""
+        if option.value:
+            try:
+                value = next(words)
+            except StopIteration:
+                raise UserError(f"{word}: an argument is missing: write -{name} {option.value}") from None
+        option.apply(draft, value)
+    return draft
+
+
+def _unknown_option(word: str, name: str) -> Exception:
+    if name in unbuilt.WITH_VALUE or name in unbuilt.SWITCHES:
+        return NotBuiltError(f"{word}: not built yet: {unbuilt.HINTS.get(name, 'leave it out')}")
+    return UserError(f"{word}: unknown option: {suggestion(name, EVERY_NAME).replace(chr(39), chr(39) + '-', 1)}")
+
+
+def help_text() -> str:
+    """The text of -help."""
+    lines = ["usage: pellucid run [options], or pellucid-system-x86_64 [options]", ""]
+    for option in OPTIONS:
+        head = ", ".join(f"-{name}" for name in option.names) + (f" {option.value}" if option.value else "")
+        lines += [f"  {head:<26}  {option.help}"] if len(head) <= 26 else [f"  {head}", f"{'':30}{option.help}"]
+    lines += ["", "On the terminal: Ctrl-A x quits, Ctrl-A c switches to the monitor and back, Ctrl-A h helps."]
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""`pellucid run` and `pellucid-system-x86_64`: from QEMU's options to a machine that runs until it ends."""
+
+from collections.abc import Sequence
+
+from pellucid.cli.draft import Draft
+from pellucid.cli.log import configure_logging
+from pellucid.cli.option_values import HelpRequested
+from pellucid.cli.options import read_options
+
+DEFAULT_GUEST_MEMORY = 256 << 20
+
+
+def run(arguments: Sequence[str], *, default_guest: bool) -> int:
+    """Run the machine that `arguments` ask for and return the exit status.
+
+    With `default_guest`, a command line that names no kernel gets Debian's, with an initrd that ends in a shell.
+    """
+    try:
+        draft = read_options(arguments)
+        if default_guest and draft.kernel is None and draft.initrd is None:
+            _use_default_guest(draft)
+        config = draft.finish()
+    except HelpRequested as request:
+        print(request)
+        return 0
+    configure_logging(config.log_items, config.log_file)
+    # Imported here: a bad command line is told at once, without loading the engine.
+    from pellucid.machine.run import run_machine
+
+    return run_machine(config)
+
+
+def _use_default_guest(draft: Draft) -> None:
+    """Boot Debian's cloud kernel and a busybox initrd; RAM and -append as given, else what suits them."""
+    from pellucid.cli import guest
+
+    draft.kernel = str(guest.default_kernel())
+    draft.initrd = str(guest.default_initrd())
+    draft.append = " ".join(filter(None, (guest.APPEND, draft.append)))
+    if draft.memory_size is None:
+        draft.memory_size = DEFAULT_GUEST_MEMORY

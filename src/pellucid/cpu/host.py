@@ -1,0 +1,31 @@
+"""What is specific to an x86 host: its float control registers. A port to another host replaces this file."""
+
+from pellucid.native import asm, native, ref
+
+
+@native
+def load_mxcsr(p):
+    asm(None, "ldmxcsr ($0)", "r,~{memory}", p)
+
+
+@native
+def store_mxcsr(p):
+    asm(None, "stmxcsr ($0)", "r,~{memory}", p)
+
+
+@native
+def enter_guest_float(s):
+    """The guest's MXCSR becomes the host's, with every exception masked (strict code checks the flags itself)."""
+    store_mxcsr(ref(s, "host_mxcsr"))
+    s.guest_mxcsr = s.mxcsr | 0x1F80
+    load_mxcsr(ref(s, "guest_mxcsr"))
+
+
+@native
+def leave_guest_float(s):
+    """Keep the flags that guest arithmetic raised; the host's own MXCSR comes back."""
+    store_mxcsr(ref(s, "guest_mxcsr"))
+    s.mxcsr = s.mxcsr | (s.guest_mxcsr & 0x3F)
+    load_mxcsr(ref(s, "host_mxcsr"))
+
+

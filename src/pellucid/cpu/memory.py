@@ -1,0 +1,389 @@
+"""Guest memory as instructions see it: a software TLB in front of the page walk.
+
+A TLB tag is the linear page for which that access needs nothing more; the test `(address + size - 1) & page`
+covers alignment, since an access that crosses into the next page never equals the tag of its first page.
+Slow paths stand out of line. A store to a page with translated code always takes the slow path, which throws
+away the translations it hits before it stores.
+"""
+
+from pellucid.cpu.faults import Stop, general_protection
+from pellucid.cpu.paging import Walk, canonical, walk
+from pellucid.cpu.physical import find_slot, page_info
+from pellucid.cpu.state import (
+    EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, REPLAY_SLOTS, SLOT_READONLY, TLB_BYTES,
+    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE, Block, CodeCache,
+    CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
+from pellucid.native import likely, local, native, ptr, u8, u16, u32, u64, unlikely
+
+@native
+def tlb_entry(s, tlb, lin):
+    """The one entry that may hold `lin` in the TLB at address `tlb`."""
+    return ptr[TlbEntry](tlb + ((lin >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+
+
+@native
+def tlb_address(s, index):
+    """The address of TLB number `index`."""
+    return u64(s) + TLB_OFFSET + u64(index) * TLB_BYTES
+
+
+@native
+def load(s, lin, T):
+    """Read a T at linear address `lin` with the current privilege."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
+        return ptr[T](e.addend + lin)[0]
+    return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native
+def load_rw(s, lin, T):
+    """Read for a read-modify-write: faults as the write would, so that the store after it cannot."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
+        return ptr[T](e.addend + lin)[0]
+    probe_write(s, lin, u64(T.size))
+    return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native
+def store(s, lin, value, T):
+    """Write a T at linear address `lin` with the current privilege."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
+        ptr[T](e.addend + lin)[0] = value
+    else:
+        slow_store(s, lin, value, T, s.tlb_index)
+
+
+@native
+def load_sys(s, lin, T):
+    """Read with supervisor privilege whatever the CPL: descriptor tables and task state."""
+    e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
+    if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
+        return ptr[T](e.addend + lin)[0]
+    return T(slow_load(s, lin, T, u32(TLB_SUPERVISOR)))
+
+
+@native
+def store_sys(s, lin, value, T):
+    """Write with supervisor privilege whatever the CPL."""
+    e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
+    if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
+        ptr[T](e.addend + lin)[0] = value
+    else:
+        slow_store(s, lin, value, T, u32(TLB_SUPERVISOR))
+
+
+@native(inline=False)
+def locked_pointer(s, lin: u64, size: u64) -> u64:
+    """Host address for an atomic access of `size` bytes, or 0 where there is no plain RAM in one page."""
+    probe_write(s, lin, size)
+    e = tlb_entry(s, s.tlb, lin)
+    if e.wtag == (lin + size - 1) & PAGE_MASK:
+        return e.addend + lin
+    return u64(0)
+
+
+@native(inline=False)
+def check_canonical(s, lin: u64) -> None:
+    """#GP(0) for a non-canonical address in 64-bit mode (SDM vol. 1, 3.3.7.1)."""
+    if (s.efer & EFER_LMA) != 0:
+        if not canonical(s, lin):
+            general_protection(s, 0)
+
+
+@native(inline=False)
+def fill(s, lin: u64, access: u32, index: u32) -> u64:
+    """Translate and fill the TLB; the host address, or 0 for a device (then s.mmio_gpa is the address)."""
+    if unlikely((s.mode & MODE_SIZE) == MODE_64):
+        check_canonical(s, lin)
+    s.count_walks += 1
+    w = local(Walk)
+    walk(s, w, lin, access, index)
+    s.mmio_gpa = w.gpa
+    slot = find_slot(s, w.gpa)
+    if u64(slot) == 0:
+        return u64(0)
+    host = slot.hva + (w.gpa - slot.gpa)
+    if access == WRITE and (slot.flags & SLOT_READONLY) != 0:
+        return u64(0)
+    page = lin & PAGE_MASK
+    e = tlb_entry(s, tlb_address(s, index), lin)
+    number = u64(index) * TLB_ENTRIES + ((lin >> 12) & (TLB_ENTRIES - 1))
+    if e.rtag & e.wtag & e.xtag & TLB_INVALID != 0:
+        used = s.tlb_used[index]
+        s.tlb_fills[u64(index) * TLB_ENTRIES + u64(used & (TLB_ENTRIES - 1))] = u16(number)
+        s.tlb_used[index] = used + 1
+    e.addend = host - lin
+    e.rtag = page
+    if access == FETCH and w.user != 0 and index == TLB_SUPERVISOR and (s.cr4 & CR4_SMAP) != 0:
+        e.rtag = TLB_INVALID
+    e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
+    clean = page_info(slot, w.gpa).code == 0
+    if w.writable != 0 and w.dirty != 0 and clean and (slot.flags & SLOT_READONLY) == 0 and e.rtag == page:
+        e.wtag = page
+    else:
+        e.wtag = TLB_INVALID
+    s.tlb_gpa[number] = w.gpa & PAGE_MASK
+    s.tlb_page[number] = page
+    large: u8 = 0
+    if w.large != 0:
+        large = 2
+        if w.level >= 30:
+            large = 4
+    s.tlb_global[number] = u8(w.is_global) | large
+    return host
+
+
+@native(inline=False)
+def mmio_read(s, gpa: u64, size: u64) -> u64:
+    """Read a device: what an earlier execution of this instruction got, or leave for it."""
+    if s.replay_at < s.replay_count:
+        value = s.replay[s.replay_at]
+        s.replay_at += 1
+        return value
+    if s.replay_count >= REPLAY_SLOTS:
+        return ~u64(0)
+    s.exit_reason = EXIT_MMIO
+    s.io_address = gpa
+    s.io_size = u32(size)
+    s.io_write = 0
+    raise Stop
+
+
+@native(inline=False)
+def mmio_write(s, gpa: u64, value: u64, size: u64) -> None:
+    """Write a device once, however often this instruction executes."""
+    if s.replay_at < s.replay_count:
+        s.replay_at += 1
+        return
+    if s.replay_count >= REPLAY_SLOTS:
+        return
+    s.exit_reason = EXIT_MMIO
+    s.io_address = gpa
+    s.io_size = u32(size)
+    s.io_write = 1
+    s.io_data = value
+    raise Stop
+
+
+@native(inline=False)
+def slow_load(s, lin: u64, T, index: u32):
+    if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
+        host = fill(s, lin, u32(READ), index)
+        if host != 0:
+            return ptr[T](host)[0]
+        if T.size <= 8:
+            return T(mmio_read(s, s.mmio_gpa, u64(T.size)))
+        else:
+            gpa = s.mmio_gpa
+            low = mmio_read(s, gpa, u64(8))
+            return T(low) | (T(mmio_read(s, gpa + 8, u64(8))) << 64)
+    second = (lin + (T.size - 1)) & PAGE_MASK
+    fill(s, lin, u32(READ), index)
+    fill(s, linear_wrap(s, second), u32(READ), index)
+    value = T(0)
+    for i in range(u64(T.size)):
+        value = value | (T(slow_load(s, linear_wrap(s, lin + i), u8, index)) << (i * 8))
+    return value
+
+
+@native(inline=False)
+def slow_store(s, lin: u64, value, T, index: u32) -> None:
+    if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
+        host = fill(s, lin, u32(WRITE), index)
+        if host == 0:
+            if T.size <= 8:
+                mmio_write(s, s.mmio_gpa, u64(value), u64(T.size))
+            else:
+                gpa = s.mmio_gpa
+                mmio_write(s, gpa, u64(value), u64(8))
+                mmio_write(s, gpa + 8, u64(value >> 64), u64(8))
+            return
+        before_store(s, s.mmio_gpa, u64(T.size))
+        ptr[T](host)[0] = value
+        return
+    second = (lin + (T.size - 1)) & PAGE_MASK
+    fill(s, lin, u32(WRITE), index)
+    fill(s, linear_wrap(s, second), u32(WRITE), index)
+    for i in range(u64(T.size)):
+        slow_store(s, linear_wrap(s, lin + i), u8(value >> (i * 8)), u8, index)
+
+
+@native
+def linear_wrap(s, lin):
+    """Linear addresses are 32 bits wide outside 64-bit mode."""
+    if (s.mode & MODE_SIZE) == MODE_64:
+        return lin
+    return lin & 0xFFFF_FFFF
+
+
+@native(inline=False)
+def probe_write(s, lin: u64, size: u64) -> None:
+    """Fault as a store of `size` bytes would, without storing."""
+    fill(s, lin, u32(WRITE), s.tlb_index)
+    if (lin & 0xFFF) + size > 4096:
+        fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(WRITE), s.tlb_index)
+
+
+@native(inline=False)
+def probe_read(s, lin: u64, size: u64) -> None:
+    """Fault as a load of `size` bytes would."""
+    fill(s, lin, u32(READ), s.tlb_index)
+    if (lin & 0xFFF) + size > 4096:
+        fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(READ), s.tlb_index)
+
+
+# --- self-modifying code -------------------------------------------------------------------------------
+
+
+@native
+def granules(gpa, size):
+    """The bits of PageInfo.code that `size` bytes at `gpa` (in one page) touch."""
+    first = (gpa & 0xFFF) >> 6
+    last = ((gpa & 0xFFF) + size - 1) >> 6
+    return (~u64(0) >> (63 - (last - first))) << first
+
+
+@native(inline=False)
+def before_store(s, gpa: u64, size: u64) -> None:
+    """Called before a slow-path store: throw away translations of the bytes about to change.
+
+    Raises EXIT_SMC where any were thrown away, unless one instruction runs at a time: the block that is running
+    may be among them, so the instruction is executed again, alone.
+    """
+    slot = find_slot(s, gpa)
+    info = page_info(slot, gpa)
+    if (info.code & granules(gpa, size)) == 0:
+        return
+    invalidate_range(s, gpa, size)
+    s.count_smc += 1
+    if (s.mode & MODE_STEP) == 0:
+        s.exit_reason = EXIT_SMC
+        raise Stop
+
+
+@native(inline=False)
+def invalidate_range(s, gpa: u64, size: u64) -> None:
+    """Kill every block with code in these bytes of one page, and recompute what the page still holds."""
+    slot = find_slot(s, gpa)
+    info = page_info(slot, gpa)
+    c = ptr[CodeCache](s.code)
+    hit = granules(gpa, size)
+    kept: u64 = 0
+    left: u64 = 0
+    block = ptr[Block](info.blocks)
+    while u64(block) != 0:
+        following = block.next
+        covered = granules(block.gpa, u64(block.size) if (block.gpa & 0xFFF) + u64(block.size) <= 4096
+                           else 4096 - (block.gpa & 0xFFF))
+        if (covered & hit) != 0:
+            kill_block(s, c, block)
+        else:
+            left = left | covered
+            block.next = kept
+            kept = u64(block)
+        block = ptr[Block](following)
+    info.blocks = kept
+    kept = 0
+    block = ptr[Block](c.cross)
+    while u64(block) != 0:
+        following = block.next2
+        if block.info2 == u64(info) and block.dead == 0:
+            kill_block(s, c, block)
+        if block.dead == 0:
+            block.next2 = kept
+            kept = u64(block)
+        block = ptr[Block](following)
+    c.cross = kept
+    info.code = left
+
+
+@native
+def kill_block(s, c, block):
+    """Make a block unreachable: whoever still jumps to its first op is sent back to look again."""
+    block.dead = 1
+    ptr[u64](block.ops)[0] = ptr[u64](c.handlers)[c.dead_handler]
+    j = jump_entry(s, block.host, block.mode)
+    if j.ops == block.ops:
+        j.ops = 0
+        j.host = 0
+
+
+@native
+def jump_entry(s, host, mode):
+    """The line of the block cache for a host address and mode."""
+    h = host ^ (host >> 15) ^ (u64(mode) << 9)
+    return ptr[JumpEntry](s.jumps + (h & (JUMP_ENTRIES - 1)) * JumpEntry.size)
+
+
+@native(inline=False)
+def protect_page(s, gpa: u64) -> None:
+    """A page got translated code: its TLB entries no longer allow fast stores."""
+    page = gpa & PAGE_MASK
+    for index in range(u64(3)):
+        used = u64(s.tlb_used[index])
+        for i in range(used):
+            number = u64(s.tlb_fills[index * TLB_ENTRIES + i])
+            if s.tlb_gpa[number] == page:
+                ptr[TlbEntry](u64(s) + TLB_OFFSET + number * TlbEntry.size).wtag = TLB_INVALID
+
+
+# --- flushing ------------------------------------------------------------------------------------------
+
+
+@native(inline=False)
+def flush_tlb(s, everything: bool) -> None:
+    """Drop all translations, or all but global ones."""
+    for index in range(u64(3)):
+        used = u64(s.tlb_used[index])
+        kept: u64 = 0
+        for i in range(used):
+            number = s.tlb_fills[index * TLB_ENTRIES + i]
+            if everything or (s.tlb_global[number] & 1) == 0:
+                drop_entry(s, u64(number))
+            else:
+                s.tlb_fills[index * TLB_ENTRIES + kept] = number
+                kept += 1
+        s.tlb_used[index] = u32(kept)
+
+
+@native
+def drop_entry(s, number):
+    e = ptr[TlbEntry](u64(s) + TLB_OFFSET + number * TlbEntry.size)
+    e.rtag = TLB_INVALID
+    e.wtag = TLB_INVALID
+    e.xtag = TLB_INVALID
+    s.tlb_gpa[number] = ~u64(0)
+
+
+@native(inline=False)
+def flush_page(s, lin: u64) -> None:
+    """INVLPG: drop the translations of one page, with every piece of a large page around it."""
+    page = lin & PAGE_MASK
+    for index in range(u64(3)):
+        used = u64(s.tlb_used[index])
+        kept: u64 = 0
+        for i in range(used):
+            number = s.tlb_fills[index * TLB_ENTRIES + i]
+            differs = s.tlb_page[number] ^ page
+            size = s.tlb_global[number] >> 1
+            if differs == 0 or (size == 1 and differs >> 22 == 0) or (size == 2 and differs >> 30 == 0):
+                drop_entry(s, u64(number))
+            else:
+                s.tlb_fills[index * TLB_ENTRIES + kept] = number
+                kept += 1
+        s.tlb_used[index] = u32(kept)
+
+
+@native
+def select_tlb(s):
+    """Choose the TLB for the current privilege: call after CPL, RFLAGS.AC or CR4.SMAP changed."""
+    index: u32 = TLB_SUPERVISOR
+    if s.cpl == 3:
+        index = TLB_USER
+    elif (s.cr4 & CR4_SMAP) != 0 and (s.flags & RFLAGS_AC) != 0:
+        index = TLB_SUPERVISOR_AC
+    s.tlb_index = index
+    s.tlb = tlb_address(s, index)

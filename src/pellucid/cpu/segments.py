@@ -1,0 +1,83 @@
+"""Segmentation: limits and types of an access outside 64-bit mode, and what follows from a segment change."""
+
+from pellucid.cpu.faults import general_protection, stack_fault
+from pellucid.cpu.memory import select_tlb
+from pellucid.cpu.state import (
+    ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CS, DS, EFER_LMA, ES, MODE_16,
+    MODE_32, MODE_64, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD, MODE_STACK32, MODE_STEP, RFLAGS_TF, SS)
+from pellucid.native import native, static, u32, u64
+
+
+@native(inline=False)
+def check_segment(s, segment: u32, offset: u64, size: u64, write: bool) -> None:
+    """Limit and type check of a data access (SDM vol. 3, 5.3): #SS(0) through SS, else #GP(0)."""
+    attr = s.seg_attr[segment]
+    limit = u64(s.seg_limit[segment])
+    last = offset + size - 1
+    bad = (attr & ATTR_UNUSABLE) != 0 or (attr & ATTR_P) == 0
+    kind = attr & 15
+    if (attr & ATTR_S) != 0 and (kind & 8) == 0 and (kind & 4) != 0:
+        top: u64 = 0xFFFF
+        if (attr & ATTR_DB) != 0:
+            top = 0xFFFF_FFFF
+        bad = bad or offset <= limit or last > top
+    else:
+        bad = bad or last > limit
+    if write:
+        bad = bad or (kind & 8) != 0 or (kind & 2) == 0
+    else:
+        bad = bad or ((kind & 8) != 0 and (kind & 2) == 0)
+    if bad:
+        if segment == SS:
+            stack_fault(s, 0)
+        general_protection(s, 0)
+
+
+@native
+def check_stack(s, offset, size):
+    """Limit check of a stack access, skipped while every segment is flat."""
+    if (s.mode & MODE_SEGMENTED) != 0:
+        check_segment(s, u32(SS), offset, u64(size), True)
+
+
+@native
+def is_flat(s, segment):
+    attr = s.seg_attr[segment]
+    return (s.seg_base[segment] == 0 and s.seg_limit[segment] == 0xFFFF_FFFF
+            and (attr & (ATTR_UNUSABLE | ATTR_P)) == ATTR_P and ((attr & 8) != 0 or (attr & 6) == 2))
+
+
+@native(inline=False)
+def update_mode(s) -> None:
+    """Recompute what translated code depends on; call after a change of CR0, CR4, EFER, a segment, TF or CPL."""
+    mode: u32 = MODE_16
+    cs = s.seg_attr[CS]
+    if (s.efer & EFER_LMA) != 0 and (cs & ATTR_L) != 0:
+        mode = MODE_64
+        s.cs_base = 0
+        s.ss_base = 0
+        s.sp_mask = ~u64(0)
+    else:
+        s.cs_base = s.seg_base[CS]
+        s.ss_base = s.seg_base[SS]
+        s.sp_mask = 0xFFFF
+        if (cs & ATTR_DB) != 0:
+            mode = MODE_32
+        if (s.seg_attr[SS] & ATTR_DB) != 0:
+            mode = mode | MODE_STACK32
+            s.sp_mask = 0xFFFF_FFFF
+        flat: bool = True
+        for segment in static((CS, SS, DS, ES)):
+            flat = flat and is_flat(s, segment)
+        if not flat or (s.cr0 & CR0_PE) == 0:
+            mode = mode | MODE_SEGMENTED
+    if (s.flags & RFLAGS_TF) != 0:
+        mode = mode | MODE_STEP
+    if (s.cr0 & (CR0_EM | CR0_TS)) != 0:
+        mode = mode | MODE_FPU_TRAP
+    if (s.cr4 & CR4_OSFXSR) == 0 or (s.cr0 & CR0_EM) != 0:
+        mode = mode | MODE_SSE_UD
+    if (s.mxcsr >> 7) & 0x3F != 0x3F:
+        mode = mode | MODE_FP_STRICT
+    s.mode = mode
+    select_tlb(s)

@@ -1,0 +1,355 @@
+"""The state of one guest CPU, as native code and Python both see it.
+
+The structs here are the only contract between instruction semantics, translator, run loop and backends.
+`CpuState` is followed in the same allocation by its three TLBs (`TLB_OFFSET`); operands in an `Op` are byte
+offsets into it, so that AH is simply the second byte of RAX.
+
+Lazy flags: the status flags stand in (cc_kind, cc_dst, cc_src) until someone asks; see `flags`.
+`rip` is the instruction pointer at the start of the running block; an op adds its own offset when it faults.
+"""
+
+from pellucid.native import array, struct, u8, u16, u32, u64
+from pellucid.native.types import i64
+
+# Segment register numbers (Intel SDM vol. 2, table 3-1), then the two system segments.
+ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
+
+# Segment attributes, in the layout of VMX access rights (SDM vol. 3, table 25-2).
+ATTR_TYPE, ATTR_S, ATTR_P, ATTR_L, ATTR_DB, ATTR_G, ATTR_UNUSABLE = 0xF, 1 << 4, 1 << 7, 1 << 13, 1 << 14, 1 << 15, 1 << 16
+ATTR_DPL_SHIFT = 5
+
+RFLAGS_CF, RFLAGS_PF, RFLAGS_AF, RFLAGS_ZF, RFLAGS_SF, RFLAGS_OF = 1, 4, 0x10, 0x40, 0x80, 0x800
+RFLAGS_STATUS = 0x8D5
+RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_IOPL, RFLAGS_NT = 0x100, 0x200, 0x400, 0x3000, 0x4000
+RFLAGS_RF, RFLAGS_VM, RFLAGS_AC, RFLAGS_VIF, RFLAGS_VIP, RFLAGS_ID = (1 << n for n in range(16, 22))
+RFLAGS_FIXED = 2
+
+CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_ET, CR0_NE = (1 << n for n in range(6))
+CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = 1 << 16, 1 << 18, 1 << 29, 1 << 30, 1 << 31
+CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR, CR4_OSXMMEXCPT, \
+    CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << n for n in range(15))
+CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 21, 1 << 22
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
+
+# Exception vectors (SDM vol. 3, table 6-1).
+DE, DB, NMI, BP, OF, BR, UD, NM, DF, _, TS, NP, SS_FAULT, GP, PF, _, MF, AC, MC, XM, VE, CP = range(22)
+NO_VECTOR = 0xFFFF
+
+# Page-fault error code (SDM vol. 3, 4.7).
+PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY = (1 << n for n in range(6))
+
+# What translated code depends on besides its bytes: CpuState.mode.
+MODE_16, MODE_32, MODE_64, MODE_SIZE = 0, 1, 2, 3
+MODE_STACK32 = 1 << 2       # SS.B, outside 64-bit mode
+MODE_SEGMENTED = 1 << 3     # some segment is not flat: check limits, add bases
+MODE_STEP = 1 << 4          # one instruction at a time: RFLAGS.TF, or the engine itself
+MODE_FPU_TRAP = 1 << 5      # CR0.EM or CR0.TS: x87, MMX and SSE instructions trap first
+MODE_FP_STRICT = 1 << 6     # MXCSR unmasks an exception: check after each SSE operation
+MODE_SSE_UD = 1 << 7        # CR4.OSFXSR clear or CR0.EM: SSE raises #UD
+MODE_KEYS = 1 << 8
+
+# Why native code returned: CpuState.exit_reason.
+EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP = range(13)
+
+# Bits of CpuState.pending.
+PENDING_REQUEST, PENDING_STEP = 1, 2
+
+# Accesses (also the column of a TLB entry).
+READ, WRITE, FETCH = 0, 1, 2
+
+TLB_ENTRIES = 1024
+TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC = range(3)  # SMAP: user pages are reachable only with RFLAGS.AC
+TLB_INVALID = 1                                         # a tag that no page address equals
+PAGE = 4096
+PAGE_MASK = ~0xFFF & 0xFFFF_FFFF_FFFF_FFFF
+REPLAY_SLOTS = 160
+XMM_BYTES = 64
+
+
+@struct
+class Op:
+    """One pre-decoded operation, 64 bytes. Slots are byte offsets into CpuState."""
+
+    handler: u64   # address of the native handler; in a template, its number
+    dst: u16       # operand 0
+    src: u16       # operand 1
+    src2: u16      # operand 2
+    seg: u16       # slot added to a memory operand: a segment base, or zero
+    base: u16
+    index: u16
+    scale: u8      # shift of the index, 0..3
+    length: u8     # bytes of the instruction
+    row: u16       # number of the instruction's table row
+    disp: i64
+    imm: u64       # immediate, sign-extended; for a relative branch, target minus block start
+    ip: u16        # instruction's start minus block start
+    next_ip: u16   # its end minus block start
+    flags: u32     # OP_*
+    target: u64    # chained op for a taken branch, or 0
+    fall: u64      # chained op for the fall-through, or 0
+
+
+# Op.flags in templates: what the translator patches.
+OP_RIP_RELATIVE = 1      # disp counts from the instruction's end
+OP_BRANCH = 2            # imm counts from the instruction's end
+OP_HAS_DISP = 8          # the displacement bytes are added to disp
+OP_HAS_IMM = 16          # the immediate bytes become imm
+OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
+
+
+@struct
+class TlbEntry:
+    """One translation. A tag is the linear page where that access needs no slow path, else not a page address."""
+
+    rtag: u64
+    wtag: u64
+    xtag: u64
+    addend: u64    # host address minus linear address
+
+
+@struct
+class Slot:
+    """A KVM memory slot: guest-physical range backed by host memory."""
+
+    gpa: u64
+    size: u64
+    hva: u64
+    pages: u64     # address of PageInfo[size / 4096]
+    flags: u32     # SLOT_*
+    number: u32
+
+
+SLOT_READONLY = 2        # KVM_MEM_READONLY
+MAX_SLOTS = 64
+
+
+@struct
+class PageInfo:
+    """What the engine knows of one guest page."""
+
+    code: u64      # bit n: bytes n*64..n*64+63 were translated
+    blocks: u64    # first Block whose code starts here
+
+
+@struct
+class SlotTable:
+    """The memory of a VM, sorted by guest-physical address."""
+
+    count: u64
+    slots: array[Slot, 64]
+
+
+@struct
+class Block:
+    """Header of a translated block; its ops follow."""
+
+    host: u64      # host address of its first code byte
+    host2: u64     # host address of the second page, where an instruction crosses, else 0
+    next: u64      # next block of the same page
+    mode: u32
+    size: u32      # bytes of guest code
+    count: u32     # ops
+    dead: u32      # 1 after invalidation
+    ops: u64       # address of the first op
+    gpa: u64       # guest-physical address of the first byte
+    info2: u64     # PageInfo of the second page
+    next2: u64     # next block that crosses a page
+    pad: u64
+
+
+@struct
+class JumpEntry:
+    """One line of the direct-mapped block cache, keyed by host address and mode."""
+
+    host: u64
+    mode: u64
+    ops: u64
+    host2: u64
+
+
+JUMP_ENTRIES = 1 << 15
+
+
+@struct
+class CpuState:
+    """One guest CPU. Everything native code touches while it runs."""
+
+    gpr: array[u64, 16]
+    zero: u64              # always 0: the slot of an absent base, index or segment
+    ea: u64                # address computed by a preceding address op
+    rip: u64
+    cc_kind: u64           # how to read the status flags: flags.CC_*
+    cc_dst: u64            # result
+    cc_src: u64            # operand
+    flags: u64             # RFLAGS less the status flags (those are lazy)
+    pending: u64           # not 0: leave at the next block end; set by other threads
+    tlb: u64               # address of the TLB in force
+    jumps: u64             # address of JumpEntry[JUMP_ENTRIES]
+    cs_base: u64           # what to add to rip for a linear address (0 in 64-bit mode)
+    ss_base: u64           # likewise for the stack
+    sp_mask: u64           # which bits of RSP the stack uses
+    mode: u32              # MODE_*
+    cpl: u32
+    mxcsr: u32             # valid outside native code; inside it is in the host's register
+    step_once: u32         # 1: execute one instruction alone before anything else
+    shadow: u32            # 1: STI or MOV SS just retired; no interrupt before the next instruction
+    exit_reason: u32
+    exc_vector: u32
+    exc_error: u32
+    exc_has_error: u32
+    exc_address: u64       # CR2 of a page fault in flight
+    exc_soft: u32          # 1: INT n, INT3, INTO; the return address is after the instruction
+    exc_length: u32
+    tlb_index: u32         # TLB_*
+    nmi_blocked: u32
+    seg_base: array[u64, 8]
+    seg_limit: array[u32, 8]
+    seg_attr: array[u32, 8]
+    seg_selector: array[u16, 8]
+    cr0: u64
+    cr2: u64
+    cr3: u64
+    cr4: u64
+    cr8: u64
+    efer: u64
+    xcr0: u64
+    gdt_base: u64
+    idt_base: u64
+    gdt_limit: u32
+    idt_limit: u32
+    dr: array[u64, 8]
+    star: u64
+    lstar: u64
+    cstar: u64
+    sfmask: u64
+    kernel_gs_base: u64
+    sysenter_cs: u64
+    sysenter_esp: u64
+    sysenter_eip: u64
+    tsc_aux: u64
+    pat: u64
+    pkru: u32
+    pkrs: u32
+    tsc_offset: u64        # guest TSC = host TSC * tsc_scale / 2**32 + tsc_offset
+    tsc_scale: u64
+    maxphyaddr: u64        # physical address width, bits
+    a20_mask: u64
+    pdptr: array[u64, 4]   # PAE: the four entries loaded with CR3
+    features: array[u64, 8]   # cpu.features: bit sets of what CPUID advertises
+    # x87: physical registers; the stack top is a number into them
+    st: array[u8, 128]     # 8 x 16 bytes, f80 each; register i of the stack is (fpu_top + i) & 7
+    fpu_cw: u16
+    fpu_sw: u16            # without TOP
+    fpu_top: u32
+    fpu_tags: u32          # bit n: physical register n is in use (not empty)
+    fpu_opcode: u32
+    fpu_ip: u64
+    fpu_dp: u64
+    fpu_cs: u16
+    fpu_ds: u16
+    guest_mxcsr: u32
+    host_mxcsr: u32
+    host_mxcsr: u32
+    xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
+    # one access of a device at a time
+    io_address: u64
+    io_data: u64
+    io_size: u32
+    io_write: u32
+    replay_count: u32      # accesses of the current instruction that are done
+    replay_at: u32         # how many of them this execution has consumed
+    replay: array[u64, 160]
+    # engine
+    slot_table: u64        # address of the VM's SlotTable
+    code: u64              # address of the CodeCache
+    cpuid: u64             # address of the CPUID table
+    cpuid_count: u64
+    leave_op: u64          # address of an op whose handler returns
+    cold_row: u32
+    cold_op: u64
+    tlb_used: array[u32, 4]      # entries filled since the last flush, for each TLB
+    tlb_fills: array[u16, 4096]  # which entries: 1024 for each TLB
+    tlb_gpa: array[u64, 3072]    # guest-physical page of each entry
+    tlb_page: array[u64, 3072]   # linear page of each entry
+    tlb_global: array[u8, 3072]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB
+    count_exceptions: u64
+    count_walks: u64
+    count_translated: u64
+    count_smc: u64
+    history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32
+    history_at: u64
+    apic_base: u64
+    mmio_gpa: u64
+    mtrr_def_type: u64
+    misc_enable: u64
+
+
+TLB_OFFSET = -(-CpuState.size // 4096) * 4096
+TLB_BYTES = TLB_ENTRIES * TlbEntry.size
+STATE_BYTES = TLB_OFFSET + 3 * TLB_BYTES
+
+
+def slot_of(name: str, index: int = 0) -> int:
+    """The byte offset of a field (or of element `index` of an array field) in CpuState."""
+    field = CpuState.fields[name]
+    return int(field.offset + index * getattr(getattr(field.type, "element", None), "size", 0))
+
+
+@struct
+class CodeCache:
+    """Translated code of one CPU: arena of blocks and ops, shape trie, templates."""
+
+    arena: u64
+    arena_size: u64
+    arena_used: u64
+    trie: u64              # address of TrieEdge[TRIE_EDGES]
+    templates: u64         # address of Template[MAX_TEMPLATES]
+    template_ops: u64      # address of Op[MAX_TEMPLATE_OPS]
+    handlers: u64          # address of u64[]: handler number -> address
+    cross: u64             # first block that crosses a page, linked by next
+    scratch: u64           # address of memory for one instruction's ops
+    fetch: u64             # address of 32 bytes: code that crosses a page, joined
+    want: u64              # host address of the bytes of an instruction without template
+    want_count: u64        # how many bytes stand there
+    want_mode: u64
+    invalid_at: u64        # host address of bytes that Python found to be no instruction
+    short_at: u64          # host address of bytes that Python found to go on in the next page
+    flush_wanted: u64
+    ud_handler: u64        # handler numbers the translator itself uses
+    next_handler: u64
+    leave_handler: u64
+    dead_handler: u64
+    blocks: u64            # blocks translated, for statistics
+
+
+@struct
+class TrieEdge:
+    """node * 256 + byte + 1 -> node or TERMINAL | template."""
+
+    key: u32
+    value: u32
+
+
+TRIE_EDGES = 1 << 19
+TRIE_TERMINAL = 1 << 31
+MAX_TEMPLATES = 1 << 16
+MAX_TEMPLATE_OPS = 1 << 17
+
+
+@struct
+class Template:
+    """One instruction shape: everything but displacement and immediate."""
+
+    length: u8
+    count: u8              # ops
+    disp_at: u8
+    disp_size: u8
+    imm_at: u8
+    imm_size: u8
+    flags: u16             # T_*
+    first: u32             # number of its first op
+    cc_out: u32            # cc_kind after it where that is known, else CC_UNKNOWN; CC_SAME: unchanged
+
+
+T_ENDS = 1                 # ends the block

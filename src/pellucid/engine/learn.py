@@ -1,0 +1,312 @@
+"""Teaching the translator: iced-x86 decodes an instruction once, and its shape joins the trie.
+
+The trie and the templates are plain arrays in memory, saved on disk as they are: the next run knows what this
+one learned. They refer to handlers by number, so they belong to one handler image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections import Counter
+from typing import Any
+
+import iced_x86 as iced
+
+from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
+from pellucid.cpu.operands import Form
+from pellucid.cpu.state import (
+    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_FPU_TRAP, MODE_SEGMENTED,
+    MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, SS, T_ENDS, TRIE_EDGES,
+    TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+from pellucid.isa import forms
+from pellucid.isa.table import BRANCH, PLAIN, Row
+
+log = logging.getLogger("pellucid.translate")
+_R = iced.Register
+_ZERO = slot_of("zero")
+_SEGMENTS = {_R.ES: ES, _R.CS: CS, _R.SS: SS, _R.DS: DS, _R.FS: FS, _R.GS: GS}
+_BITS = {MODE_16: 16, MODE_32: 32, MODE_64: 64}
+
+
+def _slots() -> dict[int, int]:
+    """State offset of every register that an operand can name."""
+    slots = {}
+    for number in range(16):
+        for base in (_R.AX, _R.EAX, _R.RAX):
+            slots[base + number] = slot_of("gpr", number)
+        slots[_R.XMM0 + number] = slots[_R.YMM0 + number] = slot_of("xmm") + number * XMM_BYTES
+    for number in range(4):
+        slots[_R.AL + number] = slot_of("gpr", number)
+        slots[_R.AH + number] = slot_of("gpr", number) + 1
+    for number in range(4, 16):
+        slots[_R.SPL + number - 4] = slot_of("gpr", number)
+    for number in range(8):
+        slots[_R.MM0 + number] = slot_of("st") + number * 16
+        slots[_R.ST0 + number] = number
+        slots[_R.CR0 + number] = slots[_R.DR0 + number] = number
+    slots[_R.CR8] = 8
+    slots.update(_SEGMENTS)
+    return slots
+
+
+SLOTS = _slots()
+
+
+class NeedMoreBytes(Exception):
+    """The instruction goes on in the next page."""
+
+
+class Learner:
+    """Adds shapes to one CodeCache. `handlers` maps root names to handler numbers."""
+
+    def __init__(self, cache: int, handlers: dict[str, int], table: Any) -> None:
+        self.cache = CodeCache.view(cache)
+        self.handlers, self.table = handlers, table
+        self.info = iced.InstructionInfoFactory()
+        self.nodes = 257
+        self.templates = 0
+        self.ops = 0
+        self.edges = 0
+        self.unbuilt: Counter[str] = Counter()
+
+    def learn(self, code: bytes, mode: int) -> int:
+        """Learn the first instruction of `code` and those after it up to a block's end.
+
+        Returns how many bytes belong to instructions now known; 0 when the first is no instruction.
+        """
+        decoder = iced.Decoder(_BITS[mode & MODE_SIZE], code, ip=0)
+        done = 0
+        while decoder.can_decode:
+            instr = decoder.decode()
+            if instr.is_invalid:
+                if not done and decoder.last_error == iced.DecoderError.NO_MORE_BYTES and len(code) < 15:
+                    raise NeedMoreBytes
+                return done
+            self._add(instr, decoder.get_constant_offsets(instr), code[done:done + instr.len], mode)
+            done += instr.len
+            if instr.flow_control != iced.FlowControl.NEXT or done > 256:
+                break
+        return done
+
+    def _add(self, instr: Any, constants: Any, raw: bytes, mode: int) -> None:
+        head = len(raw)
+        if constants.has_displacement:
+            head = constants.displacement_offset
+        if constants.has_immediate:
+            head = min(head, constants.immediate_offset)
+        if self._known(raw[:head], mode):
+            return
+        if self.templates + 1 >= MAX_TEMPLATES or self.ops + 8 >= MAX_TEMPLATE_OPS or self.edges * 2 > TRIE_EDGES:
+            self.reset()
+        ops, cc_out, ends = self._ops(instr, constants, mode)
+        number = self.templates
+        template = Template.view(self.cache.templates + number * Template.size)
+        template.length, template.count, template.first = len(raw), len(ops), self.ops
+        template.disp_at, template.disp_size = constants.displacement_offset, constants.displacement_size
+        template.imm_at, template.imm_size = constants.immediate_offset, len(raw) - constants.immediate_offset
+        if not constants.has_displacement:
+            template.disp_at = template.disp_size = 0
+        if not constants.has_immediate:
+            template.imm_at = template.imm_size = 0
+        template.flags, template.cc_out = (T_ENDS if ends else 0), cc_out
+        for fields in ops:
+            view = Op.view(self.cache.template_ops + self.ops * Op.size)
+            ctypes.memset(ctypes.addressof(view), 0, Op.size)
+            for name, value in fields.items():
+                setattr(view, name, value)
+            self.ops += 1
+        self.templates += 1
+        self._insert(raw[:head], mode, number)
+
+    # --- ops -------------------------------------------------------------------------------------------
+
+    def _ops(self, instr: Any, constants: Any, mode: int) -> tuple[list[dict[str, Any]], int, bool]:
+        mnemonic, code = forms.MNEMONIC_NAMES[instr.mnemonic], forms.CODE_NAMES[instr.code]
+        found = self.table.find(mnemonic, code)
+        if found is None:
+            self.unbuilt[code] += 1
+            log.warning("not built: %s", code)
+            return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
+        number, row = found
+        bad_lock = instr.has_lock_prefix and not (row.lock and instr.op0_kind == iced.OpKind.MEMORY)
+        if bad_lock or (row.sse and mode & MODE_SSE_UD):
+            return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
+        ops = []
+        if row.fpu and mode & MODE_FPU_TRAP:
+            ops.append(self._engine_op("fpu_trap", instr, Form(extra=int(row.sse))))
+        chosen, op = self._operands(instr, constants, row, mode, ops)
+        asize = self._address_size(instr, mode) if row.asize else 8
+        rep = "repne" if instr.has_repne_prefix else "rep" if instr.has_rep_prefix else ""
+        form = forms.make_form(row, instr.code, chosen, lock=instr.has_lock_prefix,
+                               rep=rep if rep in row.rep else "", asize=asize, m64=mode & MODE_SIZE == MODE_64)
+        root = forms.root_name(row, form)
+        if root not in self.handlers:
+            self.unbuilt[code] += 1
+            log.warning("not built: %s as %s", code, form.name)
+            return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
+        op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
+        if row.cc:
+            op["flags"] |= OP_TAKES_CC
+        ops.append(op)
+        cc_out = row.cc_out
+        if cc_out < CC_SAME:
+            cc_out = cc_out * 4 + (form.widths[0] if form.widths else form.w).bit_length() - 1
+        return ops, cc_out, row.ends not in (PLAIN,)
+
+    def _engine_op(self, name: str, instr: Any, form: Form | None = None) -> dict[str, Any]:
+        return {"handler": self.handlers[f"{name}:{(form or Form()).name}"], "length": instr.len, "flags": 0,
+                "base": _ZERO, "index": _ZERO, "seg": _ZERO}
+
+    def _operands(self, instr: Any, constants: Any, row: Row, mode: int,
+                  before: list[dict[str, Any]]) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
+        operands, memory, _ = forms.describe(instr.code)
+        op: dict[str, Any] = {"flags": 0, "base": _ZERO, "index": _ZERO, "seg": _ZERO}
+        if constants.has_immediate:
+            op["flags"] |= OP_HAS_IMM
+        chosen = []
+        for i, alternatives in enumerate(operands):
+            kind = instr.op_kind(i)
+            if kind == iced.OpKind.REGISTER:
+                chosen.append(alternatives[0])
+                if i < 3:
+                    op[("dst", "src", "src2")[i]] = SLOTS.get(instr.op_register(i), 0)
+            elif kind == iced.OpKind.MEMORY and alternatives[-1][0] == "m":
+                chosen.append(("m", memory))
+                self._memory(instr, constants, row, mode, op, before, max(memory, 1))
+            else:
+                chosen.append(alternatives[0])
+                if alternatives[0][0] == "b" and row.ends == BRANCH:
+                    op["flags"] |= OP_BRANCH | OP_HAS_IMM
+                if alternatives[0][0] == "-":
+                    op["seg"] = self._string_segment(instr, mode)
+                if kind == iced.OpKind.IMMEDIATE8 and not constants.has_immediate:
+                    op["imm"] = instr.immediate8
+        return tuple(chosen), op
+
+    @staticmethod
+    def _string_segment(instr: Any, mode: int) -> int:
+        """The segment of a string instruction's source: its slot in 64-bit mode, its number elsewhere (src2)."""
+        segment = _SEGMENTS.get(instr.memory_segment, DS)
+        if mode & MODE_SIZE == MODE_64 and segment not in (FS, GS):
+            return _ZERO
+        return slot_of("seg_base", segment)
+
+    @staticmethod
+    def _address_size(instr: Any, mode: int) -> int:
+        sizes = {iced.OpKind.MEMORY_SEG_SI: 2, iced.OpKind.MEMORY_SEG_DI: 2, iced.OpKind.MEMORY_ESDI: 2,
+                 iced.OpKind.MEMORY_SEG_ESI: 4, iced.OpKind.MEMORY_SEG_EDI: 4, iced.OpKind.MEMORY_ESEDI: 4,
+                 iced.OpKind.MEMORY_SEG_RSI: 8, iced.OpKind.MEMORY_SEG_RDI: 8, iced.OpKind.MEMORY_ESRDI: 8}
+        for i in range(instr.op_count):
+            if instr.op_kind(i) in sizes:
+                return sizes[instr.op_kind(i)]
+        declared = iced.OpCodeInfo(instr.code).address_size // 8
+        if declared:
+            return int(declared)
+        if instr.memory_base != _R.NONE and iced.OpKind.MEMORY in [instr.op_kind(i) for i in range(instr.op_count)]:
+            return int(iced.RegisterExt.size(instr.memory_base))
+        return {MODE_16: 2, MODE_32: 4, MODE_64: 8}[mode & MODE_SIZE]
+
+    def _memory(self, instr: Any, constants: Any, row: Row, mode: int, op: dict[str, Any],
+                before: list[dict[str, Any]], size: int) -> None:
+        base, index = instr.memory_base, instr.memory_index
+        fields: dict[str, Any] = {"base": SLOTS.get(base, _ZERO), "index": SLOTS.get(index, _ZERO),
+                                  "scale": instr.memory_index_scale.bit_length() - 1, "flags": 0}
+        wide = mode & MODE_SIZE == MODE_64
+        if base in (_R.RIP, _R.EIP):
+            fields["base"] = slot_of("rip")
+            fields["flags"] |= OP_RIP_RELATIVE
+        if constants.has_displacement:
+            fields["flags"] |= OP_HAS_DISP
+        segment = _SEGMENTS[instr.memory_segment]
+        fields["seg"] = slot_of("seg_base", segment) if not wide or segment in (FS, GS) else _ZERO
+        if row.address_only and not wide:
+            fields["seg"] = slot_of("seg_base", segment)
+        asize = self._memory_address_size(instr, constants, mode)
+        if asize == 8 or row.asize:
+            op.update(fields, flags=op["flags"] | fields["flags"])
+            return
+        checked = bool(mode & MODE_SEGMENTED) and not row.address_only
+        form = Form(asize=asize, m64=wide, extra=int(checked))
+        address = self._engine_op("address_op", instr, form)
+        address.update(fields)
+        written = self._writes(instr)
+        address["imm"] = size | written << 16 | segment << 24
+        before.append(address)
+        op["base"] = slot_of("ea")
+
+    def _memory_address_size(self, instr: Any, constants: Any, mode: int) -> int:
+        for register in (instr.memory_base, instr.memory_index):
+            if register == _R.RIP:
+                return 8
+            if register == _R.EIP:
+                return 4
+            if register != _R.NONE:
+                return int(iced.RegisterExt.size(register))
+        if instr.memory_displ_size in (2, 4, 8) and mode & MODE_SIZE != MODE_64:
+            return 2 if constants.displacement_size == 2 else 4
+        return 8 if instr.memory_displ_size == 8 else 4
+
+    def _writes(self, instr: Any) -> int:
+        write = (iced.OpAccess.WRITE, iced.OpAccess.COND_WRITE, iced.OpAccess.READ_WRITE, iced.OpAccess.READ_COND_WRITE)
+        return int(any(m.access in write for m in self.info.info(instr).used_memory()))
+
+    # --- trie ------------------------------------------------------------------------------------------
+
+    def _slot(self, node: int, byte: int) -> tuple[Any, int]:
+        key = (node * 256 + byte + 1) & 0xFFFFFFFF
+        h = ((key ^ (key >> 13)) * 0x9E3779B1) & 0xFFFFFFFF
+        i = (h >> 7) & (TRIE_EDGES - 1)
+        while True:
+            edge = TrieEdge.view(self.cache.trie + i * TrieEdge.size)
+            if edge.key in (key, 0):
+                return edge, key
+            i = (i + 1) & (TRIE_EDGES - 1)
+
+    def _known(self, head: bytes, mode: int) -> bool:
+        node = (mode & 0xFF) + 1
+        for byte in head:
+            edge, _ = self._slot(node, byte)
+            if not edge.key:
+                return False
+            node = edge.value
+        return bool(node & TRIE_TERMINAL)
+
+    def _insert(self, head: bytes, mode: int, template: int) -> None:
+        node = (mode & 0xFF) + 1
+        for i, byte in enumerate(head):
+            edge, key = self._slot(node, byte)
+            if not edge.key:
+                if i + 1 == len(head):
+                    edge.value = TRIE_TERMINAL | template
+                else:
+                    edge.value = self.nodes
+                    self.nodes += 1
+                edge.key = key
+                self.edges += 1
+            node = edge.value
+
+    def reset(self) -> None:
+        """Forget every shape (the arrays are full)."""
+        ctypes.memset(self.cache.trie, 0, TRIE_EDGES * TrieEdge.size)
+        self.nodes, self.templates, self.ops, self.edges = 257, 0, 0, 0
+
+    def save(self) -> bytes:
+        """Everything learned, for the disk."""
+        head = b"".join(n.to_bytes(4, "little") for n in (self.nodes, self.templates, self.ops, self.edges))
+        used = [(self.cache.templates, self.templates * Template.size), (self.cache.template_ops, self.ops * Op.size),
+                (self.cache.trie, TRIE_EDGES * TrieEdge.size)]
+        return head + b"".join(ctypes.string_at(address, size) for address, size in used)
+
+    def restore(self, raw: bytes) -> None:
+        """Take over what `save` gave; the caller has checked that it is whole and of this image."""
+        self.nodes, self.templates, self.ops, self.edges = (int.from_bytes(raw[i:i + 4], "little") for i in (0, 4, 8, 12))
+        at = 16
+        for address, size in ((self.cache.templates, self.templates * Template.size),
+                              (self.cache.template_ops, self.ops * Op.size),
+                              (self.cache.trie, TRIE_EDGES * TrieEdge.size)):
+            ctypes.memmove(address, raw[at:at + size], size)
+            at += size
+
+
+

@@ -1,0 +1,155 @@
+"""One processor: its state, its translated code, and `run`.
+
+Everything here is the engine's own; what an exit means is for the KVM floor to decide.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from pellucid.cpu.state import (
+    EXIT_COLD, EXIT_TRANSLATE, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, STATE_BYTES, TLB_BYTES, TLB_INVALID,
+    TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
+from pellucid.engine import handlers
+from pellucid.engine.arrays import Array
+from pellucid.engine.learn import Learner, NeedMoreBytes
+from pellucid.engine.memory import SlotMemory
+from pellucid.isa.all import TABLE
+from pellucid.native import cache as disk
+from pellucid.native.image import Image
+
+ARENA_BYTES = 96 << 20
+
+
+class Engine:
+    """The handler image, linked once in a process."""
+
+    _only: Engine | None = None
+    _lock = threading.Lock()
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.numbers = handlers.numbers(image)
+        self.table = (ctypes.c_uint64 * len(self.numbers))(*image.address.values())
+        s = ctypes.c_void_p
+        self.run = image.function("run", ctypes.c_uint32, s)
+        self.flush_all = image.function("flush_all", None, s)
+        self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
+        self.refresh_mode = image.function("refresh_mode", None, s)
+        self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.translate_address = image.function("translate_address", ctypes.c_uint64, s, ctypes.c_uint64,
+                                                ctypes.c_uint64)
+
+    @classmethod
+    def get(cls, progress: Any = None) -> Engine:
+        """The engine of this process; compiles the image where the cache has none."""
+        with cls._lock:
+            if cls._only is None:
+                cls._only = cls(handlers.load(progress))
+            return cls._only
+
+
+class Processor:
+    """A guest CPU. `state` is a view of the bytes that native code works on."""
+
+    def __init__(self, engine: Engine, memory: SlotMemory) -> None:
+        self.engine, self.memory = engine, memory
+        self._state = Array(STATE_BYTES)
+        self.address = self._state.address
+        self.state = CpuState.view(self.address)
+        self._jumps = Array(JUMP_ENTRIES * JumpEntry.size)
+        self._code = Array(CodeCache.size)
+        self._arena = Array(ARENA_BYTES)
+        self._trie = Array(TRIE_EDGES * TrieEdge.size)
+        self._templates = Array(MAX_TEMPLATES * Template.size)
+        self._template_ops = Array(MAX_TEMPLATE_OPS * Op.size)
+        self._scratch = Array(Block.size + 64 * Op.size)
+        self._fetch = Array(64)
+        self._connect()
+        self.learner = Learner(self._code.address, engine.numbers, TABLE)
+        self._restore()
+
+    def _connect(self) -> None:
+        state, code = self.state, CodeCache.view(self._code.address)
+        state.slot_table, state.code, state.jumps = self.memory.address, self._code.address, self._jumps.address
+        state.flags = 2
+        state.a20_mask = (1 << 64) - 1
+        state.maxphyaddr = 40
+        state.mxcsr = 0x1F80
+        state.tsc_scale = 1 << 32
+        for i in range(3 * TLB_BYTES // TlbEntry.size):
+            entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
+            entry.rtag = entry.wtag = entry.xtag = TLB_INVALID
+        code.arena, code.arena_size, code.handlers = self._arena.address, ARENA_BYTES, ctypes.addressof(self.engine.table)
+        code.trie, code.templates, code.template_ops = (
+            self._trie.address, self._templates.address, self._template_ops.address)
+        code.scratch, code.fetch = self._scratch.address, self._fetch.address
+        numbers = self.engine.numbers
+        code.ud_handler = numbers["undefined_op:-_0_"]
+        code.next_handler, code.leave_handler, code.dead_handler = numbers["next"], numbers["stepped"], numbers["dead"]
+        assert numbers["next_legacy"] == numbers["next"] + 1
+        self.code = code
+
+    # --- translation cache on disk -----------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        raw = disk.get("translations", handlers.key())
+        if raw is not None:
+            self.learner.restore(raw)
+        self._saved = self.learner.templates
+
+    def save(self) -> None:
+        """Keep what was learned for the next run."""
+        if self.learner.templates > self._saved:
+            disk.put("translations", handlers.key(), self.learner.save(), bound=64 << 20)
+            self._saved = self.learner.templates
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until something outside the engine is needed; the exit reason (state.EXIT_*)."""
+        run, address = self.engine.run, self.address
+        while True:
+            reason = run(address)
+            if reason == EXIT_TRANSLATE:
+                self._teach()
+            elif reason == EXIT_COLD:
+                self._execute_cold()
+            else:
+                return int(reason)
+
+    def _execute_cold(self) -> None:
+        row = TABLE.rows[self.state.cold_row]
+        row.fn(self, Op.view(self.state.cold_op))
+
+    def _teach(self) -> None:
+        code = self.code
+        if code.flush_wanted:
+            self.flush_code()
+            return
+        where = code.want
+        raw = ctypes.string_at(where, min(code.want_count, 512))
+        try:
+            known = self.learner.learn(raw, code.want_mode)
+        except NeedMoreBytes:
+            code.short_at = where
+            return
+        if not known:
+            code.invalid_at = where
+
+    def flush_code(self) -> None:
+        """Throw away every translation (the arena is full, or memory was exchanged)."""
+        self.memory.forget_code()
+        self._jumps.discard()
+        self.code.arena_used = self.code.cross = self.code.flush_wanted = 0
+        self.engine.flush_all(self.address)
+
+    def flush_tlb(self) -> None:
+        """Drop every cached address translation."""
+        self.engine.flush_all(self.address)
+
+    def refresh_mode(self) -> None:
+        """After Python changed control registers, segments or flags."""
+        self.engine.refresh_mode(self.address)

@@ -1,0 +1,322 @@
+"""Translation: guest bytes to ops, natively, by instruction shapes that Python taught once.
+
+x86 puts displacement and immediate last, so the bytes before them (prefixes, opcode, ModRM, SIB) name the shape
+and its length. A trie over those bytes, rooted by mode, ends in a template: ready ops that lack only the two
+constants. An unknown shape leaves to Python (`learn`), which decodes it with iced-x86 and adds it; from then on
+every instruction of that shape, at any address in any process, translates here in some 20 ns. Templates hold no
+address, so they serve the next boot as they are.
+"""
+
+from pellucid.cpu.faults import general_protection
+from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
+from pellucid.cpu.memory import fill, granules, jump_entry, protect_page
+from pellucid.cpu.physical import find_slot, page_info
+from pellucid.cpu.segments import check_segment
+from pellucid.cpu.state import (
+    CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
+    OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
+from pellucid.native import i64, memcpy, native, ptr, u8, u16, u32, u64
+
+MAX_INSTRUCTIONS = 48
+MAX_BLOCK_OPS = 128
+ARENA_RESERVE = 64 * (MAX_BLOCK_OPS + 4)
+
+# Results of translate() that are no address.
+NEEDS_PYTHON, NEEDS_SECOND_PAGE, NEEDS_FLUSH = 0, 1, 2
+NO_TEMPLATE = 0xFFFF_FFFF
+SHORT = 0xFFFF_FFFE
+
+
+@native
+def trie_step(c, node, byte):
+    """The child of `node` by `byte`: a node, TRIE_TERMINAL | template, or 0 where there is none yet."""
+    key = node * 256 + u32(byte) + 1
+    h = (key ^ (key >> 13)) * 0x9E3779B1
+    i = (h >> 7) & (TRIE_EDGES - 1)
+    edges = ptr[TrieEdge](c.trie)
+    found: u32 = 0
+    while True:
+        k = edges[u64(i)].key
+        if k == key:
+            found = edges[u64(i)].value
+            break
+        if k == 0:
+            break
+        i = (i + 1) & (TRIE_EDGES - 1)
+    return found
+
+
+@native
+def match(c, code, available, root):
+    """The number of the template for the bytes at `code`, NO_TEMPLATE, or SHORT when more bytes are needed."""
+    node = root
+    i: u64 = 0
+    result: u32 = NO_TEMPLATE
+    while True:
+        if i == available:
+            result = SHORT
+            break
+        node = trie_step(c, node, ptr[u8](code)[i])
+        if node == 0:
+            break
+        i += 1
+        if (node & TRIE_TERMINAL) != 0:
+            result = node & ~u32(TRIE_TERMINAL)
+            if u64(ptr[Template](c.templates)[result].length) > available:
+                result = SHORT
+            break
+    return result
+
+
+@native(inline=False)
+def constant_at(code: u64, size: u64) -> i64:
+    """A little-endian constant of 1 to 8 bytes, sign-extended."""
+    value: u64 = 0
+    for i in range(size):
+        value = value | (u64(ptr[u8](code)[i]) << (i * 8))
+    shift = (8 - size) * 8
+    return i64(value << shift) >> shift
+
+
+@native
+def emit(s, c, out, t, code, ip, known_cc):
+    """Copy a template's ops to `out` and fill in what the shape left open."""
+    length = u64(t.length)
+    disp: i64 = 0
+    imm: i64 = 0
+    if t.disp_size != 0:
+        disp = constant_at(code + u64(t.disp_at), u64(t.disp_size))
+    if t.imm_size != 0:
+        imm = constant_at(code + u64(t.imm_at), u64(t.imm_size))
+    for i in range(u64(t.count)):
+        source = ptr[Op](c.template_ops + (u64(t.first) + i) * Op.size)
+        op = ptr[Op](out + i * Op.size)
+        memcpy(op, source, Op.size)
+        number = op.handler
+        if (op.flags & OP_TAKES_CC) != 0:
+            number = number + u64(known_cc)
+        op.handler = ptr[u64](c.handlers)[number]
+        op.ip = u16(ip)
+        op.next_ip = u16(ip + length)
+        if (op.flags & OP_HAS_DISP) != 0:
+            op.disp = op.disp + disp
+        if (op.flags & OP_RIP_RELATIVE) != 0:
+            op.disp = op.disp + i64(ip + length)
+        if (op.flags & OP_HAS_IMM) != 0:
+            op.imm = u64(imm)
+        if (op.flags & OP_BRANCH) != 0:
+            op.imm = op.imm + ip + length
+
+
+@native
+def closing(c, out, handler, ip):
+    """One op of the engine's own: next block, leave, or #UD."""
+    op = ptr[Op](out)
+    op.handler = ptr[u64](c.handlers)[handler]
+    op.ip = u16(ip)
+    op.next_ip = u16(ip)
+    op.target = 0
+    op.fall = 0
+    op.row = 0
+
+
+@native(inline=False)
+def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, done: ptr[Block]) -> u64:
+    """Ops for up to `limit` instructions at host address `code`, written to `out`.
+
+    `done` gets size and count. Returns `out`, or NEEDS_PYTHON (CodeCache.want says for what), or
+    NEEDS_SECOND_PAGE where the first instruction reaches past `available`.
+    """
+    c = ptr[CodeCache](s.code)
+    root = (mode & 0xFF) + 1
+    ip: u64 = 0
+    count: u64 = 0
+    n: u64 = 0
+    known_cc: u32 = 0
+    ended: bool = False
+    while n < limit and count < MAX_BLOCK_OPS - 8 and not ended:
+        number = match(c, code + ip, available - ip, root)
+        if number >= SHORT:
+            if c.invalid_at == code + ip:
+                closing(c, out + count * Op.size, c.ud_handler, ip)
+                count += 1
+                ip += 1
+                ended = True
+                break
+            if number == SHORT or c.short_at == code + ip:
+                c.short_at = 0
+                if n == 0:
+                    return u64(NEEDS_SECOND_PAGE)
+                break
+            c.want = code + ip
+            c.want_count = available - ip
+            c.want_mode = u64(mode)
+            return u64(NEEDS_PYTHON)
+        t = ptr[Template](c.templates + u64(number) * Template.size)
+        emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc)
+        count += u64(t.count)
+        ip += u64(t.length)
+        n += 1
+        if t.cc_out != CC_SAME:
+            known_cc = 0
+            if t.cc_out != CC_UNKNOWN:
+                known_cc = t.cc_out
+        ended = (t.flags & T_ENDS) != 0
+        if ip == available:
+            break
+    if not ended:
+        handler = c.next_handler
+        if (mode & MODE_SIZE) != MODE_64:
+            handler = handler + 1
+        if (mode & MODE_STEP) != 0:
+            handler = c.leave_handler
+        closing(c, out + count * Op.size, handler, ip)
+        count += 1
+    done.size = u32(ip)
+    done.count = u32(count)
+    done.ops = out
+    c.invalid_at = 0
+    return out
+
+
+@native(inline=False)
+def second_page(s, lin: u64) -> u64:
+    """Host address of the page after the one of `lin`, for an instruction that crosses; raises its fault."""
+    following = (lin & PAGE_MASK) + 4096
+    if (s.mode & MODE_SIZE) != MODE_64:
+        following = following & 0xFFFF_FFFF
+    return fill(s, following, u32(FETCH), s.tlb_index)
+
+
+@native
+def join(c, code, first, second):
+    """The bytes of an instruction that crosses a page, side by side in CodeCache.fetch."""
+    for i in range(u64(32)):
+        ptr[u8](c.fetch)[i] = 0
+    for i in range(first):
+        ptr[u8](c.fetch)[i] = ptr[u8](code)[i]
+    for i in range(u64(15)):
+        ptr[u8](c.fetch)[first + i] = ptr[u8](second)[i]
+
+
+@native(inline=False)
+def find_block(s, lin: u64) -> u64:
+    """The block at `lin` (whose page the TLB holds), translated if need be; 0 when Python must help."""
+    host = fill(s, lin, u32(FETCH), s.tlb_index)
+    if host == 0:
+        # Code on a device: the byte-wise fetch of a ROM behind I/O is not supported, as on KVM.
+        general_protection(s, 0)
+    gpa = s.mmio_gpa
+    slot = find_slot(s, gpa)
+    info = page_info(slot, gpa)
+    block = ptr[Block](info.blocks)
+    while u64(block) != 0:
+        if block.host == host and block.mode == s.mode and block.dead == 0:
+            if block.host2 == 0:
+                remember(s, block)
+                return block.ops
+            if second_page(s, lin) == block.host2:
+                return block.ops
+        block = ptr[Block](block.next)
+    return make_block(s, lin, host, gpa)
+
+
+@native
+def remember(s, block):
+    j = jump_entry(s, block.host, block.mode)
+    j.host = block.host
+    j.mode = u64(block.mode)
+    j.ops = block.ops
+
+
+@native(inline=False)
+def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
+    c = ptr[CodeCache](s.code)
+    if c.arena_used + ARENA_RESERVE > c.arena_size:
+        c.flush_wanted = 1
+        return u64(0)
+    block = ptr[Block](c.arena + c.arena_used)
+    out = u64(block) + Block.size
+    available = 4096 - (lin & 0xFFF)
+    host2: u64 = 0
+    if (s.mode & MODE_SEGMENTED) != 0:
+        check_fetch(s, s.rip, u64(1))
+    result = translate(s, out, host, available, s.mode, u64(MAX_INSTRUCTIONS), block)
+    if result == NEEDS_SECOND_PAGE:
+        host2 = second_page(s, lin)
+        gpa2 = s.mmio_gpa
+        if host2 == 0:
+            general_protection(s, 0)
+        join(c, host, available, host2)
+        result = translate(s, out, c.fetch, available + 15, s.mode, u64(1), block)
+        if result != 0:
+            slot2 = find_slot(s, gpa2)
+            info2 = page_info(slot2, gpa2)
+            block.info2 = u64(info2)
+            info2.code = info2.code | 1
+            protect_page(s, gpa2)
+    if result == NEEDS_PYTHON:
+        return result
+    if (s.mode & MODE_SEGMENTED) != 0:
+        check_fetch(s, s.rip, u64(block.size))
+    block.host = host
+    block.host2 = host2
+    block.mode = s.mode
+    block.gpa = gpa
+    block.dead = 0
+    register_block(s, c, block, gpa, available)
+    return out
+
+
+@native
+def register_block(s, c, block, gpa, available):
+    slot = find_slot(s, gpa)
+    info = page_info(slot, gpa)
+    fresh = info.code == 0
+    size = u64(block.size)
+    if size > available:
+        size = available
+    info.code = info.code | granules(gpa, size)
+    block.next = info.blocks
+    info.blocks = u64(block)
+    block.next2 = 0
+    if block.host2 != 0:
+        block.next2 = c.cross
+        c.cross = u64(block)
+    else:
+        block.info2 = 0
+        remember(s, block)
+    if fresh:
+        protect_page(s, gpa)
+    c.arena_used = c.arena_used + Block.size + u64(block.count) * Op.size
+    c.blocks += 1
+    s.count_translated += 1
+
+
+@native
+def check_fetch(s, rip, size):
+    """The code segment's limit; #GP(0) beyond it."""
+    if rip + size - 1 > u64(s.seg_limit[CS]):
+        if rip > u64(s.seg_limit[CS]):
+            general_protection(s, 0)
+
+
+@native(inline=False)
+def step_block(s, lin: u64) -> u64:
+    """Ops for one instruction at `lin`, in the scratch memory; 0 when Python must help. Raises fetch faults."""
+    c = ptr[CodeCache](s.code)
+    host = fill(s, lin, u32(FETCH), s.tlb_index)
+    if host == 0:
+        general_protection(s, 0)
+    available = 4096 - (lin & 0xFFF)
+    block = ptr[Block](c.scratch)
+    out = c.scratch + Block.size
+    mode = s.mode | MODE_STEP
+    result = translate(s, out, host, available, mode, u64(1), block)
+    if result == NEEDS_SECOND_PAGE:
+        host2 = second_page(s, lin)
+        if host2 == 0:
+            general_protection(s, 0)
+        join(c, host, available, host2)
+        result = translate(s, out, c.fetch, available + 15, mode, u64(1), block)
+    return result

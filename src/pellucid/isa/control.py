@@ -1,0 +1,93 @@
+"""Near control transfer: Jcc, JMP, CALL, RET, LOOP, JCXZ."""
+
+from pellucid.cpu.flags import CC_UNKNOWN, condition
+from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.operands import gpr, read, set_gpr
+from pellucid.cpu.stack import drop, peek, push
+from pellucid.isa.move import CONDITIONS, condition_number
+from pellucid.isa.table import BRANCH, JUMP, instruction
+from pellucid.native import native, u64, uint
+
+
+def _transfer_width(code):
+    """Operand size of a near transfer: JE_REL8_64 and CALL_RM64 8, _32 4, _16 2; RETNQ, RETND, RETNW."""
+    head = code.split("_")[0]
+    if head in ("RETNQ", "RETND", "RETNW"):
+        return {"Q": 8, "D": 4, "W": 2}[head[-1]]
+    return 8 if code.endswith("64") else 4 if code.endswith("32") else 2
+
+
+@instruction(*("J" + c for c in CONDITIONS), ends=BRANCH, cc=True, cc_families=(2, 3, 4, 5), extra=condition_number("J"), width=_transfer_width)
+@native
+def jcc(s, o, f, kind):
+    return condition(s, f.extra, kind)
+
+
+def _relative(code):
+    return "_REL" in code
+
+
+def _through(code):
+    return "_RM" in code
+
+
+@instruction("JMP", ends=BRANCH, codes=_relative, width=_transfer_width, name="jmp_relative")
+@native
+def jmp_relative(s, o, f, kind):
+    return True
+
+
+@instruction("CALL", ends=BRANCH, codes=_relative, width=_transfer_width, name="call_relative")
+@native
+def call_relative(s, o, f, kind):
+    push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
+    return True
+
+
+@instruction("JMP", ends=JUMP, codes=_through, stack=True, width=_transfer_width, name="jmp_through")
+@native
+def jmp_through(s, o, f):
+    to = u64(read(s, o, f, 0))
+    if f.m64:
+        check_canonical(s, to)
+    s.rip = to
+
+
+@instruction("CALL", ends=JUMP, codes=_through, stack=True, width=_transfer_width, name="call_through")
+@native
+def call_through(s, o, f):
+    to = u64(read(s, o, f, 0))
+    if f.m64:
+        check_canonical(s, to)
+    push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
+    s.rip = to
+
+
+@instruction("RET", ends=JUMP, stack=True, width=_transfer_width)
+@native
+def ret(s, o, f):
+    to = u64(peek(s, f, 0, f.w))
+    if f.m64:
+        check_canonical(s, to)
+    drop(s, f, f.w + (o.imm & 0xFFFF))
+    s.rip = to
+
+
+@instruction("LOOP", "LOOPE", "LOOPNE", ends=BRANCH, asize=True, width=_transfer_width,
+             extra=lambda code: ("LOOP", "LOOPE", "LOOPNE").index(code.split("_")[0]))
+@native
+def loop(s, o, f, kind):
+    count = gpr(s, 1, f.asize) - 1
+    set_gpr(s, 1, f.asize, count)
+    taken = count != 0
+    if f.extra == 1:
+        taken = taken and condition(s, 4, CC_UNKNOWN)
+    if f.extra == 2:
+        taken = taken and condition(s, 5, CC_UNKNOWN)
+    return taken
+
+
+@instruction("JCXZ", "JECXZ", "JRCXZ", ends=BRANCH, asize=True, width=_transfer_width, name="jcxz")
+@native
+def jcxz(s, o, f, kind):
+    return gpr(s, 1, f.asize) == 0

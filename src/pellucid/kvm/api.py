@@ -1,0 +1,299 @@
+"""The Hypervisor interface: system, VM and vCPU objects, shaped like the KVM API.
+
+The machine knows this file and nothing below it. Two backends stand behind it: `soft`, on Pellucid's own processor, and
+`linux`, on /dev/kvm. Numbers are unsigned and of the architectural width; addresses called `gpa` are guest-physical,
+`gva` guest-virtual, `hva` addresses in this process.
+
+Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's thread (or to any one thread while the
+vCPU does not run); `kick`, `request` and `nmi` and all of `Vm` may be called from any thread.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pellucid.kvm.events import VcpuEvents
+from pellucid.kvm.exits import (
+    DebugExit,
+    Exit,
+    FailEntryExit,
+    HltExit,
+    InternalErrorExit,
+    IntrExit,
+    IoExit,
+    MmioExit,
+    ShutdownExit,
+    SystemEvent,
+    SystemEventExit,
+)
+from pellucid.kvm.irqchip.state import IoapicState, LapicState, PicState, PitState
+from pellucid.kvm.regs import CpuidEntry, DebugRegs, DTable, Fpu, MpState, Regs, Segment, Sregs
+from pellucid.kvm.routing import IrqchipRoute, MsiRoute, RoutingEntry
+from pellucid.kvm.vcpu_requests import (
+    KVM_REQ_CLOCK_UPDATE,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    KVM_REQ_SMI,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TRIPLE_FAULT,
+    KVM_REQ_UNBLOCK,
+)
+
+__all__ = [
+    "KVM_REQ_CLOCK_UPDATE",
+    "KVM_REQ_EVENT",
+    "KVM_REQ_NMI",
+    "KVM_REQ_SMI",
+    "KVM_REQ_TLB_FLUSH",
+    "KVM_REQ_TRIPLE_FAULT",
+    "KVM_REQ_UNBLOCK",
+    "ClockData",
+    "CpuidEntry",
+    "DTable",
+    "DebugExit",
+    "DebugRegs",
+    "Exit",
+    "FailEntryExit",
+    "Fpu",
+    "HltExit",
+    "Hypervisor",
+    "InternalErrorExit",
+    "IntrExit",
+    "IoExit",
+    "IoapicState",
+    "IrqchipRoute",
+    "LapicState",
+    "MmioExit",
+    "MpState",
+    "MsiRoute",
+    "PicState",
+    "PitState",
+    "Regs",
+    "RoutingEntry",
+    "Segment",
+    "ShutdownExit",
+    "Sregs",
+    "SystemEvent",
+    "SystemEventExit",
+    "Vcpu",
+    "VcpuEvents",
+    "Vm",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockData:
+    """The VM's kvmclock (struct kvm_clock_data): nanoseconds since the VM's boot, and the host's at that moment.
+
+    `realtime` is nanoseconds since the Unix epoch, `host_tsc` the guest-visible time-stamp base; each may be unknown.
+    """
+
+    clock: int
+    tsc_stable: bool = False
+    realtime: int | None = None
+    host_tsc: int | None = None
+
+
+class Vcpu(Protocol):
+    """One virtual processor."""
+
+    @property
+    def apic_id(self) -> int:
+        """The initial APIC id, which is also the vCPU's id."""
+        ...
+
+    def run(self) -> Exit:
+        """Run the guest until it needs something from the machine; the reason why it stopped.
+
+        After an exit that reads (`data is None`), `complete_read` comes first.
+        """
+        ...
+
+    def complete_read(self, value: int) -> None:
+        """Answer the last IN or MMIO load; bits above its size are ignored."""
+        ...
+
+    def kick(self) -> None:
+        """Make `run` return `IntrExit` soon, or at once the next time it is called. Never blocks."""
+        ...
+
+    def request(self, request: int) -> None:
+        """Make a KVM_REQ_* request and have it served before the guest goes on."""
+        ...
+
+    def nmi(self) -> None:
+        """Queue an NMI (KVM_NMI)."""
+        ...
+
+    def get_regs(self) -> Regs:
+        """The general registers."""
+        ...
+
+    def set_regs(self, regs: Regs) -> None:
+        """Set the general registers; a pending exception is dropped."""
+        ...
+
+    def get_sregs(self) -> Sregs:
+        """Segment, table and control registers."""
+        ...
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """Set them; `StateError` when no processor can hold the combination."""
+        ...
+
+    def get_fpu(self) -> Fpu:
+        """x87 and SSE registers."""
+        ...
+
+    def set_fpu(self, fpu: Fpu) -> None:
+        """Set them; reserved bits of MXCSR and FCW are dropped."""
+        ...
+
+    def get_debugregs(self) -> DebugRegs:
+        """Debug registers."""
+        ...
+
+    def set_debugregs(self, debugregs: DebugRegs) -> None:
+        """Set them."""
+        ...
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """The named MSRs; one that does not exist raises `MsrAccessError`."""
+        ...
+
+    def set_msrs(self, msrs: Mapping[int, int]) -> None:
+        """Set MSRs in the order given; the first that does not exist or refuses its value raises `MsrAccessError`."""
+        ...
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        """Define what CPUID answers; before the first `run`."""
+        ...
+
+    def get_lapic(self) -> LapicState:
+        """The local APIC's registers; needs an in-kernel irqchip."""
+        ...
+
+    def set_lapic(self, state: LapicState) -> None:
+        """Set the local APIC's registers; `StateError` when it could not be in this state."""
+        ...
+
+    def get_mp_state(self) -> MpState:
+        """Running, halted, or waiting for INIT or SIPI."""
+        ...
+
+    def set_mp_state(self, mp_state: MpState) -> None:
+        """Set it."""
+        ...
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """Pending and half-delivered events."""
+        ...
+
+    def set_vcpu_events(self, events: VcpuEvents) -> None:
+        """Set them."""
+        ...
+
+    def translate(self, gva: int) -> int | None:
+        """The guest-physical address that `gva` maps to by the vCPU's page tables now; None when unmapped."""
+        ...
+
+    def close(self) -> None:
+        """Release the vCPU; it does not run any more."""
+        ...
+
+
+class Vm(Protocol):
+    """One virtual machine: memory slots, vCPUs, interrupt chips."""
+
+    def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
+        """Back guest-physical [gpa, gpa+size) with this process's memory at `hva`; size 0 deletes the slot.
+
+        All three are multiples of 4096. Overlap with another slot raises `InvalidRequestError`.
+        """
+        ...
+
+    def create_vcpu(self, apic_id: int) -> Vcpu:
+        """A new vCPU with this APIC id, at the reset vector; id 0 is the bootstrap processor."""
+        ...
+
+    def create_irqchip(self) -> None:
+        """In-kernel PIC, IOAPIC, and a LAPIC for every vCPU made afterwards; before the first vCPU."""
+        ...
+
+    def create_pit(self) -> None:
+        """In-kernel PIT with the speaker port; needs the irqchip."""
+        ...
+
+    def irq_line(self, gsi: int, level: bool) -> None:
+        """Set the level of a global interrupt line. True means asserted, whatever the wire's polarity."""
+        ...
+
+    def set_gsi_routing(self, entries: Sequence[RoutingEntry]) -> None:
+        """Replace the routing table; `InvalidRequestError` for an entry that names no pin, and nothing changes."""
+        ...
+
+    def signal_msi(self, address: int, data: int) -> int:
+        """Send a message-signalled interrupt; the number of vCPUs that took it."""
+        ...
+
+    def ioeventfd(
+        self,
+        fd: int,
+        address: int,
+        length: int,
+        *,
+        pio: bool = False,
+        datamatch: int | None = None,
+        assign: bool = True,
+    ) -> None:
+        """Signal eventfd `fd` on guest writes of `length` bytes (0: any) at `address`, instead of exiting."""
+        ...
+
+    def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, assign: bool = True) -> None:
+        """Raise `gsi` whenever eventfd `fd` is signalled; with `resamplefd`, as a level that the guest's EOI drops."""
+        ...
+
+    def get_irqchip(self, chip: int) -> PicState | IoapicState:
+        """State of KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC."""
+        ...
+
+    def set_irqchip(self, chip: int, state: PicState | IoapicState) -> None:
+        """Set it; `StateError` when the chip could not be in this state."""
+        ...
+
+    def get_pit(self) -> PitState:
+        """State of the PIT."""
+        ...
+
+    def set_pit(self, state: PitState) -> None:
+        """Set it."""
+        ...
+
+    def get_clock(self) -> ClockData:
+        """kvmclock's reading."""
+        ...
+
+    def set_clock(self, data: ClockData) -> None:
+        """Set kvmclock; every vCPU's time page is rewritten at its next entry."""
+        ...
+
+    def close(self) -> None:
+        """Release everything the VM holds."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """A backend: what /dev/kvm is for Linux."""
+
+    @property
+    def name(self) -> str:
+        """The accelerator's name for people: "soft" or "kvm"."""
+        ...
+
+    def capabilities(self) -> Mapping[str, int]:
+        """What the backend can do: KVM_CAP_* names without the prefix, in lower case, with their values."""
+        ...
+
+    def create_vm(self) -> Vm:
+        """A new VM without memory or vCPUs."""
+        ...

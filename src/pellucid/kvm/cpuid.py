@@ -1,0 +1,58 @@
+"""The CPUID leaves by which a guest knows KVM: signature 0x40000000 and features 0x40000001.
+
+Feature bits are KVM's. A bit is set only for what this hypervisor does; the board's CPU model adds these two leaves.
+"""
+
+from enum import IntFlag
+
+from pellucid.kvm.regs import CpuidEntry
+
+KVM_CPUID_SIGNATURE = 0x4000_0000
+KVM_CPUID_FEATURES = 0x4000_0001
+KVM_SIGNATURE = b"KVMKVMKVM\0\0\0"
+
+HYPERVISOR_BIT = 1 << 31
+"""CPUID.1:ECX bit that tells a guest to look at leaf 0x40000000."""
+
+
+class KvmFeature(IntFlag):
+    """EAX of the features leaf (KVM_FEATURE_*)."""
+
+    CLOCKSOURCE = 1 << 0
+    NOP_IO_DELAY = 1 << 1
+    MMU_OP = 1 << 2
+    CLOCKSOURCE2 = 1 << 3
+    ASYNC_PF = 1 << 4
+    STEAL_TIME = 1 << 5
+    PV_EOI = 1 << 6
+    PV_UNHALT = 1 << 7
+    PV_TLB_FLUSH = 1 << 9
+    ASYNC_PF_VMEXIT = 1 << 10
+    PV_SEND_IPI = 1 << 11
+    POLL_CONTROL = 1 << 12
+    PV_SCHED_YIELD = 1 << 13
+    ASYNC_PF_INT = 1 << 14
+    MSI_EXT_DEST_ID = 1 << 15
+    HC_MAP_GPA_RANGE = 1 << 16
+    MIGRATION_CONTROL = 1 << 17
+    CLOCKSOURCE_STABLE_BIT = 1 << 24
+
+
+SUPPORTED_FEATURES = (
+    KvmFeature.CLOCKSOURCE
+    | KvmFeature.CLOCKSOURCE2
+    | KvmFeature.CLOCKSOURCE_STABLE_BIT
+    | KvmFeature.NOP_IO_DELAY
+)
+"""What is built: kvmclock with its stable bit, and no need for I/O delays."""
+
+
+def kvm_leaves(features: KvmFeature = SUPPORTED_FEATURES) -> list[CpuidEntry]:
+    """The two leaves, announcing `features`; `ValueError` for a feature that is not built."""
+    if features & ~SUPPORTED_FEATURES:
+        raise ValueError(f"not built: {features & ~SUPPORTED_FEATURES!r}")
+    ebx, ecx, edx = (int.from_bytes(KVM_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8))
+    return [
+        CpuidEntry(KVM_CPUID_SIGNATURE, eax=KVM_CPUID_FEATURES, ebx=ebx, ecx=ecx, edx=edx),
+        CpuidEntry(KVM_CPUID_FEATURES, eax=int(features)),
+    ]

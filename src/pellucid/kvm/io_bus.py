@@ -1,0 +1,71 @@
+"""Where an in-kernel device answers a port or MMIO access before the machine hears of it (KVM_PIO_BUS, KVM_MMIO_BUS).
+
+A bus is a sorted list of address ranges, rebuilt at each registration and read without a lock: `read` and `write` are on the
+way of every exit. Writes are first offered to the ioeventfds, which match on exact address, length and data.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pellucid.kvm.errors import InvalidRequestError
+from pellucid.kvm.eventfd import IoeventfdRegistry
+
+ReadHandler = Callable[[int, int], int]
+"""(offset, size) to the value read."""
+WriteHandler = Callable[[int, int, int], None]
+"""(offset, size, value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusRange:
+    """A device's addresses [base, base+length), and its handlers, which see offsets."""
+
+    base: int
+    length: int
+    read: ReadHandler
+    write: WriteHandler
+
+
+class IoBus:
+    """One of a VM's two in-kernel buses."""
+
+    def __init__(self, ioeventfds: IoeventfdRegistry) -> None:
+        self._ioeventfds = ioeventfds
+        self._ranges: tuple[BusRange, ...] = ()
+        self._bases: tuple[int, ...] = ()
+
+    def register(self, device: BusRange) -> None:
+        """Add a device; `InvalidRequestError` when its addresses overlap another's."""
+        for other in self._ranges:
+            if device.base < other.base + other.length and other.base < device.base + device.length:
+                raise InvalidRequestError(
+                    f"in-kernel devices overlap: {device.base:#x}+{device.length:#x} and {other.base:#x}+{other.length:#x}"
+                )
+        ranges = tuple(sorted((*self._ranges, device), key=lambda entry: entry.base))
+        # Readers take `_ranges` after `_bases`; neither ever shrinks, so an index from the old bases stays valid, and
+        # devices are registered before vCPUs run.
+        self._ranges = ranges
+        self._bases = tuple(entry.base for entry in ranges)
+
+    def _find(self, address: int, size: int) -> BusRange | None:
+        index = bisect_right(self._bases, address) - 1
+        if index < 0:
+            return None
+        found = self._ranges[index]
+        return found if address + size <= found.base + found.length else None
+
+    def read(self, address: int, size: int) -> int | None:
+        """The value read, or None when no in-kernel device is there: the access leaves to the machine."""
+        found = self._find(address, size)
+        return None if found is None else found.read(address - found.base, size)
+
+    def write(self, address: int, size: int, value: int) -> bool:
+        """Whether an ioeventfd or in-kernel device took the write."""
+        if self._ioeventfds.signal(address, size, value):
+            return True
+        found = self._find(address, size)
+        if found is None:
+            return False
+        found.write(address - found.base, size, value)
+        return True

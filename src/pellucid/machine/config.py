@@ -1,0 +1,105 @@
+"""What the user asked for, as values that boards read: the outcome of the command line, checked and typed.
+
+Boards get a `MachineConfig` and nothing else from above; they do not see option strings. Names are those of QEMU's
+options.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+MiB = 1 << 20
+
+DEFAULT_MEMORY_SIZE = 128 * MiB
+"""RAM when -m is not given, as in QEMU."""
+
+
+class CharBackendKind(Enum):
+    """The host's end of a character device, under the name that -serial and -monitor take."""
+
+    NONE = "none"  # no such device at all
+    NULL = "null"  # the device is there; its output is dropped
+    STDIO = "stdio"
+    FILE = "file"
+    PIPE = "pipe"
+    PTY = "pty"
+    UNIX = "unix"
+    TCP = "tcp"
+
+
+@dataclass(frozen=True)
+class CharBackend:
+    """One -serial or -monitor argument.
+
+    `path` belongs to file, pipe and unix; `host` and `port` to tcp; `server` and `wait` to unix and tcp: listen rather
+    than connect, and wait for the first client before the guest starts. `mux` shares the stream with the monitor
+    (mon:...), switched with Ctrl-A c.
+    """
+
+    kind: CharBackendKind
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+    server: bool = False
+    wait: bool = True
+    mux: bool = False
+
+
+NO_DEVICE = CharBackend(CharBackendKind.NONE)
+NULL_BACKEND = CharBackend(CharBackendKind.NULL)
+STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
+
+
+@dataclass(frozen=True)
+class CpuConfig:
+    """-cpu MODEL,+feature,-feature,property=value.
+
+    `features` holds CPUID features by QEMU's name, switched on or off on top of the model's; `properties` the rest
+    (phys-bits, tsc-frequency, ...) as text.
+    """
+
+    model: str = "qemu64"
+    features: Mapping[str, bool] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """A whole virtual machine as asked for on the command line.
+
+    board: the -machine type.
+    board_options: the rest of -machine, as text; the board checks them.
+    accelerator: "soft" (Pellucid's own engine).
+    memory_size: RAM in bytes, a multiple of 4096.
+    cpu_count: guest CPUs.
+    kernel, initrd: files that existed and could be read when the command line was parsed.
+    append: the kernel command line.
+    serials: one per serial port, in order; a kind of NONE leaves that port out.
+    monitor: the monitor's own stream, or None when it has none (it may still share a serial's, see CharBackend.mux).
+    reboot: False makes a guest reset end the process (-no-reboot).
+    exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
+    start_paused: wait for `cont` before the first instruction (-S).
+    name, process_name, debug_threads: -name; threads are named when debug_threads is set.
+    log_items, log_file: -d and -D; no file means standard error.
+    """
+
+    board: str = "microvm"
+    board_options: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str = "soft"
+    memory_size: int = DEFAULT_MEMORY_SIZE
+    cpu_count: int = 1
+    cpu: CpuConfig = field(default_factory=CpuConfig)
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
+    monitor: CharBackend | None = None
+    reboot: bool = True
+    exit_on_shutdown: bool = True
+    start_paused: bool = False
+    name: str = ""
+    process_name: str = ""
+    debug_threads: bool = False
+    log_items: frozenset[str] = frozenset()
+    log_file: Path | None = None

@@ -1,0 +1,30 @@
+"""System control port A (port 0x92): fast A20 gate and fast reset (IBM PS/2 Technical Reference)."""
+
+from collections.abc import Callable
+
+from pellucid.machine.device import Device, Region, Register
+
+FAST_RESET, FAST_A20 = 0x01, 0x02
+
+
+class Port92(Device):
+    """Bit 0, when it goes from 0 to 1, resets the processor; bit 1 opens the A20 gate."""
+
+    kind = "port92"
+    regions = (Region("port92", 1),)
+
+    control = Register(0, reset=FAST_A20, doc="bit 0 fast reset, bit 1 A20 gate; the rest is only remembered")
+
+    def __init__(self, request_reset: Callable[[], None], set_a20: Callable[[bool], None] | None = None) -> None:
+        self._request_reset = request_reset
+        self._set_a20 = set_a20
+        super().__init__()
+
+    @control.on_write
+    def _write_control(self, value: int) -> None:
+        changed = value ^ self.control
+        self.control = value & ~FAST_RESET
+        if changed & FAST_A20 and self._set_a20 is not None:
+            self._set_a20(bool(value & FAST_A20))
+        if value & FAST_RESET:
+            self._request_reset()

@@ -1,0 +1,1 @@
+"""What firmware would leave in memory for the guest: ACPI tables."""

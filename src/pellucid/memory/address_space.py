@@ -1,0 +1,267 @@
+"""Address spaces: a region tree as a vCPU, a DMA master or the port bus sees it.
+
+An access finds its flat range (one dictionary look-up for an address used before, a binary search otherwise) and goes
+to the range's memory or to its device. `read` and `write` are the exit path: one aligned access of a size that the
+device implements costs one call of the device and about half a microsecond around it; everything else (RAM in odd
+sizes, splitting, crossing ranges, what is not there) takes the general way below.
+
+Reading needs no lock: a view is replaced whole. Devices behind I/O regions do need the big lock.
+"""
+
+from typing import NamedTuple
+
+from pellucid.memory.access import MASKS, IoEventfd, MemTxResult
+from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write, trace
+from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
+from pellucid.memory.ldst import LoadStore
+from pellucid.memory.listener import MemoryListener, MemoryRegionSection
+from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion
+from pellucid.memory.transaction import MemoryTransaction, mark_dirty
+
+_ADDRESS_MASK = ADDRESS_SPACE_SIZE - 1
+
+
+class _Bell(NamedTuple):
+    addr: int
+    eventfd: IoEventfd
+
+
+class AddressSpace(LoadStore):
+    """The view of `root` and the accesses to it. Values are little-endian, as the guest processor's are.
+
+    Values read where nothing is are 0, except in port space, whose root region answers all ones (`UnassignedIoOps`).
+    """
+
+    __slots__ = ("_bells", "_listeners", "name", "root", "view")
+
+    def __init__(self, name: str, root: MemoryRegion) -> None:
+        self.name = name
+        self.root = root
+        self.view: FlatView = flat_view_of(root)
+        self._listeners: list[MemoryListener] = []
+        self._bells: list[_Bell] = _find_bells(self.view)
+        root.address_spaces.append(self)
+
+    def __repr__(self) -> str:
+        return f"<AddressSpace '{self.name}'>"
+
+    def close(self) -> None:
+        """Take everything away from the listeners and forget the tree."""
+        for listener in list(self._listeners):
+            self.remove_listener(listener)
+        self.root.address_spaces.remove(self)
+
+    def set_root(self, root: MemoryRegion) -> None:
+        """Show another tree."""
+        with MemoryTransaction():
+            self.root.address_spaces.remove(self)
+            self.root = root
+            root.address_spaces.append(self)
+            mark_dirty(self)
+
+    def read(self, addr: int, size: int) -> int:
+        """The value of the `size` bytes (1 to 8) at `addr`."""
+        view = self.view
+        found = view.hits.get(addr) or view.lookup(addr)
+        region = found.region
+        mask = region.read_masks[size]
+        if mask and addr + size <= found.end:
+            offset = addr - found.delta
+            if not offset & (size - 1) and not found.read_direct:
+                ops = region.ops
+                assert ops is not None
+                return ops.read(offset, size) & mask
+        return self.load(addr, size)[0]
+
+    def write(self, addr: int, size: int, value: int) -> None:
+        """Store the low `size` bytes (1 to 8) of `value` at `addr`."""
+        view = self.view
+        found = view.hits.get(addr) or view.lookup(addr)
+        region = found.region
+        mask = region.write_masks[size]
+        if mask and addr + size <= found.end:
+            offset = addr - found.delta
+            if not offset & (size - 1):
+                ops = region.ops
+                assert ops is not None
+                ops.write(offset, size, value & mask)
+                return
+        self.store(addr, size, value)
+
+    def load(self, addr: int, size: int) -> tuple[int, MemTxResult]:
+        """`read`, and how it ended. What did not answer reads 0."""
+        found = self._find(addr)
+        if found.read_direct and addr + size <= found.end:
+            offset = addr - found.delta
+            block = found.region.block
+            assert block is not None
+            if size in block.units and not offset & (size - 1):
+                items, shift = block.units[size]
+                return items[offset >> shift], MemTxResult.OK
+        data, result = self.try_read_bytes(addr, size)
+        return int.from_bytes(data, "little"), result
+
+    def store(self, addr: int, size: int, value: int) -> MemTxResult:
+        """`write`, and how it ended."""
+        found = self._find(addr)
+        if found.write_direct and addr + size <= found.end:
+            offset = addr - found.delta
+            block = found.region.block
+            assert block is not None
+            if size in block.units and not offset & (size - 1):
+                items, shift = block.units[size]
+                items[offset >> shift] = value & MASKS[size]
+                block.written(offset, size)
+                return MemTxResult.OK
+        return self.write_bytes(addr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+
+    def read_bytes(self, addr: int, length: int) -> bytes:
+        """`length` bytes from `addr` on; what did not answer reads 0."""
+        return bytes(self.try_read_bytes(addr, length)[0])
+
+    def try_read_bytes(self, addr: int, length: int) -> tuple[bytearray, MemTxResult]:
+        """`read_bytes`, and how it ended."""
+        out = bytearray(length)
+        done = 0
+        result = MemTxResult.OK
+        while done < length:
+            found = self._find(addr + done)
+            offset = ((addr + done) & _ADDRESS_MASK) - found.delta
+            size = min(length - done, found.end - found.delta - offset)
+            if found.read_direct:
+                assert found.region.block is not None
+                out[done : done + size] = found.region.block.view[offset : offset + size]
+            elif found.region is UNASSIGNED:
+                trace.debug("%s %#x: read of %d bytes, nothing is there", self.name, addr + done, size)
+                result |= MemTxResult.DECODE_ERROR
+            else:
+                size = access_size(found.region, size, offset)
+                value, piece_result = dispatch_read(found.region, offset, size)
+                out[done : done + size] = value.to_bytes(size, "little")
+                result |= piece_result
+            done += size
+        return out, result
+
+    def write_bytes(self, addr: int, data: bytes | bytearray | memoryview) -> MemTxResult:
+        """Store `data` from `addr` on. What does not take it drops it."""
+        done, length = 0, len(data)
+        result = MemTxResult.OK
+        while done < length:
+            found = self._find(addr + done)
+            offset = ((addr + done) & _ADDRESS_MASK) - found.delta
+            size = min(length - done, found.end - found.delta - offset)
+            if found.write_direct:
+                block = found.region.block
+                assert block is not None
+                block.view[offset : offset + size] = data[done : done + size]
+                block.written(offset, size)
+            elif found.region is UNASSIGNED:
+                trace.debug("%s %#x: write of %d bytes, nothing is there", self.name, addr + done, size)
+                result |= MemTxResult.DECODE_ERROR
+            elif found.readonly and found.region.is_ram:
+                trace.debug("%s %#x: write of %d bytes, read-only", self.name, addr + done, size)
+                result |= MemTxResult.DECODE_ERROR
+            else:
+                size = access_size(found.region, size, offset)
+                value = int.from_bytes(data[done : done + size], "little")
+                result |= dispatch_write(found.region, offset, size, value)
+            done += size
+        return result
+
+    def find(self, addr: int) -> MemoryRegionSection | None:
+        """What is seen at `addr`, from there on as far as it goes; None where nothing is."""
+        found = self._find(addr)
+        if found.region is UNASSIGNED:
+            return None
+        section = _section(found)
+        ahead = addr - found.start
+        return MemoryRegionSection(
+            section.region, section.offset + ahead, section.size - ahead, addr, section.readonly, section.nonvolatile
+        )
+
+    def direct_view(self, addr: int, length: int, is_write: bool) -> memoryview | None:
+        """The memory itself, when all `length` bytes are in one range that may be used directly; else None.
+
+        Whoever writes to it tells the block (`RamBlock.written`). The view is good until the tree changes.
+        """
+        found = self._find(addr)
+        direct = found.write_direct if is_write else found.read_direct
+        if not direct or addr + length > found.end:
+            return None
+        assert found.region.block is not None
+        offset = addr - found.delta
+        return found.region.block.view[offset : offset + length]
+
+    def add_listener(self, listener: MemoryListener) -> None:
+        """Tell `listener` all that is there now, and every change from now on."""
+        self._listeners.append(listener)
+        self._listeners.sort(key=lambda other: other.priority)
+        listener.begin()
+        for found in self.view.ranges:
+            listener.region_add(_section(found))
+        for addr, eventfd in self._bells:
+            listener.eventfd_add(addr, eventfd)
+        listener.commit()
+
+    def remove_listener(self, listener: MemoryListener) -> None:
+        """Tell `listener` that all is gone, and nothing from now on."""
+        self._listeners.remove(listener)
+        listener.begin()
+        for addr, eventfd in self._bells:
+            listener.eventfd_del(addr, eventfd)
+        for found in reversed(self.view.ranges):
+            listener.region_del(_section(found))
+        listener.commit()
+
+    def begin_update(self) -> None:
+        """Part of `Topology`."""
+        for listener in self._listeners:
+            listener.begin()
+
+    def update_topology(self) -> None:
+        """Part of `Topology`."""
+        old, old_bells = self.view, self._bells
+        new = flat_view_of(self.root, previous=old)
+        self.view = new
+        self._bells = bells = _find_bells(new)
+        if not self._listeners:
+            return
+        for bell in old_bells:
+            if bell not in bells:
+                for listener in reversed(self._listeners):
+                    listener.eventfd_del(*bell)
+        for gone in [_section(r) for key, r in old.by_key.items() if key not in new.by_key]:
+            for listener in reversed(self._listeners):
+                listener.region_del(gone)
+        for come in [_section(r) for key, r in new.by_key.items() if key not in old.by_key]:
+            for listener in self._listeners:
+                listener.region_add(come)
+        for bell in bells:
+            if bell not in old_bells:
+                for listener in self._listeners:
+                    listener.eventfd_add(*bell)
+
+    def commit_update(self) -> None:
+        """Part of `Topology`."""
+        for listener in self._listeners:
+            listener.commit()
+
+    def _find(self, addr: int) -> FlatRange:
+        addr &= _ADDRESS_MASK
+        return self.view.hits.get(addr) or self.view.lookup(addr)
+
+
+def _section(found: FlatRange) -> MemoryRegionSection:
+    return MemoryRegionSection(
+        found.region, found.offset, found.end - found.start, found.start, found.readonly, found.nonvolatile
+    )
+
+
+def _find_bells(view: FlatView) -> list[_Bell]:
+    """The doorbells that are seen, by address."""
+    bells = []
+    for found in view.ranges:
+        for eventfd in found.region.ioeventfds:
+            if found.offset <= eventfd.offset < found.offset + found.end - found.start:
+                bells.append(_Bell(eventfd.offset + found.delta, eventfd))
+    return bells

@@ -1,0 +1,227 @@
+"""Reads the text of `info mtree` back into regions and address spaces.
+
+From a dump pasted from any QEMU comes a tree with the same names, places, priorities, kinds and aliases; it can be
+rendered, looked into and printed again. Nothing answers accesses in it: RAM has no memory and devices are reservations,
+because a dump does not hold them. Nor does it say which of two overlapping siblings of equal priority was added last;
+the one that stands first is taken to be seen.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pellucid.errors import UserError
+from pellucid.memory.address_space import AddressSpace
+from pellucid.memory.region import MemoryRegion, RegionKind
+from pellucid.memory.transaction import MemoryTransaction
+
+_HEADER = re.compile(r"(address-space|memory-region): (.*)")
+_LINE = re.compile(
+    r"(?P<indent> +)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
+    r"\(prio (?P<prio>-?\d+), (?P<nv>nv-)?(?P<kind>[a-z/]+)\): "
+    r"(?:alias (?P<alias>.*) @(?P<target>.*) (?P<offset>[0-9a-f]{16})-[0-9a-f]{16}|(?P<name>.*?))"
+    r"(?P<off> \[disabled\])?"
+)
+_KINDS = {
+    "i/o": RegionKind.RESERVATION,
+    "ram": RegionKind.RAM,
+    "rom": RegionKind.RAM,
+    "romd": RegionKind.ROM_DEVICE,
+    "ramd": RegionKind.RAM_DEVICE,
+}
+
+
+ANSWERS_BETWEEN_SUBREGIONS = frozenset({"io", "rtc"})
+"""Names of I/O regions that answer where no subregion of theirs does. A dump does not tell them from containers."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """One line of a dump."""
+
+    level: int
+    start: int
+    addr: int
+    """Offset in the container."""
+    size: int
+    priority: int
+    kind: str
+    name: str
+    target: str | None
+    offset: int
+    enabled: bool
+    nonvolatile: bool
+    children: list["_Node"] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Section:
+    """A tree of a dump, with the address spaces that show it; none: an alias shows it."""
+
+    spaces: list[str]
+    root: _Node | None = None
+
+
+def read_mtree(text: str) -> list[AddressSpace]:
+    """The address spaces of an `info mtree` dump, in the order of the dump.
+
+    Raises:
+        UserError: a line is none of `info mtree`'s, or an alias shows a region that is not in the dump.
+    """
+    sections = _parse(text)
+    with MemoryTransaction():
+        roots = _Builder(sections).build()
+        return [
+            AddressSpace(name, root) for section, root in zip(sections, roots, strict=True) for name in section.spaces
+        ]
+
+
+def _parse(text: str) -> list[_Section]:
+    sections: list[_Section] = []
+    path: list[_Node] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.rstrip()
+        if header := _HEADER.fullmatch(line):
+            kind, name = header.groups()
+            # Address spaces that show one tree stand above it, line by line.
+            if not (kind == "address-space" and sections and sections[-1].root is None):
+                sections.append(_Section([]))
+            if kind == "address-space":
+                sections[-1].spaces.append(name)
+            path = []
+        elif match := _LINE.fullmatch(line):
+            node = _node(match)
+            _place(sections, path, node, number)
+        elif line:
+            raise UserError(f"line {number} is not a line of 'info mtree': {line.strip()[:60]!r}")
+    return [section for section in sections if section.root is not None]
+
+
+def _node(match: re.Match[str]) -> _Node:
+    start, end = int(match["start"], 16), int(match["end"], 16)
+    return _Node(
+        level=len(match["indent"]) // 2,
+        start=start,
+        addr=start,
+        # An empty region and one of one byte look the same; empty ones are disabled windows not yet sized.
+        size=end - start + 1 if end != start or not match["off"] else 0,
+        priority=int(match["prio"]),
+        kind=match["kind"],
+        name=match["alias"] if match["alias"] is not None else match["name"],
+        target=match["target"],
+        offset=int(match["offset"] or "0", 16),
+        enabled=not match["off"],
+        nonvolatile=bool(match["nv"]),
+    )
+
+
+def _place(sections: list[_Section], path: list[_Node], node: _Node, number: int) -> None:
+    """Hang `node` below the last line that is less indented."""
+    if not sections:
+        raise UserError(f"line {number}: a region before the first 'address-space:' line; paste the dump whole")
+    while path and path[-1].level >= node.level:
+        path.pop()
+    if path:
+        node.addr -= path[-1].start
+        path[-1].children.append(node)
+    elif sections[-1].root is None:
+        sections[-1].root = node
+    else:
+        raise UserError(f"line {number}: a second tree where one was expected; is the indentation intact?")
+    path.append(node)
+
+
+class _Builder:
+    """Makes the regions of parsed trees."""
+
+    def __init__(self, sections: list[_Section]) -> None:
+        self._trees = [section.root for section in sections if section.root is not None]
+        self._shown = [bool(section.spaces) for section in sections if section.root is not None]
+        self._nodes: dict[str, _Node] = {}
+        """By name: what an alias shows."""
+        self._regions: dict[int, MemoryRegion | None] = {}
+        """By identity of the node; None while it is being made."""
+
+    def build(self) -> list[MemoryRegion]:
+        """The root region of each tree."""
+        # A tree that an alias shows stands in the dump once more where its region lies: that place is the region.
+        places = [self._place_of(index) for index in range(len(self._trees))]
+        originals = [tree for tree, place in zip(self._trees, places, strict=True) if place is tree]
+        # Where an alias and what it shows have one name, the name means what is shown: plain regions come first.
+        nodes = sorted((n for tree in originals for n in _walk(tree)), key=lambda n: n.target is not None)
+        for node in nodes:
+            self._nodes.setdefault(node.name, node)
+        try:
+            for node in nodes:
+                self._fill(node)
+        except ValueError as error:
+            raise UserError(f"the dump contradicts itself: {error}") from error
+        return [self._region(place) for place in places]
+
+    def _place_of(self, index: int) -> _Node:
+        """The node that tree `index` repeats; its own root when it is the only place."""
+        tree = self._trees[index]
+        if self._shown[index]:
+            return tree
+        for other_index, other in enumerate(self._trees):
+            if other_index == index:
+                continue
+            if self._shown[other_index] and _same(other, tree):
+                return other
+            found = next((node for node in _walk(other) if node is not other and _same(node, tree)), None)
+            if found is not None:
+                outer = self._place_of(other_index)
+                return found if outer is other else next(node for node in _walk(outer) if _same(node, tree))
+        return tree
+
+    def _region(self, node: _Node) -> MemoryRegion:
+        if id(node) in self._regions:
+            region = self._regions[id(node)]
+            if region is None:
+                raise UserError(f"the dump contradicts itself: alias '{node.name}' shows itself")
+            return region
+        self._regions[id(node)] = None
+        region = self._new_alias(node) if node.target is not None else _new_region(node)
+        region.priority = node.priority
+        region.addr = node.addr
+        region.enabled = node.enabled
+        region.nonvolatile = node.nonvolatile
+        self._regions[id(node)] = region
+        return region
+
+    def _new_alias(self, node: _Node) -> MemoryRegion:
+        target = self._nodes.get(node.target or "")
+        if target is None:
+            raise UserError(
+                f"alias '{node.name}' shows '{node.target}', which is not in the dump; paste the dump whole"
+            )
+        return MemoryRegion.new_alias(node.name, self._region(target), node.offset, node.size)
+
+    def _fill(self, node: _Node) -> None:
+        """Put the subregions in, from the last line to the first: of equals, the first line is seen."""
+        region = self._region(node)
+        for child in reversed(node.children):
+            region.add_subregion_overlap(child.addr, self._region(child), child.priority)
+
+
+def _new_region(node: _Node) -> MemoryRegion:
+    kind = _KINDS.get(node.kind)
+    if kind is None:
+        raise UserError(f"region '{node.name}': '{node.kind}' is no kind of memory region")
+    if node.kind == "i/o" and node.children and node.name not in ANSWERS_BETWEEN_SUBREGIONS:
+        kind = RegionKind.CONTAINER
+    region = MemoryRegion(kind, node.name, node.size)
+    region.readonly = node.kind == "rom"
+    return region
+
+
+def _walk(node: _Node) -> Iterator[_Node]:
+    yield node
+    for child in node.children:
+        yield from _walk(child)
+
+
+def _same(node: _Node, tree: _Node) -> bool:
+    """Whether `node` can be the region that `tree` shows as a root."""
+    key = (node.name, node.addr, node.size, node.priority, node.kind, node.target)
+    return key == (tree.name, tree.addr, tree.size, tree.priority, tree.kind, tree.target)

@@ -1,0 +1,158 @@
+"""Memory dumps and disassembly for `x`, `xp` and `print`, in QEMU's layout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from iced_x86 import Code, Decoder, Formatter, FormatterSyntax, Instruction
+
+from pellucid.monitor.errors import CommandError
+from pellucid.monitor.expression import signed
+
+Reader = Callable[[int, int], bytes | None]
+"""(address, size) -> the bytes, or None when any of them is out of reach."""
+
+SIZES = {"b": 1, "h": 2, "w": 4, "g": 8, "L": 8}
+FORMATS = "xduoci"
+MAX_BYTES = 1 << 18
+"""What one command may show at most, so that a slip of the finger does not hold the machine up."""
+MAX_INSTRUCTION = 15
+PAGE = 4096
+ESCAPES = {ord("'"): "\\'", ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """The /fmt of a command: how many, as what (one of FORMATS), of how many bytes each."""
+
+    count: int = 1
+    kind: str = "x"
+    size: int = 4
+
+
+def parse_format(text: str, previous: Format) -> Format:
+    """`4xg` and the like: a count, then letters in any order. What is not said stays as in the command before."""
+    letters = text.lstrip("0123456789")
+    digits = text[: len(text) - len(letters)]
+    if len(digits) > 9:
+        raise CommandError("count too large in format")
+    result = replace(previous, count=int(digits) if digits else 1)
+    for letter in letters:
+        if letter in FORMATS:
+            result = replace(result, kind=letter)
+        elif letter in SIZES:
+            result = replace(result, size=SIZES[letter])
+        else:
+            raise CommandError(f"invalid char in format: '{letter}'")
+    return result
+
+
+def memory_text(form: Format, address: int, read: Reader, bits: int) -> str:
+    """The dump of `form.count` items from `address`; `bits` is the code size for instructions."""
+    limit = MAX_BYTES // (MAX_INSTRUCTION if form.kind == "i" else form.size)
+    if form.count > limit:
+        raise CommandError(f"count too large in format: at most {limit} of these at once")
+    if form.kind == "i":
+        return disassembly(form.count, address, read, bits)
+    size = 1 if form.kind == "c" else form.size
+    per_line = 8 if size == 1 and form.kind != "c" else 16
+    lines = []
+    left = form.count * size
+    while left > 0:
+        length = min(left, per_line)
+        content = read(address, length)
+        if content is None:
+            lines.append(f"{address:016x}: Cannot access memory")
+            break
+        items = (content[start : start + size] for start in range(0, length, size))
+        lines.append(f"{address:016x}: " + " ".join(_item(form.kind, item) for item in items))
+        address = (address + length) & (1 << 64) - 1
+        left -= length
+    return "".join(line + "\n" for line in lines)
+
+
+def value_text(kind: str, value: int) -> str:
+    """`print`'s form of a 64-bit value: 0x and 0 are C's prefixes, which zero does not get."""
+    if kind == "x":
+        return f"0x{value:x}" if value else "0"
+    if kind == "o":
+        return f"0{value:o}" if value else "0"
+    if kind == "u":
+        return str(value)
+    if kind == "c":
+        return character(value & 0xFF)
+    return str(signed(value))
+
+
+def character(byte: int) -> str:
+    """A byte as a C character constant."""
+    printable = chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}"
+    return f"'{ESCAPES.get(byte, printable)}'"
+
+
+def _item(kind: str, item: bytes) -> str:
+    bits = 8 * len(item)
+    value = int.from_bytes(item, "little")
+    if kind == "c":
+        return character(value)
+    if kind == "x":
+        return f"0x{value:0{bits // 4}x}"
+    if kind == "o":
+        return f"0{value:0{(bits + 2) // 3}o}"
+    width = {8: 3, 16: 5, 32: 10, 64: 20}[bits]
+    return f"{value if kind == 'u' else signed(value, bits):{width}d}"
+
+
+def disassembly(count: int, address: int, read: Reader, bits: int) -> str:
+    """`count` instructions in AT&T syntax: address, bytes (8 a line), mnemonic, operands."""
+    formatter = _formatter()
+    lines = []
+    for _ in range(count):
+        content = _readable_bytes(address, read)
+        if not content:
+            lines.append(f"0x{address:08x}: unable to read memory")
+            break
+        instruction = Decoder(bits, content, ip=address).decode()
+        if instruction.code == Code.INVALID:
+            length, text = 1, f"{'.byte':<8} 0x{content[0]:02x}"
+        else:
+            length, text = instruction.len, _instruction_text(formatter, instruction)
+        lines += _instruction_lines(address, content[:length], text)
+        address = (address + length) & (1 << 64) - 1
+    return "".join(line + "\n" for line in lines)
+
+
+def _readable_bytes(address: int, read: Reader) -> bytes:
+    """Up to 15 bytes from `address`: as far as they can be read, since an instruction may end where memory does."""
+    first = min(MAX_INSTRUCTION, PAGE - address % PAGE)
+    content = read(address, first)
+    if content is None:
+        return b""
+    if first < MAX_INSTRUCTION:
+        content += read((address + first) & (1 << 64) - 1, MAX_INSTRUCTION - first) or b""
+    return content
+
+
+def _formatter() -> Formatter:
+    formatter = Formatter(FormatterSyntax.GAS)
+    formatter.uppercase_hex = False
+    formatter.space_after_operand_separator = True
+    formatter.gas_show_mnemonic_size_suffix = True
+    formatter.gas_space_after_memory_operand_comma = True
+    formatter.rip_relative_addresses = True
+    formatter.branch_leading_zeros = False
+    return formatter
+
+
+def _instruction_text(formatter: Formatter, instruction: Instruction) -> str:
+    return f"{formatter.format_mnemonic(instruction):<8} {formatter.format_all_operands(instruction)}"
+
+
+def _instruction_lines(address: int, content: bytes, text: str) -> list[str]:
+    head, *tail = (content[start : start + 8] for start in range(0, len(content), 8))
+    lines = [f"0x{address:08x}: {_hex(head):<24}  {text}"]
+    lines += [f"0x{address + 8 * number:08x}: {_hex(rest)}" for number, rest in enumerate(tail, 1)]
+    return lines
+
+
+def _hex(content: bytes) -> str:
+    return "".join(f" {byte:02x}" for byte in content)

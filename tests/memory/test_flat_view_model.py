@@ -1,0 +1,151 @@
+"""Random trees against a model that asks, byte by byte, who answers: it shares no code with the renderer."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pellucid.memory import AddressSpace, MemoryRegion, MemoryTransaction, RegionKind
+
+from tests.memory.helpers import Recorder
+
+SPAN = 48
+
+Answer = tuple[MemoryRegion, int, bool] | None
+
+
+@dataclass
+class Tree:
+    """Regions in the order of their making, and when each was last put in its place."""
+
+    root: MemoryRegion
+    regions: list[MemoryRegion]
+    when: dict[MemoryRegion, int] = field(default_factory=dict)
+    clock: int = 0
+
+    def placed(self, region: MemoryRegion) -> None:
+        self.clock += 1
+        self.when[region] = self.clock
+
+    def answer(self, region: MemoryRegion, at: int, readonly: bool = False) -> Answer:
+        """Who answers byte `at` of `region`, and at which of its bytes."""
+        if not region.enabled or not 0 <= at < region.size:
+            return None
+        readonly |= region.readonly
+        if region.alias_target is not None:
+            return self.answer(region.alias_target, at + region.alias_offset, readonly)
+        for child in sorted(region.subregions, key=lambda r: (-r.priority, -self.when[r])):
+            found = self.answer(child, at - child.addr, readonly)
+            if found is not None:
+                return found
+        return None if region.kind is RegionKind.CONTAINER else (region, at, readonly)
+
+
+NODE = st.tuples(
+    st.sampled_from(["container", "io", "io", "ram", "alias", "alias"]),
+    st.integers(0, SPAN),  # size
+    st.integers(0, SPAN),  # address
+    st.integers(-1, 1),  # priority
+    st.integers(0, 99),  # which container
+    st.integers(0, 99),  # which alias target
+    st.integers(0, SPAN),  # alias offset
+    st.booleans(),  # readonly
+)
+
+CHANGE = st.tuples(
+    st.sampled_from(["enable", "move", "resize", "readonly", "alias", "remove", "add"]),
+    st.integers(0, 99),
+    st.integers(0, SPAN),
+    st.integers(0, 99),
+)
+
+
+def build(nodes: list[tuple[str, int, int, int, int, int, int, bool]]) -> Tree:
+    root = MemoryRegion.new_container("root", SPAN)
+    tree = Tree(root, [root])
+    for number, (kind, size, addr, priority, container, target, offset, readonly) in enumerate(nodes):
+        if kind == "alias":
+            region = MemoryRegion.new_alias(f"alias{number}", tree.regions[target % len(tree.regions)], offset, size)
+        else:
+            kinds = {"container": RegionKind.CONTAINER, "io": RegionKind.IO, "ram": RegionKind.RAM}
+            region = MemoryRegion(kinds[kind], f"{kind}{number}", size)
+        region.set_readonly(readonly)
+        tree.regions.append(region)
+        place(tree, region, container, addr, priority)
+    return tree
+
+
+def place(tree: Tree, region: MemoryRegion, container: int, addr: int, priority: int) -> None:
+    parents = [r for r in tree.regions if r is not region]
+    parent = parents[container % len(parents)]
+    try:
+        parent.add_subregion_overlap(addr, region, priority)
+    except ValueError:  # a loop, or an alias as container: the tree stays without it
+        return
+    tree.placed(region)
+
+
+def change(tree: Tree, what: str, which: int, number: int, other: int) -> None:
+    region = tree.regions[which % len(tree.regions)]
+    if what == "enable":
+        region.set_enabled(not region.enabled)
+    elif what == "move" and region.container is not None:
+        if region.addr != number:
+            tree.placed(region)
+        region.set_address(number)
+    elif what == "resize":
+        region.set_size(number)
+    elif what == "readonly":
+        region.set_readonly(not region.readonly)
+    elif what == "alias" and region.alias_target is not None:
+        region.set_alias_offset(number)
+    elif what == "remove" and region.container is not None:
+        region.container.del_subregion(region)
+    elif what == "add" and region.container is None and region is not tree.root:
+        place(tree, region, other, number, other % 3 - 1)
+
+
+def check(tree: Tree, space: AddressSpace, root: MemoryRegion) -> None:
+    for at in range(SPAN + 2):
+        found = space.view.lookup(at)
+        got = (found.region, at - found.delta, found.readonly) if found.region.name != "unassigned" else None
+        assert got == tree.answer(root, at), f"byte {at}"
+    ends = [(r.start, r.end) for r in space.view.ranges]
+    assert all(start < end for start, end in ends)
+    assert all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
+    for left, right in zip(space.view.ranges, space.view.ranges[1:], strict=False):
+        seamless = left.end == right.start and left.delta == right.delta and left.region is right.region
+        assert not (seamless and left.readonly == right.readonly), "neighbours that should have been joined"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(NODE, min_size=1, max_size=10))
+def test_rendering_agrees_with_the_byte_model(nodes: list[tuple[str, int, int, int, int, int, int, bool]]) -> None:
+    tree = build(nodes)
+    check(tree, AddressSpace("as", tree.root), tree.root)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(NODE, min_size=2, max_size=8), st.lists(CHANGE, min_size=1, max_size=8), st.booleans())
+def test_changes_and_listeners_agree_with_the_byte_model(
+    nodes: list[tuple[str, int, int, int, int, int, int, bool]],
+    changes: list[tuple[str, int, int, int]],
+    together: bool,
+) -> None:
+    tree = build(nodes)
+    window = MemoryRegion.new_alias("window", tree.root, 0, SPAN)
+    spaces = [(AddressSpace("memory", tree.root), tree.root), (AddressSpace("dma", window), window)]
+    recorders = [Recorder() for _ in spaces]
+    for (space, _), recorder in zip(spaces, recorders, strict=True):
+        space.add_listener(recorder)
+    if together:
+        with MemoryTransaction():
+            for one in changes:
+                change(tree, *one)
+    for one in [] if together else changes:
+        change(tree, *one)
+        for space, root in spaces:
+            check(tree, space, root)
+    for (space, root), recorder in zip(spaces, recorders, strict=True):
+        check(tree, space, root)
+        there = {(s.addr, s.addr + s.size, s.region, s.offset, s.readonly) for s in recorder.there}
+        assert there == {r.key[:5] for r in space.view.ranges}
