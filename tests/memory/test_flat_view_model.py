@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pellucid.memory import AddressSpace, MemoryRegion, MemoryTransaction, RegionKind
 
+from pellucid.memory import AddressSpace, MemoryRegion, MemoryTransaction, RegionKind
 from tests.memory.helpers import Recorder
 
 SPAN = 48

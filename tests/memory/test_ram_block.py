@@ -5,6 +5,7 @@ import os
 import resource
 
 import pytest
+
 from pellucid.errors import UserError
 from pellucid.memory import RamBlock, RamList, info_ramblock
 from pellucid.memory.ram_block import format_size, host_memory_size
@@ -17,7 +18,7 @@ def test_hva_view_and_fd_are_the_same_memory() -> None:
     assert ctypes.c_ubyte.from_address(block.hva + 0x1234).value == 0x5A
     assert os.pread(block.fd, 1, 0x1234) == b"\x5a"
     ctypes.c_uint32.from_address(block.hva + 0x2000).value = 0xDDCCBBAA
-    assert block.view[0x2000:0x2004] == b"\xaa\xbb\xcc\xdd"
+    assert bytes(block.view[0x2000:0x2004]) == b"\xaa\xbb\xcc\xdd"
     assert block.units[4][0][0x2000 >> 2] == 0xDDCCBBAA
     block.close()
 
@@ -65,7 +66,9 @@ def test_close_releases_descriptor_and_keeps_views_of_others_alive() -> None:
 
 
 def test_more_than_the_machine_has_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match=r"guest memory 'pc\.ram' of .*: this machine has .*; give a smaller size with -m"):
+    with pytest.raises(
+        UserError, match=r"guest memory 'pc\.ram' of .*: this machine has .*; give a smaller size with -m"
+    ):
         RamBlock("pc.ram", host_memory_size() * 2)
     with pytest.raises(UserError, match="positive size"):
         RamBlock("pc.ram", 0)
@@ -143,7 +146,8 @@ def test_ram_list_uses_the_smallest_gap_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(512, "512 bytes"), (4096, "4 KiB"), (3 << 19, "1.5 MiB"), (1 << 30, "1 GiB"), (1 << 43, "8 TiB")]
+    ("size", "text"),
+    [(512, "512 bytes"), (4096, "4 KiB"), (3 << 19, "1.5 MiB"), (1 << 30, "1 GiB"), (1 << 43, "8 TiB")],
 )
 def test_format_size(size: int, text: str) -> None:
     assert format_size(size) == text

@@ -1,9 +1,17 @@
 """The region tree: overlap and priority, attributes, and what it refuses."""
 
 import pytest
-from pellucid.memory import AddressSpace, MemoryRegion, MemoryTransaction, RamBlock, RegionKind, memory_access_is_direct
-from pellucid.memory.flat_view import flat_view_root
 
+from pellucid.memory import (
+    AddressSpace,
+    MemoryRegion,
+    MemoryRegionSection,
+    MemoryTransaction,
+    RamBlock,
+    RegionKind,
+    memory_access_is_direct,
+)
+from pellucid.memory.flat_view import flat_view_root
 from tests.memory.helpers import ByteDevice, Recorder
 
 
@@ -69,7 +77,11 @@ def test_disabled_regions_vanish_with_all_in_them() -> None:
     root.add_subregion(0, box)
     box.set_enabled(False)
     assert ranges(space) == []
-    device.set_address(0x20)  # unseen, and must be right once it is seen again
+    recorder = Recorder()
+    space.add_listener(recorder)
+    recorder.log.clear()
+    device.set_address(0x20)
+    assert recorder.log == []  # unseen, so nothing is rendered, and yet right once it is seen again
     box.set_enabled(True)
     assert ranges(space) == ["20-2f dev@0"]
     box.del_subregion(device)
@@ -136,15 +148,39 @@ def test_listener_may_change_the_tree() -> None:
     class Follow(Recorder):
         def commit(self) -> None:
             super().commit()
-            if follower.container is None:
+            if follower.container is None and space.view.ranges:
                 root.add_subregion(0x80, follower)
 
     recorder = Follow()
-    with MemoryTransaction():
-        space.add_listener(recorder)
-        root.add_subregion(0, io("a", 0x10))
+    space.add_listener(recorder)
+    root.add_subregion(0, io("a", 0x10))
     assert ranges(space) == ["0-f a@0", "80-8f follower@0"]
     assert {s.region.name for s in recorder.there} == {"a", "follower"}
+
+
+def test_listeners_hear_additions_by_priority_and_deletions_backwards() -> None:
+    root = MemoryRegion.new_container("root", 0x100)
+    space = AddressSpace("as", root)
+    heard: list[str] = []
+
+    class Named(Recorder):
+        def __init__(self, name: str, priority: int) -> None:
+            super().__init__()
+            self.name = name
+            self.priority = priority
+
+        def region_add(self, section: MemoryRegionSection) -> None:
+            heard.append("+" + self.name)
+
+        def region_del(self, section: MemoryRegionSection) -> None:
+            heard.append("-" + self.name)
+
+    for name, priority in (("late", 10), ("early", 0)):
+        space.add_listener(Named(name, priority))
+    device = io("a", 0x10)
+    root.add_subregion(0, device)
+    root.del_subregion(device)
+    assert heard == ["+early", "+late", "-late", "-early"]
 
 
 def test_overlap_is_refused_unless_declared() -> None:
@@ -207,6 +243,9 @@ def test_flat_view_root_looks_through_whole_aliases_and_only_children() -> None:
     window.set_enabled(True)
     assert AddressSpace("dma", bus_master).view is AddressSpace("memory", system).view
     window.set_size(1 << 32)
+    assert flat_view_root(bus_master) is window
+    window.set_size(1 << 64)
+    window.set_readonly(True)  # then what is seen through it is not what is seen without it
     assert flat_view_root(bus_master) is window
 
 

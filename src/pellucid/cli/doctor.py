@@ -138,7 +138,7 @@ def probe_kvm(device: Path) -> Kvm:
 
 def _why_not(device: Path, error: OSError) -> str:
     reasons = {
-        errno.ENOENT: "is not there: no virtualization in this processor or environment, or kvm_intel/kvm_amd not loaded",
+        errno.ENOENT: "is not there: no virtualization in this processor or environment, or module kvm not loaded",
         errno.EACCES: "may not be opened by this user: add the user to the group that owns it (kvm)",
         errno.EPERM: "may not be opened here: the container or sandbox forbids the device",
         errno.ENODEV: "has no driver behind it: this kernel offers no KVM",

@@ -15,12 +15,12 @@ SIZE_SUFFIXES = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E"
 SWITCHES = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
 
 
-def suggestion(word: str, known: Collection[str]) -> str:
-    """A closing part for a message about an unknown word: `did you mean 'x'?`, or the choice where that is short."""
+def suggestion(word: str, known: Collection[str], otherwise: str = "see -help") -> str:
+    """A closing part for a message about an unknown word: `did you mean 'x'?`, the choice where short, `otherwise`."""
     matches = get_close_matches(word, known, n=1, cutoff=0.6)
     if matches:
         return f"did you mean '{matches[0]}'?"
-    return f"known: {', '.join(known)}" if 0 < len(known) <= 12 else "see -help"
+    return f"known: {', '.join(known)}" if 0 < len(known) <= 12 else otherwise
 
 
 def split_items(text: str) -> list[str]:

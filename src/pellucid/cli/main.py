@@ -41,7 +41,7 @@ def usage() -> str:
     """The text of `pellucid --help`."""
     lines = ["usage: pellucid COMMAND [...]", ""]
     lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
-    lines += ["", "pellucid run -help lists the machine's options; pellucid-system-x86_64 takes the same ones directly."]
+    lines += ["", "pellucid run -help lists the machine's options; pellucid-system-x86_64 takes the same ones."]
     return "\n".join(lines)
 
 

@@ -127,7 +127,8 @@ def cpu(draft: Draft, text: str) -> None:
     if model in CPU_MODELS_NOT_BUILT:
         raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu qemu64 or -cpu max")
     if model not in CPU_MODELS:
-        raise UserError(f"-cpu {model}: no such CPU model: {suggestion(model, (*CPU_MODELS, *CPU_MODELS_NOT_BUILT))}")
+        hint = suggestion(model, (*CPU_MODELS, *CPU_MODELS_NOT_BUILT), "-cpu help lists them")
+        raise UserError(f"-cpu {model}: no such CPU model: {hint}")
     features: dict[str, bool] = {}
     properties: dict[str, str] = {}
     for item in items:

@@ -50,7 +50,7 @@ MODE_KEYS = 1 << 8
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP = range(13)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR = range(14)
 
 # Bits of CpuState.pending.
 PENDING_REQUEST, PENDING_STEP = 1, 2
@@ -277,12 +277,19 @@ class CpuState:
     count_walks: u64
     count_translated: u64
     count_smc: u64
+    count_task_gates: u64
+    trap_exceptions: u32   # not 0: exceptions leave the engine instead of being delivered
     history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32
     history_at: u64
     apic_base: u64
     mmio_gpa: u64
     mtrr_def_type: u64
     misc_enable: u64
+    cr4_allowed: u64       # bits of CR4 that may be set
+    efer_allowed: u64
+    xcr0_allowed: u64
+    table_limit: u32       # limit read by LGDT or LIDT
+    msr_fault: u32         # the MSR access in flight raises #GP(0)
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

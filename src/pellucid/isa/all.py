@@ -1,7 +1,7 @@
 """Every family, imported for its rows."""
 
-from pellucid.isa import alu, control, move
+from pellucid.isa import alu, control, far, interrupts, move, msr, shift, system
 from pellucid.isa.table import ROWS, Table
 
-FAMILIES = (alu, control, move)
+FAMILIES = (alu, control, far, interrupts, move, msr, shift, system)
 TABLE = Table(ROWS)

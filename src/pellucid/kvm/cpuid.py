@@ -39,10 +39,7 @@ class KvmFeature(IntFlag):
 
 
 SUPPORTED_FEATURES = (
-    KvmFeature.CLOCKSOURCE
-    | KvmFeature.CLOCKSOURCE2
-    | KvmFeature.CLOCKSOURCE_STABLE_BIT
-    | KvmFeature.NOP_IO_DELAY
+    KvmFeature.CLOCKSOURCE | KvmFeature.CLOCKSOURCE2 | KvmFeature.CLOCKSOURCE_STABLE_BIT | KvmFeature.NOP_IO_DELAY
 )
 """What is built: kvmclock with its stable bit, and no need for I/O delays."""
 

@@ -1,11 +1,11 @@
 """The exceptions of the kvm floor.
 
-    PellucidError
-    └── KvmError
-        ├── MsrAccessError     a guest's RDMSR or WRMSR that the processor answers with #GP(0)
-        ├── StateError         saved state that no chip can be in; nothing has been changed
-        └── InvalidRequestError
-                               a call on a VM that contradicts itself or what exists (KVM's EINVAL, EEXIST, ENOENT)
+PellucidError
+└── KvmError
+    ├── MsrAccessError     a guest's RDMSR or WRMSR that the processor answers with #GP(0)
+    ├── StateError         saved state that no chip can be in; nothing has been changed
+    └── InvalidRequestError
+                           a call on a VM that contradicts itself or what exists (KVM's EINVAL, EEXIST, ENOENT)
 """
 
 from pellucid.errors import PellucidError

@@ -1,8 +1,8 @@
 """ioeventfd and irqfd: eventfds in place of exits and of interrupt calls.
 
-An *ioeventfd* turns a guest's write to a doorbell into a signal on an eventfd: whoever serves the doorbell sleeps on it,
-and the vCPU goes on at once. An *irqfd* is the other direction: signalling an eventfd raises a gsi, so a thread that knows
-nothing of the VM can interrupt the guest.
+An *ioeventfd* turns a guest's write to a doorbell into a signal on an eventfd: whoever serves the doorbell sleeps on
+it, and the vCPU goes on at once. An *irqfd* is the other direction: signalling an eventfd raises a gsi, so a thread
+that knows nothing of the VM can interrupt the guest.
 """
 
 import logging
@@ -98,8 +98,8 @@ class _Irqfd:
 class IrqfdManager:
     """The irqfds of one VM, watched by one thread that starts with the first of them.
 
-    Without a resamplefd each signal is a pulse. With one it asserts the gsi's level, and the guest's EOI de-asserts it and
-    signals the resamplefd, upon which the device signals again if it still has cause.
+    Without a resamplefd each signal is a pulse. With one it asserts the gsi's level, and the guest's EOI de-asserts it
+    and signals the resamplefd, upon which the device signals again if it still has cause.
     """
 
     def __init__(self, routing: IrqRouting) -> None:
@@ -118,13 +118,17 @@ class IrqfdManager:
                 raise InvalidRequestError(f"irqfd {fd}: the VM is closed")
             if fd in self._irqfds:
                 raise InvalidRequestError(f"irqfd {fd} is assigned to gsi {self._irqfds[fd].gsi} already")
-            os.set_blocking(fd, False)
             irqfd = _Irqfd(fd, gsi, resamplefd)
             self._irqfds[fd] = irqfd
+            try:
+                os.set_blocking(fd, False)
+                self._start().register(fd, selectors.EVENT_READ, irqfd)
+            except (OSError, ValueError) as error:
+                del self._irqfds[fd]
+                raise InvalidRequestError(f"irqfd {fd} cannot be watched: {error}") from error
             if resamplefd is not None:
                 irqfd.notifier = self._resampler(gsi, resamplefd)
                 self._routing.add_ack_notifier(gsi, irqfd.notifier)
-            self._start().register(fd, selectors.EVENT_READ, irqfd)
 
     def deassign(self, fd: int, gsi: int) -> None:
         """Stop watching; `InvalidRequestError` when `fd` is not assigned to `gsi`."""
@@ -184,8 +188,9 @@ class IrqfdManager:
         except BlockingIOError:
             return  # taken off, or read by somebody else, since select saw it
         except OSError as error:
-            # Its owner closed it without taking it off; there is nothing left to watch.
-            _log.warning("irqfd %d of gsi %d is gone: %s", irqfd.fd, irqfd.gsi, error.strerror)
+            # Not an eventfd, or closed by its owner without being taken off: watching it on would be a busy loop.
+            _log.warning("irqfd %d of gsi %d is watched no more: %s", irqfd.fd, irqfd.gsi, error)
+            self.deassign(irqfd.fd, irqfd.gsi)
             return
         if self._irqfds.get(irqfd.fd) is not irqfd:
             return

@@ -1,7 +1,7 @@
 """Where an in-kernel device answers a port or MMIO access before the machine hears of it (KVM_PIO_BUS, KVM_MMIO_BUS).
 
-A bus is a sorted list of address ranges, rebuilt at each registration and read without a lock: `read` and `write` are on the
-way of every exit. Writes are first offered to the ioeventfds, which match on exact address, length and data.
+A bus is a sorted list of address ranges, rebuilt at each registration and read without a lock: `read` and `write` are
+on the way of every exit. Writes are first offered to the ioeventfds, which match on exact address, length and data.
 """
 
 from bisect import bisect_right
@@ -39,9 +39,7 @@ class IoBus:
         """Add a device; `InvalidRequestError` when its addresses overlap another's."""
         for other in self._ranges:
             if device.base < other.base + other.length and other.base < device.base + device.length:
-                raise InvalidRequestError(
-                    f"in-kernel devices overlap: {device.base:#x}+{device.length:#x} and {other.base:#x}+{other.length:#x}"
-                )
+                raise InvalidRequestError(f"in-kernel devices at {device.base:#x} and {other.base:#x} overlap")
         ranges = tuple(sorted((*self._ranges, device), key=lambda entry: entry.base))
         # Readers take `_ranges` after `_bases`; neither ever shrinks, so an index from the old bases stays valid, and
         # devices are registered before vCPUs run.

@@ -6,7 +6,8 @@ alone. `version` is odd while the page is being written and grows by 2 with each
 reads again.
 
 All vCPUs share one pair (TSC, nanoseconds), taken once for the VM (KVM's master clock), because pairs taken at two
-moments would make their clocks differ by the rounding; that, with TSCs in step, is what PVCLOCK_TSC_STABLE_BIT promises.
+moments would make their clocks differ by the rounding; that, with TSCs in step, is what PVCLOCK_TSC_STABLE_BIT
+promises.
 """
 
 import struct
@@ -129,8 +130,8 @@ class PvclockVcpu:
     """The kvmclock of one vCPU: its MSRs and its page.
 
     `write_guest(gpa, data)` and `read_guest(gpa, length)` reach guest memory; `request_update()` makes
-    KVM_REQ_CLOCK_UPDATE, upon which the vCPU loop calls `update` before it enters the guest. `tsc_offset()` is what this
-    vCPU's TSC has been moved by against the common one (0 unless the guest wrote it).
+    KVM_REQ_CLOCK_UPDATE, upon which the vCPU loop calls `update` before it enters the guest. `tsc_offset()` is what
+    this vCPU's TSC has been moved by against the common one (0 unless the guest wrote it).
     """
 
     def __init__(

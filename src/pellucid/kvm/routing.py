@@ -1,12 +1,12 @@
 """Global system interrupts and where they lead: PIC pins, IOAPIC pins, or a message.
 
-A gsi is what a board's wires are numbered by. Each may lead to one pin of each chip, or to one MSI. A pin can be driven by
-several sources (the board, the PIT, a resampling irqfd): its level is the OR of theirs, so one source's release does not
-drop another's request. Ack notifiers hear when the guest has ended the interrupt of a gsi; mask notifiers when its pin
-is masked or unmasked.
+A gsi is what a board's wires are numbered by. Each may lead to one pin of each chip, or to one MSI. A pin can be driven
+by several sources (the board, the PIT, a resampling irqfd): its level is the OR of theirs, so one source's release does
+not drop another's request. Ack notifiers hear when the guest has ended the interrupt of a gsi; mask notifiers when its
+pin is masked or unmasked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -81,12 +81,12 @@ class _Target:
 
 
 class IrqRouting:
-    """The routing table of one VM. `chips` gives for each KVM_IRQCHIP_* the function that sets a pin's level."""
+    """The routing table of one VM, at first `default_irq_routing`. `connect` gives it the chips."""
 
-    def __init__(self, lock: IrqchipLock, bus: ApicBus, chips: Mapping[int, Callable[[int, bool], None]]) -> None:
+    def __init__(self, lock: IrqchipLock, bus: ApicBus) -> None:
         self._lock = lock
         self._bus = bus
-        self._chips = dict(chips)
+        self._chips: dict[int, Callable[[int, bool], None]] = {}
         self._targets: dict[int, _Target] = {}
         self._gsis_of: dict[Pin, tuple[int, ...]] = {}
         self._sources: dict[Pin, int] = {}
@@ -95,6 +95,10 @@ class IrqRouting:
         self.changed: Callable[[], None] = _nothing
         """Called when it may have changed which pins have an ack notifier."""
         self.set_routes(default_irq_routing())
+
+    def connect(self, chip: int, set_pin: Callable[[int, bool], None]) -> None:
+        """Give chip KVM_IRQCHIP_* its pins' levels through `set_pin(pin, level)`; once for each chip, at the start."""
+        self._chips[chip] = set_pin
 
     # ---- table
 

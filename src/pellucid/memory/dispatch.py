@@ -104,8 +104,7 @@ def _surrounding(offset: int, size: int, unit: int, unaligned: bool, big: bool) 
     """Where the `unit` bytes around the access begin, and by how many bits its value is shifted in their value."""
     start = offset if unaligned else offset & -unit
     before = offset - start
-    # An access that may be unaligned can stick out of the unit; its bytes there are not the device's to give.
-    return start, 8 * max(unit - size - before, 0) if big else 8 * before
+    return start, 8 * (unit - size - before) if big else 8 * before
 
 
 def _ring(region: MemoryRegion, offset: int, size: int, value: int) -> bool:

@@ -97,7 +97,8 @@ def _item(kind: str, item: bytes) -> str:
     if kind == "x":
         return f"0x{value:0{bits // 4}x}"
     if kind == "o":
-        return f"0{value:0{(bits + 2) // 3}o}"
+        digits = f"{value:0{(bits + 2) // 3}o}"
+        return digits if digits[0] == "0" else "0" + digits
     width = {8: 3, 16: 5, 32: 10, 64: 20}[bits]
     return f"{value if kind == 'u' else signed(value, bits):{width}d}"
 

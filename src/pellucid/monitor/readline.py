@@ -66,6 +66,9 @@ class LineEditor:
 
     def _feed_escape(self, byte: int) -> str:
         assert self._escape is not None
+        if byte == 0x1B:
+            self._escape = b""
+            return ""
         self._escape += bytes([byte])
         if self._escape in (b"[", b"O") or (self._escape[:1] == b"[" and chr(byte).isdigit() and len(self._escape) < 8):
             return ""

@@ -94,7 +94,7 @@ def same(host: Outcome, guest: Outcome) -> bool:
 def diff(case: Case, host: Outcome, guest: Outcome) -> str | None:
     """None when the outcomes agree in all that the manual defines.
 
-    Else a report with inputs, both outputs and what differs.
+    Otherwise a report with inputs, both outputs and what differs.
     """
     if same(host, guest):
         return None

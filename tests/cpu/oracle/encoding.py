@@ -1,4 +1,4 @@
-"""Encodings of one `Code` in its operand forms: registers of every class, every way to address memory, prefixes, immediates.
+"""Encodings of one `Code` in its operand forms: register classes, ways to address memory, prefixes, immediates.
 
 `variants` walks a plan (register form, then each memory form) and fills in the rest at random, so a few variants per
 code reach every form and many reach every combination.
@@ -40,8 +40,8 @@ _CR = _registers("CR0 CR2 CR3 CR4")
 _DR = tuple(getattr(_R, f"DR{n}") for n in range(8))
 
 _CLASSES = {
-    "R8": _R8, "R16": _R16, "R32": _R32, "R64": _R64, "XMM": _XMM, "YMM": _YMM, "MM": _MM, "STI": _ST, "SEG": _SEG, "CR": _CR,
-    "DR": _DR,
+    "R8": _R8, "R16": _R16, "R32": _R32, "R64": _R64, "XMM": _XMM, "YMM": _YMM, "MM": _MM, "STI": _ST, "SEG": _SEG,
+    "CR": _CR, "DR": _DR,
 }  # fmt: skip
 _KIND_NAMES = {value: name for name, value in vars(KIND).items() if isinstance(value, int) and name.isupper()}
 _FIXED = {getattr(KIND, name): getattr(_R, name) for name in "AL AX EAX RAX CL DX ES CS SS DS FS GS ST0".split()}
@@ -96,13 +96,13 @@ class Variant:
 @dataclass
 class _Builder:
     rng: random.Random
-    code: int
+    code: Any
     bits: int
     form: str
     ip: int
 
     def __post_init__(self) -> None:
-        self.info = op_info(self.code)
+        self.info: Any = op_info(self.code)
         self.instruction: Any = iced_x86.Instruction()
         self.instruction.code = self.code
         self.narrow = self.bits == 64 and self.form.endswith("a32")
@@ -190,6 +190,8 @@ class _Builder:
         elif kind == KIND.MEM_OFFS:
             size = 8 if self.bits == 64 and not self.narrow else 4
             self._place(index, _R.NONE, _R.NONE, 1, self._target(), size)
+        elif self.form == "a16" and (name.startswith("MEM") or name.endswith("_OR_MEM")):
+            self._sixteen_bit(index)
         elif kind in _VSIB:
             self._general(index, "sib32", self.rng.choice(_VSIB[kind][: self.bits // 4]))
         elif name.startswith("MEM") or (name.endswith("_OR_MEM") and self.form != "reg"):
@@ -207,8 +209,6 @@ class _Builder:
         wide = self.bits == 64 and not self.narrow
         pool = (_R64 if wide else _R32)[: 16 if self.bits == 64 else 8]
         base = rng.choice(pool)
-        if form == "a16":
-            return self._sixteen_bit(index)
         scale, index_register = 1, vector
         if form in ("sib", "sib8", "sib32", "index") or vector:
             scale = rng.choice((1, 2, 4, 8))
@@ -230,10 +230,7 @@ class _Builder:
         self._place(index, base, index_register, scale, displacement & ((1 << 64) - 1 if wide else 0xFFFF_FFFF), size)
 
     def _sixteen_bit(self, index: int) -> None:
-        """The eight 16-bit forms.
-
-        They reach only the first 64 KiB, where nothing is mapped: CR2 tells what was computed.
-        """
+        """The 16-bit forms. They reach only the first 64 KiB, where nothing is mapped: CR2 tells what was computed."""
         base, index_register = self.rng.choice(_SIXTEEN_BIT)
         size = self.rng.choice((1, 2)) if base in (_R.BP, _R.NONE) else self.rng.choice((0, 1, 2))
         size = 2 if (base, index_register) == (_R.NONE, _R.NONE) else size
@@ -280,9 +277,9 @@ def random_selector(rng: random.Random, code: bool = False) -> int:
 
 
 def forms(code: int, bits: int) -> list[str]:
-    """The operand forms that an encoding has.
+    """The operand forms that an encoding has: "reg", "plain" (nothing to choose), or ways to address memory.
 
-    "reg", ways to address memory (with "a32": by 32-bit registers), or "plain".
+    "a32" at the end means by 32-bit registers in 64-bit code, "a16" by 16-bit registers in 32-bit code.
     """
     info = op_info(code)
     names = [_KIND_NAMES[info.op_kind(index)] for index in range(info.op_count)]
@@ -322,7 +319,7 @@ def _finish(rng: random.Random, code: int, data: bytes, bits: int, ip: int) -> V
     choice = rng.randrange(32)
     plain = _decode(data, bits, ip)
     if choice < 2:
-        useless = (0x2E, 0x3E, 0x26, 0x36, 0xF2, 0xF3)
+        useless: tuple[int, ...] = (0x2E, 0x3E, 0x26, 0x36, 0xF2, 0xF3)
         if plain.flow_control == iced_x86.FlowControl.NEXT:
             useless += (0x66,)  # before a branch in 64-bit code, 66 is ignored by Intel and obeyed by AMD
         longer = bytes([rng.choice(useless)]) + data
@@ -330,7 +327,9 @@ def _finish(rng: random.Random, code: int, data: bytes, bits: int, ip: int) -> V
         if decoded.code == code and len(longer) <= 15:
             return Variant(code, longer, bits, ip, decoded)
     elif choice == 2 and data[0] != 0xF0:
-        return Variant(code, b"\xf0" + data, bits, ip, plain, valid=False)
+        locked = _decode(b"\xf0" + data, bits, ip)
+        valid = locked.code != 0
+        return Variant(code, b"\xf0" + data, bits, ip, locked if valid else plain, valid)
     return Variant(code, data, bits, ip, plain, valid=plain.code != 0)
 
 

@@ -24,7 +24,7 @@ from .catalog import (
     op_info,
     vendor_dependent,
 )
-from .encoding import Variant
+from .encoding import Variant, random_address
 from .generate import Case, case_for
 from .situation import Pool
 
@@ -50,7 +50,7 @@ def _random_bytes(rng: random.Random, bits: int) -> bytes:
     return bytes(head) + rng.randbytes(_LENGTH)
 
 
-def _comparable(instruction: Any, data: bytes, bits: int, features: Collection[int]) -> bool:
+def _comparable(instruction: Any, data: bytes, bits: int, features: frozenset[int]) -> bool:
     """Whether the host must do with it what the manual says, and an engine with `features` too."""
     code = instruction.code
     info = op_info(code)
@@ -64,10 +64,7 @@ def _comparable(instruction: Any, data: bytes, bits: int, features: Collection[i
 
 
 def _invalid_everywhere(data: bytes, bits: int) -> bool:
-    """Whether AMD's decoder refuses the bytes as well (LOCK MOV CR0 means CR8 there),.
-
-    And not for want of more bytes.
-    """
+    """Whether AMD's decoder refuses the bytes too (LOCK MOV CR0 means CR8 there), and not for want of more bytes."""
     decoder = iced_x86.Decoder(bits, data, iced_x86.DecoderOptions.AMD, ip=layout.START)
     return decoder.decode().code == 0 and decoder.last_error != iced_x86.DecoderError.NO_MORE_BYTES
 
@@ -80,10 +77,10 @@ def _operand_size_on_branch(instruction: Any, data: bytes) -> bool:
 def random_cases(
     count: int, seed: int = 0, bits: int = 64, features: Collection[int] | None = None, invalid: bool = True
 ) -> Iterator[Case]:
-    """`count` cases of one random instruction each, of the given features (default: `X86_64_V3`) as far as the host has them.
+    """`count` cases of one random instruction each.
 
-    With `invalid`, bytes that are no instruction at all are among them; they begin the code area's filling, so
-    their end is the filling's.
+    It is of the given features (default: `X86_64_V3`) as far as the host has them. With `invalid`, bytes that are no
+    instruction at all are among them.
     """
     allowed = frozenset(X86_64_V3 if features is None else features) & host_features()
     rng = random.Random(f"fuzz/{seed}/{bits}")
@@ -91,7 +88,7 @@ def random_cases(
     made = 0
     while made < count:
         data = _random_bytes(rng, bits)
-        instruction = iced_x86.Decoder(bits, data, ip=layout.START).decode()
+        instruction, data = _aimed(rng, data, bits)
         if instruction.code == 0:
             if not invalid or rng.randrange(4) or not _invalid_everywhere(data, bits):
                 continue
@@ -100,9 +97,32 @@ def random_cases(
         elif _branches_into_itself(instruction):
             continue
         size = instruction.len if instruction.code else min(instruction.len + _FETCHED_ALWAYS, _LENGTH)
-        made += 1
         variant = Variant(instruction.code, data[:size], bits, layout.START, instruction, valid=instruction.code != 0)
-        yield case_for(rng, pool, variant)
+        case = case_for(rng, pool, variant)
+        if case is not None:
+            made += 1
+            yield case
+
+
+def _aimed(rng: random.Random, data: bytes, bits: int) -> tuple[Any, bytes]:
+    """Decode. A displacement that alone is an address or a branch target is replaced by one that hits the layout."""
+    decoder = iced_x86.Decoder(bits, data, ip=layout.START)
+    instruction: Any = decoder.decode()
+    offsets = decoder.get_constant_offsets(instruction)
+    register: Any = iced_x86.Register
+    relative = instruction.memory_base in (register.RIP, register.EIP)
+    place, size, value = 0, 0, 0
+    if instruction.op0_kind in (iced_x86.OpKind.NEAR_BRANCH32, iced_x86.OpKind.NEAR_BRANCH64):
+        place, size = offsets.immediate_offset, offsets.immediate_size
+        value = layout.START + rng.choice((-1, 1)) * rng.randrange(0x20, 0x60) - instruction.next_ip
+    elif offsets.has_displacement and instruction.memory_index == register.NONE:
+        if relative or instruction.memory_base == register.NONE:
+            place, size = offsets.displacement_offset, offsets.displacement_size
+            value = random_address(rng, 8, edges=rng.randrange(4) == 0) - (instruction.next_ip if relative else 0)
+    if size in (4, 8):
+        data = data[:place] + (value & (1 << 8 * size) - 1).to_bytes(size, "little") + data[place + size :]
+        instruction = iced_x86.Decoder(bits, data, ip=layout.START).decode()
+    return instruction, data
 
 
 def _branches_into_itself(instruction: Any) -> bool:

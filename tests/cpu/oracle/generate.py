@@ -15,12 +15,14 @@ from . import layout
 from .catalog import CODE_NAMES, MMX, X87, features_of
 from .catalog import instructions as instructions
 from .encoding import Variant, variants
-from .situation import Operand, Pool, situate
+from .safety import stays_inside
+from .situation import Operand, Pool, Situation, situate
 from .special import adjust
 from .state import UserState
 
 FWAIT = b"\x9b"
 _FCW_MASKS = 0x3F
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,18 @@ class Case:
         return f"{CODE_NAMES[self.code]}: {self.text}  [{self.data.hex(' ')}] at {self.state.rip:#x}, {self.bits} bits"
 
 
-def case_for(rng: random.Random, pool: Pool, variant: Variant) -> Case:
-    """Situate `variant`, adjust it to its mnemonic, and make a case of it."""
-    situation = situate(rng, pool, variant)
-    adjust(situation)
+def case_for(rng: random.Random, pool: Pool, variant: Variant) -> Case | None:
+    """Situate `variant`, adjust it to its mnemonic, make a case of it; None when it will not stay inside the layout."""
+    for _ in range(_ATTEMPTS):
+        situation = situate(rng, pool, variant)
+        adjust(situation)
+        if stays_inside(situation):
+            return _finished(situation)
+    return None
+
+
+def _finished(situation: Situation) -> Case:
+    variant = situation.variant
     data = variant.data
     if features_of(variant.code) & (X87 | MMX) and situation.state.fcw & _FCW_MASKS != _FCW_MASKS:
         data += FWAIT
@@ -74,4 +84,6 @@ def cases(codes: Iterable[int], per_code: int = 16, states: int = 2, seed: int =
         rng = random.Random(f"{seed}/{bits}/{code}")
         for variant in variants(code, -(-per_code // states), rng, bits):
             for _ in range(states):
-                yield case_for(rng, pool, variant)
+                case = case_for(rng, pool, variant)
+                if case is not None:
+                    yield case

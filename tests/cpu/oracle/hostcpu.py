@@ -22,7 +22,7 @@ from types import TracebackType
 
 from . import layout
 from . import trampoline as t
-from .outcome import Outcome, check_placement, classify
+from .outcome import PF, Fault, Outcome, check_placement, classify
 from .state import RSP, UserState
 
 Case = tuple[bytes, UserState, int]
@@ -217,6 +217,9 @@ class HostCpu:
         state.mem = self._changed(at)
         vector, error_code, cr2 = regs[t.GREG_TRAPNO], regs[t.GREG_ERR], regs[t.GREG_CR2]
         state.rip, fault = classify(code, before.rip, regs[t.GREG_RIP], vector, error_code, cr2)
+        if fault is not None and fault.vector == PF and fault.address is not None and fault.address >> 63:
+            # Linux hides what is mapped in its half by always setting P; to the layout nothing is.
+            fault = Fault(PF, fault.error_code & ~1, fault.address)
         if signal_number == _SIGSYS:
             return Outcome(state, lost="made a system call")
         return Outcome(state, fault)

@@ -10,9 +10,10 @@ maps
 
 with a hole of at least one page before and after each area, so that every access over an edge faults. All of it lies
 below 2 GiB, so absolute disp32, 32-bit addressing and 32-bit code reach it. `HOLE` is never mapped, and neither is
-anything below 64 KiB (16-bit effective addresses land there). A mapped page is present with A and D set.
+anything below 64 KiB (16-bit effective addresses land there) or in the upper half of the address space. Cases go
+nowhere else (`safety`). A mapped page is present with A and D set.
 
-Segment selectors are Linux's: CS 0x33 (64-bit) or 0x23 (32-bit), SS=DS=ES=0x2b, FS=GS=0 with the case's FS and GS bases.
+Segment selectors are Linux's: CS 0x33 (64-bit) or 0x23 (32-bit), SS=DS=ES=0x2b, FS=GS=0 with the case's bases.
 A guest needs these descriptors in its GDT, all DPL 3 and with the accessed bit set: index 4 flat 32-bit code (type 11,
 DB=1, G=1), index 5 flat data (type 3, DB=1, G=1), index 6 64-bit code (type 11, L=1, G=1, limit 0xfffff); no LDT.
 CR0.AM, CR0.NE, CR0.WP, CR4.OSFXSR, OSXMMEXCPT, OSXSAVE and FSGSBASE are set, CR4.TSD, UMIP and DE are clear, EFER.NXE
@@ -38,6 +39,12 @@ STACK_SIZE = PAGE
 READONLY = 0x6300_0000
 READONLY_SIZE = PAGE
 HOLE = 0x6400_0000
+
+WINDOW = (0x5F00_0000, 0x6500_0000)
+"""Nothing but the areas above is mapped in this range of addresses."""
+
+LOWEST_MAPPED = 0x1_0000
+"""Below this address nothing is mapped either."""
 
 MAX_CODE = 256
 """Longest code under test, bytes."""

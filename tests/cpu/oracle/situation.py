@@ -44,10 +44,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def element_kind(code: int) -> Kind | None:
-    """What the elements of the instruction's memory operand are (known for its register form too).
-
-    None when not told.
-    """
+    """What the elements of the memory operand are (known for the register form too); None when not told."""
     size = op_info(code).memory_size
     if size == _SIZE.UNKNOWN:
         return None
@@ -143,8 +140,9 @@ def register_value(state: UserState, register: int) -> int | None:
     handle: Any = register
     if not _REGISTERS.is_gpr(handle):
         return None
-    value = state.gpr[_REGISTERS.number(_REGISTERS.full_register(handle))]
-    return value >> (8 if is_high_byte(register) else 0) & (1 << 8 * _REGISTERS.size(handle)) - 1
+    value: int = state.gpr[_REGISTERS.number(_REGISTERS.full_register(handle))]
+    width = 8 * int(_REGISTERS.size(handle))
+    return value >> (8 if is_high_byte(register) else 0) & (1 << width) - 1
 
 
 class Pool:
@@ -189,7 +187,7 @@ def _place_stack(situation: Situation) -> None:
 def _fill_registers(situation: Situation, info: Any) -> None:
     rng, state = situation.rng, situation.state
     kind = element_kind(situation.variant.code)
-    lanes = None if kind in (Kind.BCD, Kind.FLOAT80) else kind
+    lanes: Kind | None = None if kind in (Kind.BCD, Kind.FLOAT80) else kind
     for used in info.used_registers():
         register = used.register
         if _REGISTERS.is_gpr(register):

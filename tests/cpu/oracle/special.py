@@ -1,4 +1,4 @@
-"""What single mnemonics need beyond random operands to do their work instead of faulting, and to meet their own edge cases.
+"""What single mnemonics need beyond random operands to do their work, and to meet edge cases of their own.
 
 `adjust` is called last for every case. Each function here leaves some cases as they came, so the faults stay covered.
 """
@@ -116,7 +116,7 @@ def _bound(s: Situation) -> None:
 def _string(s: Situation) -> None:
     """Small counts, overlapping operands, equal stretches to scan.
 
-    (SSE's MOVSD and CMPSD share names, and are not touched.).
+    (SSE's MOVSD and CMPSD share names, and are not touched.)
     """
     if not s.instruction.is_string_instruction:
         return
@@ -209,6 +209,7 @@ def _pop_flags(s: Situation) -> None:
 
 @_for("LEAVE ENTER")
 def _frame(s: Situation) -> None:
+    s.state.gpr[RBP] = layout.HOLE
     if s.rng.randrange(8):
         s.state.gpr[RBP] = layout.STACK_TOP + s.rng.randrange(-256, 256)
 

@@ -98,10 +98,7 @@ class UserState:
         return bytes(out)
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`.
-
-        Bytes that fall outside the writable pages are dropped (the case will fault there).
-        """
+        """Put `data` at `address`; bytes outside the writable pages are dropped (the case will fault there)."""
         while data:
             page, offset = address & -layout.PAGE, address & (layout.PAGE - 1)
             part = data[: layout.PAGE - offset]

@@ -29,7 +29,7 @@ _REGISTERS: Any = iced_x86.RegisterExt
 
 @dataclass
 class Undefined:
-    """What not to compare: bits of RFLAGS and FSW, bits per general register, whole ST and vector registers, memory ranges.
+    """What not to compare: bits of RFLAGS, FSW and each general register; ST and vector registers; memory ranges.
 
     `approximate` is "reciprocal" (packed singles within 2^-10.4 of each other) or "transcendental" (ST within a few
     units in the last place) where results may be approximations.
@@ -82,10 +82,14 @@ def shift_flags(name: str, width: int, count: int) -> int:
     return overflow | carry | AF
 
 
-_LOADS = "FLD FLD1 FLDZ FLDPI FLDL2E FLDL2T FLDLG2 FLDLN2 FILD FBLD FST FSTP FIST FISTP FISTTP FBSTP FXCH FABS FCHS FINCSTP FDECSTP"
+_LOADS = (
+    "FLD FLD1 FLDZ FLDPI FLDL2E FLDL2T FLDLG2 FLDLN2 FILD FBLD FST FSTP FIST FISTP FISTTP FBSTP FXCH FABS FCHS"
+    " FINCSTP FDECSTP"
+)
 _ARITHMETIC = (
-    "FADD FADDP FIADD FSUB FSUBP FISUB FSUBR FSUBRP FISUBR FMUL FMULP FIMUL FDIV FDIVP FIDIV FDIVR FDIVRP FIDIVR FSQRT FRNDINT"
-    " FSCALE FXTRACT F2XM1 FYL2X FYL2XP1 FPATAN FCMOVB FCMOVE FCMOVBE FCMOVU FCMOVNB FCMOVNE FCMOVNBE FCMOVNU"
+    "FADD FADDP FIADD FSUB FSUBP FISUB FSUBR FSUBRP FISUBR FMUL FMULP FIMUL FDIV FDIVP FIDIV FDIVR FDIVRP FIDIVR"
+    " FSQRT FRNDINT FSCALE FXTRACT F2XM1 FYL2X FYL2XP1 FPATAN FCMOVB FCMOVE FCMOVBE FCMOVU FCMOVNB FCMOVNE FCMOVNBE"
+    " FCMOVNU"
 )
 FPU_FLAGS: dict[str, int] = _names(
     {
@@ -106,8 +110,8 @@ MAY_STORE_BEFORE_FAULT = frozenset(
 )
 """More than one store, with no promise that a later fault leaves the earlier ones undone."""
 
-# Offset and size of what an image holds that is not state a guest can rely on: x87 pointers (processors save them only with
-# a pending exception, or not at all), MXCSR_MASK, reserved bytes.
+# Offset and size of what an image holds that is not state a guest can rely on: x87 pointers (processors save them
+# only with a pending exception, or not at all), MXCSR_MASK, reserved bytes.
 _FX_HOLES = ((6, 18), (28, 4), (416, 96))
 _IMAGE_HOLES = {
     **dict.fromkeys(("FXSAVE", "FXSAVE64", "XSAVE", "XSAVE64", "XSAVEC", "XSAVEC64"), _FX_HOLES),

@@ -119,9 +119,9 @@ _F80_EXPONENTS = (0, 1, 2, 0x3FFE, 0x3FFF, 0x4000, 0x4001, 0x3FFF + 15, 0x3FFF +
 
 
 def edge_float80(rng: random.Random) -> int:
-    """The bits of a double extended number, with its special classes.
+    """The bits of a double extended number.
 
-    Pseudo-denormal, unnormal, pseudo-NaN and the rest.
+    Its special classes (pseudo-denormal, unnormal, pseudo-NaN) are among them.
     """
     sign = rng.getrandbits(1) << 79
     choice = rng.randrange(8)
@@ -182,10 +182,7 @@ def random_fcw(rng: random.Random) -> int:
 
 
 def random_x87(rng: random.Random, state: UserState) -> None:
-    """Fill the x87 part: mostly full stack,.
-
-    Any TOP and condition codes, sticky flags only where masked (so nothing pends).
-    """
+    """Fill the x87 part: mostly a full stack, any TOP and condition codes, and no exception pending."""
     state.fcw = random_fcw(rng)
     sticky = rng.getrandbits(6) & state.fcw & 0x3F if rng.randrange(4) == 0 else 0
     state.fsw = rng.choice((0, rng.getrandbits(3))) << 11 | sticky | (rng.getrandbits(16) & 0x4700)

@@ -134,7 +134,8 @@ def _report(line: str, label: str, progress: Progress | None) -> None:
 
 def _reason(errors: str) -> str:
     lines = [line.removeprefix("E: ") for line in errors.splitlines() if line.startswith("E: ")]
-    return lines[0] if lines else "no reason given"
+    others = errors.split("\n") if not lines else []
+    return next((line.strip() for line in (*lines, *reversed(others)) if line.strip()), "no reason given")
 
 
 def _text(file: IO[bytes]) -> str:

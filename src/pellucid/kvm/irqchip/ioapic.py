@@ -1,8 +1,8 @@
 """The I/O APIC (82093AA): 24 pins, a redirection table, and level-triggered interrupts that wait for their EOI.
 
-It behaves as KVM's does. A line's level means asserted or not; the polarity bit of an entry is kept and read back but does
-not invert, because the board's wires and the guest's ACPI tables agree on polarity between themselves. An edge that
-comes while its pin is masked is lost, as on the chip; a level that is still asserted counts when it is unmasked.
+It behaves as KVM's does. A line's level means asserted or not; the polarity bit of an entry is kept and read back but
+does not invert, because the board's wires and the guest's ACPI tables agree on polarity between themselves. An edge
+that comes while its pin is masked is lost, as on the chip; a level that is still asserted counts when it is unmasked.
 
 Version 0x11 is KVM's. Version 0x20 adds the EOI register, with which software ends a level-triggered interrupt itself
 when the local APICs suppress their EOI broadcast.

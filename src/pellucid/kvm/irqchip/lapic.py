@@ -200,6 +200,7 @@ class Lapic(ApicVectors):
             self.icr &= 0xFF00_0000_FFFF_FFFF
         self._bus.recalculate()
         self._notify_if_deliverable()
+        self._notify_if_extint()
 
     @property
     def hw_enabled(self) -> bool:
@@ -377,6 +378,7 @@ class Lapic(ApicVectors):
         with self.lock:
             rising = asserted and not self._lint0
             self._lint0 = asserted
+            self._notify_if_extint()
             entry = self.lvt[LINT0_ENTRY]
             if entry & (d.LVT_LEVEL | d.LVT_MODE) == d.LVT_LEVEL | d.DM_FIXED << 8:
                 self._lint0_service()
@@ -389,6 +391,11 @@ class Lapic(ApicVectors):
         if not entry & d.LVT_LEVEL:
             self.lvt[LINT0_ENTRY] = entry & ~d.LVT_REMOTE_IRR
         self._lint0_service()
+        self._notify_if_extint()
+
+    def _notify_if_extint(self) -> None:
+        if self._lint0 and self.accepts_pic_interrupts():
+            self._notify()
 
     def _lint0_service(self) -> None:
         """A level-sensitive fixed LINT0: request once for each EOI while the pin is asserted."""
@@ -415,7 +422,7 @@ class Lapic(ApicVectors):
         return self.mode is ApicMode.XAPIC and gpa & ~0xFFF == self._apic_base & ~0xFFF
 
     def mmio_read(self, offset: int, size: int) -> int:
-        """Load `size` bytes at `offset` of the register page."""
+        """Load `size` bytes at `offset` of the register page; the caller has asked `mmio_in_range`."""
         return self._window.mmio_read(offset, size)
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:

@@ -2,7 +2,8 @@
 
 The timer's input is a bus clock of 1 GHz, as KVM's: one count is `divide` nanoseconds. Nothing ticks; the next expiry
 is a deadline on the VM's clock, and the current count is computed from it. The counter is never reset by a change
-between one-shot and periodic mode, and a change to or from TSC-deadline mode disarms (as KVM, and as the manual allows).
+between one-shot and periodic mode, and a change to or from TSC-deadline mode disarms (as KVM, and as the manual
+allows).
 
 The clock's callback runs on the timer thread and may come late, early or after a cancel; under the lock the deadline
 alone decides, so stale callbacks do nothing.
@@ -54,9 +55,7 @@ class LapicTimer:
         "tsc_deadline",
     )
 
-    def __init__(
-        self, clock: Clock, lock: IrqchipLock, tsc_to_ns: Callable[[int], int], expired: Notify
-    ) -> None:
+    def __init__(self, clock: Clock, lock: IrqchipLock, tsc_to_ns: Callable[[int], int], expired: Notify) -> None:
         self._clock = clock
         self._now_ns = clock.now_ns
         self._lock = lock

@@ -1,8 +1,8 @@
 """The pair of cascaded 8259A interrupt controllers of a PC, with the ELCR of the ISA bridge.
 
 Data sheet: Intel 8259A. As in the chipsets that integrate the pair (and in KVM), trigger mode is chosen per pin by the
-ELCR instead of ICW1's LTIM, the cascade on master pin 2 is hard-wired, so ICW1's SNGL and ICW3's content do not matter, and
-a request on an edge pin stays latched when its line falls.
+ELCR instead of ICW1's LTIM, the cascade on master pin 2 is hard-wired, so ICW1's SNGL and ICW3's content do not matter,
+and a request on an edge pin stays latched when its line falls.
 
 Master pin 2 is not an input of its own but follows the slave's INT output at every change.
 """
@@ -10,7 +10,7 @@ Master pin 2 is not an input of its own but follows the slave's INT output at ev
 from collections.abc import Callable
 
 from pellucid.kvm.errors import StateError
-from pellucid.kvm.irqchip.apicdef import IrqchipLock, Notify
+from pellucid.kvm.irqchip.apicdef import IrqchipLock
 from pellucid.kvm.irqchip.state import PicState
 
 PIC_MASTER_BASE = 0x20

@@ -1,8 +1,8 @@
 """The 8254 interval timer of a PC: counter 0 drives gsi 0, counter 2 the speaker port 0x61.
 
-Lost ticks are made up for as KVM does (reinjection): a tick that comes while the one before has not been acknowledged is
-owed, and given when the guest's EOI arrives. The owner therefore registers `irq_acked` and `irq_mask_changed` with the
-routing for gsi 0. Each tick is a pulse; who counts on edges sees the rise, and nothing stays asserted.
+Lost ticks are made up for as KVM does (reinjection): a tick that comes while the one before has not been acknowledged
+is owed, and given when the guest's EOI arrives. The owner therefore registers `irq_acked` and `irq_mask_changed` with
+the routing for gsi 0. Each tick is a pulse; who counts on edges sees the rise, and nothing stays asserted.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from pellucid.errors import UserError
 from pellucid.machine.device import Device, Region, Register, State
 from pellucid.machine.firmware import aml
 from pellucid.machine.state import U32, U64
-from pellucid.memory.access import AccessSizes, Endianness
+from pellucid.memory.access import AccessSizes, Endianness, MemTxResult
 
 SIGNATURE, INTERFACE_ID, FILE_DIRECTORY, FIRST_FILE = 0x0000, 0x0001, 0x0019, 0x0020
 HAS_TRADITIONAL, HAS_DMA = 0x01, 0x02
@@ -31,14 +31,14 @@ CHUNK = 1 << 16
 
 
 class DmaSpace(Protocol):
-    """The memory that a device's transfers reach; both raise nothing and say whether all of it was there."""
+    """The memory that a device's transfers reach: a `pellucid.memory.AddressSpace`."""
 
-    def dma_read(self, address: int, size: int) -> bytes | None:
-        """The bytes, or None when some of them are not memory."""
+    def try_read_bytes(self, addr: int, length: int) -> tuple[bytearray, MemTxResult]:
+        """The bytes, zeros where nothing answered, and whether all of it did."""
         ...
 
-    def dma_write(self, address: int, data: bytes) -> bool:
-        """False when some of the bytes are not memory."""
+    def write_bytes(self, addr: int, data: bytes) -> MemTxResult:
+        """Whether all of it was taken."""
         ...
 
 
@@ -145,8 +145,8 @@ class FwCfg(Device):
 
     def _transfer(self, control_block: int) -> None:
         self.last_control_block = control_block
-        fields = self._memory.dma_read(control_block, 16)
-        if fields is None:
+        fields, result = self._memory.try_read_bytes(control_block, 16)
+        if result is not MemTxResult.OK:
             return  # Nowhere to report the error to.
         control, length, address = struct.unpack(">IIQ", fields)
         if control & DMA_SELECT:
@@ -158,12 +158,12 @@ class FwCfg(Device):
             done = False  # No item takes writes.
         elif control & DMA_SKIP:
             self._skip(length)
-        self._memory.dma_write(control_block, struct.pack(">I", 0 if done else DMA_ERROR))
+        self._memory.write_bytes(control_block, struct.pack(">I", 0 if done else DMA_ERROR))
 
     def _copy_to_guest(self, address: int, length: int) -> bool:
         while length:
             size = min(length, CHUNK)
-            if not self._memory.dma_write(address, self._take(size)):
+            if self._memory.write_bytes(address, self._take(size)) is not MemTxResult.OK:
                 return False
             address = (address + size) & 0xFFFF_FFFF_FFFF_FFFF
             length -= size

@@ -1,0 +1,126 @@
+"""Control registers: what a write checks, and what it changes (SDM vol. 3, 2.5 and 4.1)."""
+
+from pellucid.cpu.descriptors import in_long_mode
+from pellucid.cpu.faults import general_protection
+from pellucid.cpu.memory import flush_tlb
+from pellucid.cpu.physical import host_address
+from pellucid.cpu.segments import update_mode
+from pellucid.cpu.state import (
+    ATTR_L, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PSE, CR4_SMAP,
+    CR4_SMEP, CS, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, PENDING_REQUEST)
+from pellucid.native import atomic_or, native, ptr, ref, static, u64
+
+CR0_DEFINED = 0xE005003F
+EFER_DEFINED = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+
+
+@native(inline=False)
+def load_pdptrs(s, cr3: u64) -> None:
+    """The four page-directory-pointer entries of PAE paging; #GP(0) for reserved bits (SDM vol. 3, 4.4.1)."""
+    host = host_address(s, cr3 & 0xFFFF_FFE0)
+    reserved = 0x1E6 | (~((u64(1) << s.maxphyaddr) - 1))
+    if host == 0:
+        general_protection(s, 0)
+    for i in static(range(4)):
+        entry = ptr[u64](host)[i]
+        if (entry & 1) != 0 and (entry & reserved) != 0:
+            general_protection(s, 0)
+    for i in static(range(4)):
+        s.pdptr[i] = ptr[u64](host)[i]
+
+
+@native
+def pae_paging(cr0, cr4, efer):
+    """PAE paging in the narrow sense: PDPTEs are registers."""
+    return (cr0 & CR0_PG) != 0 and (cr4 & CR4_PAE) != 0 and (efer & EFER_LMA) == 0
+
+
+@native(inline=False)
+def write_cr0(s, value: u64) -> None:
+    """MOV to CR0; #GP(0) for what the manual forbids."""
+    value = (value & CR0_DEFINED) | CR0_ET
+    if (value & CR0_PG) != 0 and (value & CR0_PE) == 0:
+        general_protection(s, 0)
+    if (value & CR0_NW) != 0 and (value & CR0_CD) == 0:
+        general_protection(s, 0)
+    if (value & CR0_PG) == 0 and (s.cr4 & CR4_PCIDE) != 0:
+        general_protection(s, 0)
+    efer = s.efer
+    changed = value ^ s.cr0
+    if (changed & CR0_PG) != 0:
+        if (value & CR0_PG) != 0:
+            if (efer & EFER_LME) != 0:
+                if (s.cr4 & CR4_PAE) == 0 or (s.seg_attr[CS] & ATTR_L) != 0:
+                    general_protection(s, 0)
+                efer = efer | EFER_LMA
+        else:
+            if in_long_mode(s) and (s.seg_attr[CS] & ATTR_L) != 0:
+                general_protection(s, 0)
+            efer = efer & ~u64(EFER_LMA)
+    if pae_paging(value, s.cr4, efer) and (changed & (CR0_PG | CR0_CD | CR0_NW)) != 0:
+        load_pdptrs(s, s.cr3)
+    s.cr0 = value
+    s.efer = efer
+    if (changed & (CR0_PG | CR0_PE | CR0_WP)) != 0:
+        flush_tlb(s, True)
+    update_mode(s)
+
+
+@native(inline=False)
+def write_cr3(s, value: u64) -> None:
+    """MOV to CR3: a new address space; translations of global pages stay."""
+    if in_long_mode(s):
+        if (s.cr4 & CR4_PCIDE) != 0:
+            value = value & ~(u64(1) << 63)
+        if value >> s.maxphyaddr != 0:
+            general_protection(s, 0)
+    else:
+        value = value & 0xFFFF_FFFF
+        if pae_paging(s.cr0, s.cr4, s.efer):
+            load_pdptrs(s, value)
+    s.cr3 = value
+    flush_tlb(s, False)
+
+
+@native(inline=False)
+def write_cr4(s, value: u64) -> None:
+    """MOV to CR4; bits that CPUID does not advertise raise #GP(0)."""
+    if (value & ~s.cr4_allowed) != 0:
+        general_protection(s, 0)
+    changed = value ^ s.cr4
+    if in_long_mode(s) and ((value & CR4_PAE) == 0 or (changed & CR4_LA57) != 0):
+        general_protection(s, 0)
+    if (changed & value & CR4_PCIDE) != 0 and (not in_long_mode(s) or (s.cr3 & 0xFFF) != 0):
+        general_protection(s, 0)
+    paging = changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_SMEP)
+    if pae_paging(s.cr0, value, s.efer) and paging != 0:
+        load_pdptrs(s, s.cr3)
+    s.cr4 = value
+    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | (1 << 22))) != 0:
+        flush_tlb(s, True)
+    update_mode(s)
+
+
+@native(inline=False)
+def write_cr8(s, value: u64) -> None:
+    """The task priority, bits 3:0; the interrupt controller looks again."""
+    if value > 15:
+        general_protection(s, 0)
+    s.cr8 = value
+    atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+
+
+@native(inline=False)
+def write_efer(s, value: u64) -> None:
+    """WRMSR IA32_EFER."""
+    if (value & ~s.efer_allowed) != 0:
+        general_protection(s, 0)
+    if ((value ^ s.efer) & EFER_LME) != 0 and (s.cr0 & CR0_PG) != 0:
+        general_protection(s, 0)
+    changed = value ^ s.efer
+    s.efer = (value & ~u64(EFER_LMA)) | (s.efer & EFER_LMA)
+    if (changed & EFER_NXE) != 0:
+        flush_tlb(s, True)
+    update_mode(s)
+
+

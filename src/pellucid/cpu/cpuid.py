@@ -1,0 +1,61 @@
+"""CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
+
+from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE
+from pellucid.native import native, ptr, struct, u32, u64
+
+
+@struct
+class CpuidEntry:
+    """One leaf. `indexed` is 1 where ECX selects a subleaf."""
+
+    leaf: u32
+    subleaf: u32
+    indexed: u32
+    eax: u32
+    ebx: u32
+    ecx: u32
+    edx: u32
+    pad: u32
+
+
+@native(inline=False)
+def find_leaf(s, leaf: u32, subleaf: u32) -> ptr[CpuidEntry]:
+    table = ptr[CpuidEntry](s.cpuid)
+    for i in range(s.cpuid_count):
+        e = ptr[CpuidEntry](u64(table) + i * CpuidEntry.size)
+        if e.leaf == leaf and (e.indexed == 0 or e.subleaf == subleaf):
+            return e
+    return ptr[CpuidEntry](u64(0))
+
+
+@native(inline=False)
+def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
+    """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4."""
+    e = find_leaf(s, leaf, subleaf)
+    eax: u32 = 0
+    ebx: u32 = 0
+    ecx: u32 = 0
+    edx: u32 = 0
+    if u64(e) != 0:
+        eax = e.eax
+        ebx = e.ebx
+        ecx = e.ecx
+        edx = e.edx
+    if leaf == 1:
+        ecx = ecx & ~u32(1 << 27)
+        if (s.cr4 & CR4_OSXSAVE) != 0:
+            ecx = ecx | (1 << 27)
+        if (s.apic_base & 0x800) == 0:
+            edx = edx & ~u32(1 << 9)
+    if leaf == 7 and subleaf == 0:
+        ecx = ecx & ~u32(1 << 4)
+        if (s.cr4 & CR4_PKE) != 0:
+            ecx = ecx | (1 << 4)
+    if leaf == 13 and subleaf == 0:
+        ebx = u32(576)
+        if (s.xcr0 & 4) != 0:
+            ebx = u32(832)
+    s.gpr[0] = u64(eax)
+    s.gpr[3] = u64(ebx)
+    s.gpr[1] = u64(ecx)
+    s.gpr[2] = u64(edx)

@@ -1,0 +1,184 @@
+"""Vector operands: XMM and MMX registers, and the memory that stands in for them.
+
+A vector type is `vec[T, n]`; `lanes(f, T)` is the one that fills operand 0, 8 bytes for MMX, 16 for SSE. An
+instruction's function is written once for every width.
+
+MMX registers are the significands of the x87's physical registers (SDM vol. 1, 9.2): every MMX instruction but
+EMMS makes all tags valid and TOP 0, and a write sets the sixteen bits above the significand.
+"""
+
+from pellucid.cpu.faults import fault_plain, general_protection
+from pellucid.cpu.memory import slow_load, slow_store, tlb_entry
+from pellucid.cpu.operands import address, register, slot_pointer
+from pellucid.cpu.state import MF, PAGE_MASK
+from pellucid.native import at, bitcast, likely, native, ptr, u8, u16, u64, u128, uint, unlikely, vec
+
+FSW_ES = 0x80
+
+
+def lanes(f, T):
+    """The vector type of lanes T that fills operand 0."""
+    return vec[T, f.widths[0] // T.size]
+
+
+def source_lanes(f, T):
+    """The vector type of lanes T that fills operand 1, a register."""
+    return vec[T, f.widths[1] // T.size]
+
+
+def has_mmx(f):
+    """Whether an operand is an MMX register."""
+    return "n" in f.kinds
+
+
+def is_nondestructive(f):
+    """Whether there are two vector sources beside the destination (VEX), rather than the destination as first one."""
+    return len(f.kinds.rstrip("i")) == 3
+
+
+@native
+def load_vector(s, lin, V):
+    """Read a V of 8 or 16 bytes at a linear address."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.rtag == (lin + (V.size - 1)) & PAGE_MASK):
+        return ptr[V](e.addend + lin)[0]
+    return bitcast(V, slow_load(s, lin, uint(V.size), s.tlb_index))
+
+
+@native
+def store_vector(s, lin, value, V):
+    """Write a V of 8 or 16 bytes at a linear address."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.wtag == (lin + (V.size - 1)) & PAGE_MASK):
+        ptr[V](e.addend + lin)[0] = value
+    else:
+        slow_store(s, lin, bitcast(uint(V.size), value), uint(V.size), s.tlb_index)
+
+
+@native
+def check_aligned(s, lin, size):
+    """#GP(0) where a legacy SSE memory operand of 16 bytes is not aligned (SDM vol. 1, 10.4.1.1)."""
+    if size == 16 and unlikely((lin & 15) != 0):
+        general_protection(s, 0)
+
+
+@native
+def check_x87(s):
+    """#MF for an x87 exception still pending, before an MMX instruction does anything (SDM vol. 1, 9.5.1)."""
+    if unlikely((s.fpu_sw & FSW_ES) != 0):
+        fault_plain(s, MF)
+
+
+@native
+def enter_mmx(s):
+    """What every MMX instruction but EMMS does to the x87 state."""
+    s.fpu_top = 0
+    s.fpu_tags = 0xFF
+
+
+@native
+def operand(s, o, f, n, V):
+    """Vector operand `n`, all of V; 16 bytes of memory must be aligned."""
+    if has_mmx(f):
+        check_x87(s)
+    if f.kinds[n] == "m":
+        lin = address(s, o)
+        if not is_nondestructive(f):
+            check_aligned(s, lin, V.size)
+        return load_vector(s, lin, V)
+    return slot_pointer(s, o, n, V)[0]
+
+
+@native
+def left(s, o, f, V):
+    """The first source of an operation on two: operand 0 itself, or operand 1 where there are three."""
+    return operand(s, o, f, 1 if is_nondestructive(f) else 0, V)
+
+
+@native
+def right(s, o, f, V):
+    """The second source of an operation on two."""
+    return operand(s, o, f, 2 if is_nondestructive(f) else 1, V)
+
+
+@native
+def scalar(s, o, f, n, T):
+    """The low T of operand `n`: of a vector or general register, or all of a memory operand; no alignment."""
+    if has_mmx(f):
+        check_x87(s)
+    if f.kinds[n] == "m":
+        U = uint(f.widths[n])
+        if f.widths[n] >= 8:
+            return T(bitcast(U, load_vector(s, address(s, o), vec[u64, f.widths[n] // 8])))
+        return T(load_vector(s, address(s, o), U))
+    return slot_pointer(s, o, n, T)[0]
+
+
+@native
+def extended(T, V, value):
+    """A vector V whose low lane is the integer T and whose rest is zero."""
+    return bitcast(V, uint(V.size)(value))
+
+
+@native
+def loosely(s, o, f, n, T, V):
+    """Operand `n` as a V of which only the low T counts: memory is read no further than T."""
+    if f.kinds[n] == "m":
+        return extended(T, V, scalar(s, o, f, n, T))
+    return slot_pointer(s, o, n, V)[0]
+
+
+@native
+def put(s, o, f, V, value):
+    """Replace vector register operand 0."""
+    slot_pointer(s, o, 0, V)[0] = value
+    if f.kinds[0] == "n":
+        finish_mmx(s, u64(o.dst))
+    elif has_mmx(f):
+        enter_mmx(s)
+
+
+@native
+def put_aligned(s, o, f, V, value):
+    """Replace vector operand 0, register or memory; 16 bytes of memory must be aligned."""
+    if f.kinds[0] == "m":
+        lin = address(s, o)
+        check_aligned(s, lin, V.size)
+        store_vector(s, lin, value, V)
+    else:
+        put(s, o, f, V, value)
+
+
+@native
+def put_anywhere(s, o, f, V, value):
+    """Replace vector operand 0, register or memory, without alignment."""
+    if f.kinds[0] == "m":
+        store_vector(s, address(s, o), value, V)
+        if has_mmx(f):
+            enter_mmx(s)
+    else:
+        put(s, o, f, V, value)
+
+
+@native
+def finish_mmx(s, slot):
+    """After the significand at `slot` was written."""
+    at(s, slot + 8, u16)[0] = 0xFFFF
+    enter_mmx(s)
+
+
+@native
+def xmm(s, number, V):
+    """XMM register by number, for implicit operands."""
+    return ptr[V](u64(s.xmm) + number * 64)[0]
+
+
+@native
+def set_xmm(s, number, value, V):
+    """Write an XMM register by number."""
+    ptr[V](u64(s.xmm) + number * 64)[0] = value
+
+
+__all__ = ["FSW_ES", "check_aligned", "check_x87", "enter_mmx", "extended", "finish_mmx", "has_mmx",
+           "is_nondestructive", "lanes", "left", "load_vector", "loosely", "operand", "put", "put_aligned",
+           "put_anywhere", "register", "right", "scalar", "set_xmm", "source_lanes", "store_vector", "u8", "u128", "xmm"]

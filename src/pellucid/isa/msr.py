@@ -1,0 +1,90 @@
+"""CPUID, RDMSR, WRMSR, XGETBV, XSETBV. MSRs that a context switch touches are native, the rest go to Python."""
+
+from pellucid.cpu.cpuid import cpuid_values
+from pellucid.cpu.faults import Stop, general_protection, undefined
+from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
+from pellucid.isa.system import require_cpl0, set_edx_eax
+from pellucid.isa.table import LEAVE, instruction
+from pellucid.native import native, u32, u64
+
+MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
+
+
+@instruction("CPUID")
+@native
+def cpuid(s, o, f):
+    cpuid_values(s, u32(s.gpr[0]), u32(s.gpr[1]))
+
+
+@native(inline=False)
+def msr_access(s, index: u32, value: u64, write: u32) -> u64:
+    """Hand an MSR to Python once; #GP(0) when it says so."""
+    if s.msr_fault != 0:
+        s.msr_fault = 0
+        general_protection(s, 0)
+    if s.replay_at < s.replay_count:
+        got = s.replay[s.replay_at]
+        s.replay_at += 1
+        return got
+    s.exit_reason = EXIT_MSR
+    s.io_address = u64(index)
+    s.io_data = value
+    s.io_write = write
+    raise Stop
+
+
+@instruction("RDMSR")
+@native
+def rdmsr(s, o, f):
+    require_cpl0(s)
+    index = u32(s.gpr[1])
+    if index == MSR_FS_BASE:
+        set_edx_eax(s, s.seg_base[4])
+    elif index == MSR_GS_BASE:
+        set_edx_eax(s, s.seg_base[5])
+    elif index == MSR_KERNEL_GS_BASE:
+        set_edx_eax(s, s.kernel_gs_base)
+    else:
+        set_edx_eax(s, msr_access(s, index, u64(0), u32(0)))
+
+
+@instruction("WRMSR", ends=LEAVE)
+@native
+def wrmsr(s, o, f):
+    require_cpl0(s)
+    index = u32(s.gpr[1])
+    value = (s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF)
+    if index == MSR_FS_BASE:
+        check_canonical(s, value)
+        s.seg_base[4] = value
+    elif index == MSR_GS_BASE:
+        check_canonical(s, value)
+        s.seg_base[5] = value
+    elif index == MSR_KERNEL_GS_BASE:
+        check_canonical(s, value)
+        s.kernel_gs_base = value
+    else:
+        msr_access(s, index, value, u32(1))
+
+
+@instruction("XGETBV")
+@native
+def xgetbv(s, o, f):
+    if (s.cr4 & CR4_OSXSAVE) == 0:
+        undefined(s)
+    if u32(s.gpr[1]) != 0:
+        general_protection(s, 0)
+    set_edx_eax(s, s.xcr0)
+
+
+@instruction("XSETBV", ends=LEAVE)
+@native
+def xsetbv(s, o, f):
+    if (s.cr4 & CR4_OSXSAVE) == 0:
+        undefined(s)
+    require_cpl0(s)
+    value = (s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF)
+    if u32(s.gpr[1]) != 0 or (value & 1) == 0 or (value & ~s.xcr0_allowed) != 0 or (value & 6) == 4:
+        general_protection(s, 0)
+    s.xcr0 = value

@@ -1,0 +1,284 @@
+"""Moves between vector registers, general registers and memory."""
+
+from pellucid.cpu.memory import linear_wrap, probe_write, store
+from pellucid.cpu.operands import address, read, register, set_register, slot_pointer, write
+from pellucid.cpu.segments import check_segment
+from pellucid.cpu.simd import (
+    check_x87, enter_mmx, finish_mmx, has_mmx, lanes, load_vector, operand, put, put_aligned, put_anywhere, scalar,
+    source_lanes)
+from pellucid.cpu.state import MODE_SEGMENTED, slot_of
+from pellucid.isa.simd import by_mnemonic, element, vector
+from pellucid.isa.table import instruction
+from pellucid.native import (
+    at, bitcast, i16, i32, i64, i8, movemask, native, shuffle, sint, static, u128, u16, u32, u64, u8, uint, vec)
+
+# --- whole registers -----------------------------------------------------------------------------------
+
+
+@vector("MOVAPS", "MOVAPD", "MOVDQA", "MOVNTPS", "MOVNTPD", "MOVNTDQ", "MOVNTDQA", "MOVNTQ")
+@native
+def move_aligned(s, o, f):
+    V = vec[u64, max(f.widths) // 8]
+    put_aligned(s, o, f, V, operand(s, o, f, 1, V))
+    if f.kinds == "mn":
+        enter_mmx(s)
+
+
+@vector("MOVUPS", "MOVUPD", "MOVDQU")
+@instruction("LDDQU", fpu=True, sse=True)
+@native
+def move_unaligned(s, o, f):
+    V = vec[u64, max(f.widths) // 8]
+    if f.kinds[1] == "m":
+        put(s, o, f, V, load_vector(s, address(s, o), V))
+    else:
+        put_anywhere(s, o, f, V, slot_pointer(s, o, 1, V)[0])
+
+
+@instruction("MOVNTI")
+@native
+def movnti(s, o, f):
+    write(s, o, f, 0, read(s, o, f, 1))
+
+
+# --- low parts -----------------------------------------------------------------------------------------
+
+
+@vector("MOVD", "MOVQ", extra=element)
+@native
+def movd(s, o, f):
+    T = uint(f.extra)
+    value = scalar(s, o, f, 1, T)
+    if f.kinds[0] == "x":
+        V = vec[u64, 2]
+        put(s, o, f, V, bitcast(V, u128(value)))
+    elif f.kinds[0] == "n":
+        V = vec[u64, 1]
+        put(s, o, f, V, bitcast(V, u64(value)))
+    else:
+        write(s, o, f, 0, value)
+        if has_mmx(f):
+            enter_mmx(s)
+
+
+@vector("MOVSS", "MOVSD", extra=by_mnemonic({"MOVSS": 4, "MOVSD": 8}))
+@native
+def move_scalar(s, o, f):
+    T = uint(f.extra)
+    value = scalar(s, o, f, 1, T)
+    if f.kinds == "xm":
+        V = vec[u64, 2]
+        put(s, o, f, V, bitcast(V, u128(value)))
+    elif f.kinds[0] == "m":
+        store(s, address(s, o), value, T)
+    else:
+        slot_pointer(s, o, 0, T)[0] = value
+
+
+@vector("MOVLPS", "MOVLPD")
+@native
+def move_low(s, o, f):
+    write(s, o, f, 0, scalar(s, o, f, 1, u64)) if f.kinds[0] == "m" else set_half(s, o, 0, scalar(s, o, f, 1, u64))
+
+
+@native
+def set_half(s, o, half, value):
+    """Replace the low (0) or high (1) eight bytes of the destination."""
+    at(s, u64(o.dst) + half * 8, u64)[0] = value
+
+
+@native
+def high_half(s, o):
+    """The high eight bytes of operand 1, a register."""
+    return at(s, u64(o.src) + 8, u64)[0]
+
+
+@vector("MOVHPS", "MOVHPD")
+@native
+def move_high(s, o, f):
+    if f.kinds[0] == "m":
+        store(s, address(s, o), high_half(s, o), u64)
+    else:
+        set_half(s, o, 1, scalar(s, o, f, 1, u64))
+
+
+@vector("MOVHLPS")
+@native
+def movhlps(s, o, f):
+    set_half(s, o, 0, high_half(s, o))
+
+
+@vector("MOVLHPS")
+@native
+def movlhps(s, o, f):
+    set_half(s, o, 1, scalar(s, o, f, 1, u64))
+
+
+@vector("MOVQ2DQ")
+@native
+def movq2dq(s, o, f):
+    V = vec[u64, 2]
+    put(s, o, f, V, bitcast(V, u128(scalar(s, o, f, 1, u64))))
+
+
+@vector("MOVDQ2Q")
+@native
+def movdq2q(s, o, f):
+    V = vec[u64, 1]
+    put(s, o, f, V, bitcast(V, scalar(s, o, f, 1, u64)))
+
+
+# --- duplicated lanes ----------------------------------------------------------------------------------
+
+
+@vector("MOVDDUP")
+@native
+def movddup(s, o, f):
+    V = lanes(f, u64)
+    put(s, o, f, V, V(scalar(s, o, f, 1, u64)))
+
+
+def pairs(count, odd):
+    """Lane numbers that repeat each even (0) or odd (1) lane: 0, 0, 2, 2, ..."""
+    return [i // 2 * 2 + odd for i in range(count)]
+
+
+@vector("MOVSLDUP", "MOVSHDUP", extra=by_mnemonic({"MOVSLDUP": 0, "MOVSHDUP": 1}))
+@native
+def move_duplicate(s, o, f):
+    V = lanes(f, u32)
+    a = operand(s, o, f, 1, V)
+    put(s, o, f, V, shuffle(a, a, pairs(V.count, f.extra)))
+
+
+# --- sign masks ----------------------------------------------------------------------------------------
+
+
+@vector("MOVMSKPS", "MOVMSKPD", "PMOVMSKB", extra=by_mnemonic({"MOVMSKPS": 4, "MOVMSKPD": 8, "PMOVMSKB": 1}))
+@native
+def move_mask(s, o, f):
+    V = source_lanes(f, sint(f.extra))
+    mask = movemask(operand(s, o, f, 1, V) < V(0))
+    write(s, o, f, 0, uint(f.widths[0])(mask))
+    if has_mmx(f):
+        enter_mmx(s)
+
+
+@native(inline=False)
+def string_destination(s, o, asize) -> u64:
+    """DS:(E/R)DI, or the overriding segment, as a linear address."""
+    offset = s.gpr[7] & ((1 << (asize * 8)) - 1)
+    if (s.mode & MODE_SEGMENTED) != 0:
+        segment = (u64(o.seg) - slot_of("seg_base")) >> 3
+        check_segment(s, u32(segment), offset, u64(1), True)
+    return linear_wrap(s, offset + register(s, o.seg, u64))
+
+
+@native(inline=False)
+def store_bytes(s, lin: u64, low: u64, high: u64, mask: u64) -> None:
+    """Store the bytes of high:low whose bit is set in `mask`, all or none."""
+    for i in range(u64(16)):
+        if (mask >> i) & 1 != 0:
+            probe_write(s, linear_wrap(s, lin + i), u64(1))
+    for i in range(u64(16)):
+        if (mask >> i) & 1 != 0:
+            byte = low >> (i * 8)
+            if i >= 8:
+                byte = high >> ((i - 8) * 8)
+            store(s, linear_wrap(s, lin + i), u8(byte), u8)
+
+
+@vector("MASKMOVQ", "MASKMOVDQU", asize=True)
+@native
+def maskmov(s, o, f):
+    V = vec[i8, f.widths[1]]
+    W = vec[u64, f.widths[1] // 8]
+    if has_mmx(f):
+        check_x87(s)
+    mask = movemask(slot_pointer(s, o, 2, V)[0] < V(0))
+    value = slot_pointer(s, o, 1, W)[0]
+    store_bytes(s, string_destination(s, o, f.asize), value[0], value[W.count - 1], mask)
+    if has_mmx(f):
+        enter_mmx(s)
+
+
+# --- single lanes --------------------------------------------------------------------------------------
+
+
+@native
+def lane_offset(o, slot, width, size):
+    """State offset of the lane that the immediate names, of a register of `width` bytes."""
+    return u64(slot) + (o.imm & (width // size - 1)) * size
+
+
+@vector("PINSRB", "PINSRW", "PINSRD", "PINSRQ", extra=element)
+@native
+def pinsr(s, o, f):
+    T = uint(f.extra)
+    if has_mmx(f):
+        check_x87(s)
+    value = T(read(s, o, f, 1))
+    at(s, lane_offset(o, o.dst, f.widths[0], f.extra), T)[0] = value
+    if has_mmx(f):
+        finish_mmx(s, u64(o.dst))
+
+
+@vector("PEXTRB", "PEXTRW", "PEXTRD", "PEXTRQ", "EXTRACTPS",
+        extra=lambda code: 4 if code.startswith("EXTRACTPS") else element(code))
+@native
+def pextr(s, o, f):
+    if has_mmx(f):
+        check_x87(s)
+    value = at(s, lane_offset(o, o.src, f.widths[1], f.extra), uint(f.extra))[0]
+    write(s, o, f, 0, uint(f.widths[0])(value))
+    if has_mmx(f):
+        enter_mmx(s)
+
+
+@vector("INSERTPS")
+@native
+def insertps(s, o, f):
+    if f.kinds[1] == "m":
+        value = scalar(s, o, f, 1, u32)
+    else:
+        value = at(s, u64(o.src) + ((o.imm >> 6) & 3) * 4, u32)[0]
+    at(s, u64(o.dst) + ((o.imm >> 4) & 3) * 4, u32)[0] = value
+    for lane in static(range(4)):
+        if (o.imm >> lane) & 1 != 0:
+            at(s, u64(o.dst) + lane * 4, u32)[0] = 0
+
+
+# --- widening ------------------------------------------------------------------------------------------
+
+_WIDENINGS = ("BW", "BD", "BQ", "WD", "WQ", "DQ")
+_SIZES = {"B": 1, "W": 2, "D": 4, "Q": 8}
+
+
+def widening(code):
+    """`extra`: source lane size * 16 + destination lane size, of PMOVZXBW to PMOVSXDQ."""
+    kind = code.split("_")[0][-2:]
+    return _SIZES[kind[0]] * 16 + _SIZES[kind[1]]
+
+
+@native
+def widened_source(s, o, f, T):
+    """Operand 1 as lanes of T, as many as the destination has."""
+    count = f.widths[0] // (f.extra & 15)
+    return bitcast(vec[T, count], scalar(s, o, f, 1, uint(count * T.size)))
+
+
+@vector(*("PMOVZX" + kind for kind in _WIDENINGS), extra=widening)
+@native
+def pmovzx(s, o, f):
+    V = lanes(f, uint(f.extra & 15))
+    put(s, o, f, V, V(widened_source(s, o, f, uint(f.extra >> 4))))
+
+
+@vector(*("PMOVSX" + kind for kind in _WIDENINGS), extra=widening)
+@native
+def pmovsx(s, o, f):
+    V = lanes(f, sint(f.extra & 15))
+    put(s, o, f, V, V(widened_source(s, o, f, sint(f.extra >> 4))))
+
+
+__all__ = ["i16", "i32", "i64", "set_register", "u16"]

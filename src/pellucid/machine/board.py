@@ -1,0 +1,34 @@
+"""The boards by name. A board is a function that fills a `Machine` from its configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pellucid.errors import UserError
+from pellucid.machine.boards.microvm import build_microvm
+from pellucid.machine.chardev import Chardev
+from pellucid.machine.machine import Machine
+
+BuildBoard = Callable[[Machine, "list[Chardev | None]"], None]
+"""`build(machine, serials)`: one chardev for each serial port, None for a port that is to be left out."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A kind of machine (`-machine NAME`)."""
+
+    name: str
+    description: str
+    build: BuildBoard
+
+
+BOARDS = {
+    board.name: board
+    for board in (Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),)
+}
+
+
+def find_board(name: str) -> Board:
+    """The board of that name. Raises UserError, with the names there are."""
+    if name not in BOARDS:
+        raise UserError(f"unknown machine '{name}'; there are: {', '.join(BOARDS)}")
+    return BOARDS[name]

@@ -1,0 +1,1 @@
+"""Boards: each file lists the parts of one kind of machine."""

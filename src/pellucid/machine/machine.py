@@ -1,0 +1,192 @@
+"""One virtual machine: the hypervisor's VM, memory, devices and processors, and what ties them together.
+
+A board fills it: RAM and parts first, then the processors, then what boots. The big lock is held by the caller of
+everything here, except run() and close().
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
+from pellucid.machine.boot import BootPlan
+from pellucid.machine.config import MachineConfig
+from pellucid.machine.device import Device
+from pellucid.machine.irq import GsiLine
+from pellucid.machine.part import Part
+from pellucid.machine.power_on import PowerOnState
+from pellucid.memory import (
+    AddressSpace,
+    Ioeventfds,
+    MemoryRegion,
+    MemorySlots,
+    MemoryTransaction,
+    MemTxResult,
+    RamList,
+    UnassignedIoOps,
+)
+from pellucid.runtime import (
+    LockedClock,
+    MainLoop,
+    Outcome,
+    ShutdownCause,
+    System,
+    VcpuGroup,
+    VcpuThread,
+    VirtualClock,
+)
+
+_log = logging.getLogger("pellucid.machine")
+
+PORT_SPACE_SIZE = 0x1_0000
+
+
+class Machine:
+    """The parts of one machine, by name.
+
+    loop, clock: the main loop and the guest's clock; device_clock: the same time for devices, with the lock held.
+    vm: of the hypervisor. memory, ports: the address spaces; ram: the blocks behind them.
+    parts: the devices in their places. system: run state, reset and shutdown requests. vcpus: the threads.
+    report: tells the user a text of several lines (a triple fault's history).
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        hypervisor: Hypervisor,
+        loop: MainLoop,
+        clock: VirtualClock,
+        report: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.hypervisor = hypervisor
+        self.loop = loop
+        self.clock = clock
+        self.report = report
+        self.device_clock = LockedClock(clock, loop.bql)
+        self.wall_ns: Callable[[], int] = time.time_ns
+        """The host's calendar time, from which the guest's real-time clock starts."""
+        self.vcpus = VcpuGroup(loop.bql)
+        self.system = System(
+            loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
+        )
+        self.system.on_reset.append(self.reset)
+        self.vm = hypervisor.create_vm()
+        self.ram = RamList()
+        self.system_memory = MemoryRegion.new_container("system")
+        self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
+        self.memory = AddressSpace("memory", self.system_memory)
+        self.ports = AddressSpace("I/O", self.system_io)
+        self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
+        self.memory.add_listener(Ioeventfds(self.vm, pio=False))
+        self.ports.add_listener(Ioeventfds(self.vm, pio=True))
+        self.parts: list[Part] = []
+        self.boot: Callable[[], BootPlan] | None = None
+        """Made anew for every start: what to load, and how the boot processor begins."""
+        self._power_on: PowerOnState | None = None
+        self._closed = False
+
+    @property
+    def address_spaces(self) -> list[AddressSpace]:
+        """All of them, for `info mtree`."""
+        return [self.memory, self.ports]
+
+    @property
+    def devices(self) -> Iterator[Device]:
+        """Every device of the board."""
+        return (part.device for part in self.parts)
+
+    def gsi(self, number: int) -> GsiLine:
+        """The line to a global system interrupt."""
+        return GsiLine(self.vm, number)
+
+    def add(self, part: Part) -> None:
+        """Put a device in its place."""
+        bases = part.ports or part.mmio
+        container = self.system_io if part.ports else self.system_memory
+        with MemoryTransaction():
+            for index, (region, base) in enumerate(zip(part.device.regions, bases, strict=True)):
+                container.add_subregion(base, region.memory_region(part.device.ops(index)))
+        self.parts.append(part)
+
+    def create_vcpus(self, count: int, cpuid: Callable[[int], Sequence[CpuidEntry]]) -> None:
+        """The processors, with APIC ids from 0 up; `cpuid(apic_id)` says what CPUID answers on each."""
+        for index in range(count):
+            vcpu = self.vm.create_vcpu(index)
+            vcpu.set_cpuid(cpuid(index))
+            self.vcpus.add(
+                VcpuThread(
+                    vcpu,
+                    self.ports,
+                    self.memory,
+                    self.loop.bql,
+                    self._vcpu_event,
+                    index=index,
+                    debug_threads=self.config.debug_threads,
+                )
+            )
+        self._power_on = PowerOnState(self.vm, self._vcpus())
+
+    def power_on(self) -> None:
+        """Load what boots, and start the processors' threads, still paused. Raises UserError when it does not fit."""
+        self._load()
+        for thread in self.vcpus.threads:
+            thread.start()
+
+    def reset(self, cause: ShutdownCause) -> None:
+        """The whole machine as after power-on, RAM's contents apart; called while no vCPU runs."""
+        _log.info("reset: %s", cause.value)
+        for device in self.devices:
+            device.reset()
+        assert self._power_on is not None
+        self._power_on.put_back()
+        self._load()
+
+    def request_reset(self) -> None:
+        """A device's reset line: the guest asks."""
+        self.system.request_reset(ShutdownCause.GUEST_RESET)
+
+    def request_shutdown(self) -> None:
+        """A device's power switch: the guest asks."""
+        self.system.request_shutdown(ShutdownCause.GUEST_SHUTDOWN)
+
+    def run(self) -> ShutdownCause:
+        """Run until the machine goes down; why it did. On the main thread, without the lock."""
+        return self.system.run()
+
+    def close(self) -> None:
+        """End the threads and give everything back."""
+        if self._closed:
+            return
+        self._closed = True
+        self.vcpus.end()
+        self.clock.close()
+        for vcpu in self._vcpus():
+            vcpu.close()
+        self.memory.close()
+        self.ports.close()
+        self.vm.close()
+        self.ram.close()
+
+    def _vcpus(self) -> list[Vcpu]:
+        return [thread.vcpu for thread in self.vcpus.threads]
+
+    def _load(self) -> None:
+        """Write what boots into RAM and set the boot processor's registers."""
+        if self.boot is None:
+            return
+        plan = self.boot()
+        _log.info("boot: %s", plan.how)
+        for address, content in plan.segments:
+            result = self.memory.write_bytes(address, content)
+            assert result is MemTxResult.OK, f"boot segment at {address:#x} lies outside RAM"
+        boot_processor = self.vcpus.threads[0].vcpu
+        plan.sregs.apic_base = boot_processor.get_sregs().apic_base
+        boot_processor.set_sregs(plan.sregs)
+        boot_processor.set_regs(plan.regs)
+
+    def _vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
+        if isinstance(exit, ShutdownExit):
+            what = "resets" if self.config.reboot else "ends (-no-reboot)"
+            self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")
+        self.system.vcpu_event(thread, outcome, exit)

@@ -1,0 +1,21 @@
+"""A device in its place: what a board is a list of."""
+
+from dataclasses import dataclass
+
+from pellucid.machine.device import Device
+from pellucid.machine.firmware.aml import Resources
+
+
+@dataclass(frozen=True)
+class Part:
+    """A device, the base of each of its regions in port space or in memory space, and its interrupt (for ACPI)."""
+
+    device: Device
+    ports: tuple[int, ...] = ()
+    mmio: tuple[int, ...] = ()
+    gsi: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        """The place without the device."""
+        return Resources(self.ports, self.mmio, self.gsi)

@@ -1,0 +1,119 @@
+"""The state that the hypervisor's own parts have at power-on, taken once and put back at every reset.
+
+A hypervisor shaped like KVM has no reset call: whoever owns the VM sets all state again, as QEMU does. The chips and
+processors have just been made when this is taken, so what they hold is their power-on state.
+"""
+
+from dataclasses import dataclass
+
+from pellucid.kvm.api import (
+    DebugRegs,
+    Fpu,
+    IoapicState,
+    LapicState,
+    MpState,
+    PicState,
+    PitState,
+    Regs,
+    Sregs,
+    Vcpu,
+    VcpuEvents,
+    Vm,
+)
+from pellucid.kvm.errors import MsrAccessError
+
+IRQCHIPS = (0, 1, 2)
+"""KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC."""
+
+RESET_MSRS = (
+    0x10,  # IA32_TIME_STAMP_COUNTER
+    0x3B,  # IA32_TSC_ADJUST
+    0x48,  # IA32_SPEC_CTRL
+    *range(0x174, 0x177),  # IA32_SYSENTER_CS, _ESP, _EIP
+    0x1A0,  # IA32_MISC_ENABLE
+    0x1D9,  # IA32_DEBUGCTL
+    *range(0x200, 0x210),  # IA32_MTRR_PHYSBASE0 to PHYSMASK7
+    0x250,
+    0x258,
+    0x259,
+    *range(0x268, 0x270),  # the fixed-range MTRRs
+    0x277,  # IA32_PAT
+    0x2FF,  # IA32_MTRR_DEF_TYPE
+    0x6E0,  # IA32_TSC_DEADLINE
+    0xDA0,  # IA32_XSS
+    *range(0xC000_0081, 0xC000_0085),  # IA32_STAR, _LSTAR, _CSTAR, _FMASK
+    0xC000_0102,  # IA32_KERNEL_GS_BASE
+    0xC000_0103,  # IA32_TSC_AUX
+    0x11,  # MSR_KVM_WALL_CLOCK
+    0x12,  # MSR_KVM_SYSTEM_TIME
+    *range(0x4B56_4D00, 0x4B56_4D08),  # the paravirtual MSRs
+)
+"""MSRs that a guest changes and a reset puts back; those that a processor does not have are left out."""
+
+
+@dataclass(frozen=True)
+class VcpuState:
+    """Everything the interface can get and set of one vCPU."""
+
+    regs: Regs
+    sregs: Sregs
+    fpu: Fpu
+    debugregs: DebugRegs
+    msrs: dict[int, int]
+    lapic: LapicState
+    events: VcpuEvents
+    mp_state: MpState
+
+    @classmethod
+    def of(cls, vcpu: Vcpu) -> "VcpuState":
+        """What `vcpu` holds now."""
+        return cls(
+            vcpu.get_regs(),
+            vcpu.get_sregs(),
+            vcpu.get_fpu(),
+            vcpu.get_debugregs(),
+            _existing_msrs(vcpu),
+            vcpu.get_lapic(),
+            vcpu.get_vcpu_events(),
+            vcpu.get_mp_state(),
+        )
+
+    def put_back(self, vcpu: Vcpu) -> None:
+        """Set all of it. The APIC base comes first: it says which mode the LAPIC's registers are in."""
+        vcpu.set_sregs(self.sregs)
+        vcpu.set_regs(self.regs)
+        vcpu.set_fpu(self.fpu)
+        vcpu.set_debugregs(self.debugregs)
+        vcpu.set_lapic(self.lapic)
+        vcpu.set_msrs(self.msrs)
+        vcpu.set_vcpu_events(self.events)
+        vcpu.set_mp_state(self.mp_state)
+
+
+def _existing_msrs(vcpu: Vcpu) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for index in RESET_MSRS:
+        try:
+            found.update(vcpu.get_msrs((index,)))
+        except MsrAccessError:
+            continue
+    return found
+
+
+class PowerOnState:
+    """The state of a VM's chips and of every vCPU. Used while no vCPU runs."""
+
+    def __init__(self, vm: Vm, vcpus: list[Vcpu]) -> None:
+        self._vm = vm
+        self._vcpus = vcpus
+        self._chips: dict[int, PicState | IoapicState] = {chip: vm.get_irqchip(chip) for chip in IRQCHIPS}
+        self._pit: PitState = vm.get_pit()
+        self._states = [VcpuState.of(vcpu) for vcpu in vcpus]
+
+    def put_back(self) -> None:
+        """Everything as it was."""
+        for chip, state in self._chips.items():
+            self._vm.set_irqchip(chip, state)
+        self._vm.set_pit(self._pit)
+        for vcpu, vcpu_state in zip(self._vcpus, self._states, strict=True):
+            vcpu_state.put_back(vcpu)

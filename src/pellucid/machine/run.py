@@ -1,0 +1,81 @@
+"""From a configuration to a machine that has run and ended: everything is opened, wired, run and given back here."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
+from pellucid.machine.board import find_board
+from pellucid.machine.chardev import Chardev
+from pellucid.machine.config import MachineConfig
+from pellucid.machine.machine import Machine
+from pellucid.machine.signals import SignalHandlers
+from pellucid.machine.streams import Streams
+from pellucid.runtime import BigLock, MainLoop, ShutdownCause, VcpuThread, VirtualClock
+from pellucid.runtime.linux import set_process_name
+
+AttachMonitor = Callable[[Machine, Chardev], None]
+"""Serves a monitor on a stream. The monitor is above this floor, so whoever runs a machine passes it in."""
+CpuidOf = Callable[[int], Sequence[CpuidEntry]]
+"""What CPUID answers on the processor with an APIC id."""
+Accelerator = Callable[[MachineConfig, VirtualClock], tuple[Hypervisor, CpuidOf]]
+
+EXIT_STATUS = {ShutdownCause.HOST_ERROR: 1}
+"""Status of the process by the reason why the machine went down; 0 for every other."""
+
+
+def run_machine(
+    config: MachineConfig,
+    attach_monitor: AttachMonitor | None = None,
+    accelerator: Accelerator | None = None,
+) -> int:
+    """Run the machine until it goes down; the process's exit status. Call it on the main thread.
+
+    Raises UserError (nothing has been started then) for what the machine cannot be built from.
+    """
+    board = find_board(config.board)
+    if config.process_name:
+        set_process_name(config.process_name)
+    with ExitStack() as cleanup:
+        loop = MainLoop(BigLock())
+        cleanup.callback(loop.close)
+        clock = VirtualClock(debug_threads=config.debug_threads)
+        cleanup.callback(clock.close)
+        hypervisor, cpuid = (accelerator or _accelerator)(config, clock)
+        machine = Machine(config, hypervisor, loop, clock, _report)
+        cleanup.callback(machine.close)
+        streams = Streams(config, loop, lambda: machine.system.requests.shutdown(ShutdownCause.HOST_UI))
+        cleanup.callback(streams.close)
+        with loop.bql:
+            board.build(machine, streams.serials)
+            machine.create_vcpus(config.cpu_count, cpuid)
+            machine.power_on()
+            machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
+            if attach_monitor is not None:
+                for stream in streams.monitors:
+                    attach_monitor(machine, stream)
+            if not config.start_paused:
+                machine.system.vm_start()
+        with SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)):
+            return EXIT_STATUS.get(machine.run(), 0)
+
+
+def _report(text: str) -> None:
+    """A text for the user, beside whatever the guest is printing."""
+    sys.stdout.flush()
+    print(f"\npellucid: {text}", file=sys.stderr, flush=True)
+
+
+def _signalled(machine: Machine, number: signal.Signals) -> None:
+    _report(f"terminating on signal {number.value} ({number.name})")
+    machine.system.requests.shutdown(ShutdownCause.HOST_SIGNAL)
+
+
+def _failed(machine: Machine, streams: Streams, thread: VcpuThread, exit: Exit) -> None:
+    """A processor cannot go on. Somebody at a monitor may look around; where nobody can, the process ends."""
+    _report(f"{thread.name} cannot go on: {exit}")
+    if streams.interactive:
+        _report("the machine is stopped; Ctrl-A c is the monitor, Ctrl-A x quits")
+    else:
+        machine.system.requests.shutdown(ShutdownCause.HOST_ERROR)

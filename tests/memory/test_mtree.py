@@ -1,0 +1,136 @@
+"""`info mtree` against dumps of QEMU 7.2 (tests/memory/data), read back, rendered and printed again."""
+
+from pathlib import Path
+
+import pytest
+
+from pellucid.errors import NotBuiltError, UserError
+from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, info_mtree, read_mtree
+from tests.memory.helpers import ByteDevice
+
+DATA = Path(__file__).parent / "data"
+BOARDS = ("microvm", "pc", "q35")
+
+
+def blocks(text: str) -> list[str]:
+    """The parts of a dump in sorted order: QEMU's own order comes from the hash of a pointer."""
+    return sorted(text.strip("\n").split("\n\n"))
+
+
+def flat_views(text: str) -> list[list[str]]:
+    """The flat views without their numbers; the address spaces that share one, sorted."""
+    views = []
+    for block in blocks(text):
+        lines = block.split("\n")[1:]
+        names = sorted(line for line in lines if line.startswith(" AS "))
+        views.append(names + [line for line in lines if not line.startswith(" AS ")])
+    return sorted(views)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_tree_text_is_qemus(board: str) -> None:
+    dump = (DATA / f"{board}.mtree-D.txt").read_text()
+    spaces = read_mtree(dump)
+    assert info_mtree(spaces, disabled=True).strip("\n") == dump.strip("\n")
+    enabled = "\n".join(line for line in dump.split("\n") if not line.endswith("[disabled]"))
+    assert info_mtree(spaces).strip("\n") == enabled.strip("\n")
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_flat_view_text_is_qemus(board: str) -> None:
+    spaces = read_mtree((DATA / f"{board}.mtree-D.txt").read_text())
+    qemu = (DATA / f"{board}.mtree-f.txt").read_text()
+    assert flat_views(info_mtree(spaces, flat=True)) == flat_views(qemu)
+
+
+def small_board() -> list[AddressSpace]:
+    system = MemoryRegion.new_container("system")
+    ram = MemoryRegion.new_ram("microvm.ram", RamBlock("microvm.ram", 0x10000), owner="obj path=/objects/microvm.ram")
+    nvdimm = MemoryRegion.new_ram("nvdimm", RamBlock("nvdimm", 0x1000))
+    nvdimm.set_nonvolatile(True)
+    system.add_subregion(0, MemoryRegion.new_alias("ram-below-4g", ram, 0, 0x10000))
+    system.add_subregion(0x10000, nvdimm)
+    uart = MemoryRegion.new_io("serial", 8, ByteDevice(8), owner="dev id=uart0")
+    uart.parent = "dev path=/machine/unattached/device[3]"
+    system.add_subregion_overlap(0x4000, uart, 2)
+    off = MemoryRegion.new_io("off", 1, ByteDevice(1))
+    off.set_enabled(False)
+    system.add_subregion(0xF000_0000, off)
+    empty = MemoryRegion.new_container("nothing", 0x1000)
+    return [AddressSpace("memory", system), AddressSpace("cpu-memory-0", system), AddressSpace("void", empty)]
+
+
+def test_tree_text_of_a_small_board() -> None:
+    assert info_mtree(small_board()) == (
+        "address-space: cpu-memory-0\n"
+        "address-space: memory\n"
+        "  0000000000000000-ffffffffffffffff (prio 0, i/o): system\n"
+        "    0000000000000000-000000000000ffff (prio 0, ram): alias ram-below-4g @microvm.ram "
+        "0000000000000000-000000000000ffff\n"
+        "    0000000000004000-0000000000004007 (prio 2, i/o): serial\n"
+        "    0000000000010000-0000000000010fff (prio 0, nv-ram): nvdimm\n"
+        "\n"
+        "address-space: void\n"
+        "  0000000000000000-0000000000000fff (prio 0, i/o): nothing\n"
+        "\n"
+        "memory-region: microvm.ram\n"
+        "  0000000000000000-000000000000ffff (prio 0, ram): microvm.ram\n"
+        "\n"
+    )
+
+
+def test_flat_text_with_owners() -> None:
+    assert info_mtree(small_board(), flat=True, owner=True) == (
+        "FlatView #0\n"
+        ' AS "memory", root: system\n'
+        ' AS "cpu-memory-0", root: system\n'
+        " Root memory region: system\n"
+        "  0000000000000000-0000000000003fff (prio 0, ram): microvm.ram owner:{obj path=/objects/microvm.ram}\n"
+        "  0000000000004000-0000000000004007 (prio 2, i/o): serial owner:{dev id=uart0} "
+        "parent:{dev path=/machine/unattached/device[3]}\n"
+        "  0000000000004008-000000000000ffff (prio 0, ram): microvm.ram @0000000000004008 "
+        "owner:{obj path=/objects/microvm.ram}\n"
+        "  0000000000010000-0000000000010fff (prio 0, nv-ram): nvdimm orphan\n"
+        "\n"
+        "FlatView #1\n"
+        ' AS "void", root: nothing\n'
+        " Root memory region: (none)\n"
+        "  No rendered FlatView\n"
+        "\n"
+    )
+
+
+def test_overflowing_regions_are_marked() -> None:
+    root = MemoryRegion.new_container("root")
+    root.add_subregion(0xFFFF_FFFF_FFFF_F000, MemoryRegion.new_container("over", 0x2000))
+    line = info_mtree([AddressSpace("as", root)]).split("\n")[2]
+    assert line == "[DETECTED OVERFLOW!]     fffffffffffff000-0000000000000fff (prio 0, i/o): over"
+
+
+def test_dispatch_tree_says_that_it_is_not_built() -> None:
+    with pytest.raises(NotBuiltError, match="dispatch tree"):
+        info_mtree([], flat=True, dispatch_tree=True)
+
+
+SPAN = "0000000000000000-000000000000ffff"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("hello\n", "line 1 is not a line"),
+        (f"  {SPAN} (prio 0, i/o): x\n", "line 1: a region before"),
+        (f"address-space: a\n  {SPAN} (prio 0, i/o): x\n  {SPAN} (prio 0, i/o): y\n", "line 3: a second tree"),
+        (f"address-space: a\n  {SPAN} (prio 0, i/o): alias x @gone {SPAN}\n", "'gone', which is not in the dump"),
+        (f"address-space: a\n  {SPAN} (prio 0, i/o): alias x @x {SPAN}\n", "shows itself"),
+        (f"address-space: a\n  {SPAN} (prio 0, rum): x\n", "'rum' is no kind"),
+        (
+            f"address-space: a\n  {SPAN} (prio 0, ram): alias x @y {SPAN}\n    {SPAN} (prio 0, ram): z\n"
+            f"memory-region: y\n  {SPAN} (prio 0, ram): y\n",
+            "contradicts itself",
+        ),
+    ],
+)
+def test_what_is_no_dump_is_named_by_line(text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        read_mtree(text)
