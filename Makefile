@@ -23,6 +23,7 @@ bench: $(VENV)/.run-stamp
 	@$(BIN)/pellucid bench $(ARGS)
 
 venv: $(VENV)/.run-stamp
+	@:
 
 clean:
 	rm -rf $(VENV)

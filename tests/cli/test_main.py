@@ -9,6 +9,7 @@ import pytest
 
 from pellucid.cli import main as entry
 from pellucid.cli.log import configure_logging
+from pellucid.cli.names import LOG_ITEMS
 from pellucid.errors import UserError
 from pellucid.machine.config import MachineConfig
 
@@ -98,13 +99,14 @@ def test_log_items_open_their_loggers(tmp_path: Path) -> None:
 
     file = tmp_path / "log"
     configure_logging(["unimp"], file)
-    logging.getLogger("pellucid.log.unimp").debug("MSR %#x", 0x1B0)
-    logging.getLogger("pellucid.log.int").debug("not asked for")
+    asked, other = (logging.getLogger(LOG_ITEMS[item].loggers[0]) for item in ("unimp", "guest_errors"))
+    asked.debug("MSR %#x", 0x1B0)
+    other.debug("not asked for")
     logging.getLogger("pellucid.machine").info("not asked for")
     logging.getLogger("pellucid.machine").warning("always said")
     assert file.read_text() == "MSR 0x1b0\nalways said\n"
     configure_logging([], None)
-    logging.getLogger("pellucid.log.unimp").debug("not any more")
+    asked.debug("not any more")
     assert file.read_text() == "MSR 0x1b0\nalways said\n"
     with pytest.raises(UserError, match="-D /nowhere/log"):
         configure_logging([], Path("/nowhere/log"))

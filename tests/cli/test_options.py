@@ -39,7 +39,7 @@ def test_what_a_script_says(kernel: Path) -> None:
         kernel, "-M", "microvm,rtc=on,pit=off", "-accel", "tcg,thread=multi", "-m", "size=1.5G", "-smp", "1", "-cpu",
         "max,+avx2,-smep,pcid=off,phys-bits=46,x2apic", "--initrd", str(kernel), "-append", "-v console=ttyS0",
         "-nographic", "-no-reboot", "-no-shutdown", "-name", "vm,,1,process=p,debug-threads=on", "-S",
-        "-d", "int,unimp", "-d", "exec", "-D", str(kernel.parent / "log"), "-no-user-config", "-vga", "none",
+        "-d", "guest_errors", "-d", "unimp", "-D", str(kernel.parent / "log"), "-no-user-config", "-vga", "none",
     )  # fmt: skip
     assert config == MachineConfig(
         board="microvm",
@@ -59,7 +59,7 @@ def test_what_a_script_says(kernel: Path) -> None:
         name="vm,1",
         process_name="p",
         debug_threads=True,
-        log_items=frozenset({"int", "unimp", "exec"}),
+        log_items=frozenset({"guest_errors", "unimp"}),
         log_file=kernel.parent / "log",
     )
     assert not (kernel.parent / "log").exists()
@@ -150,7 +150,7 @@ def test_char_backends(kernel: Path, text: str, backend: CharBackend) -> None:
         (["-initrd", "/"], "-initrd /: not a regular file: give the path of a file"),
         (["-D", "/nowhere/log"], "-D /nowhere/log: cannot write there: check the path and its permissions"),
         (["-D", "/"], "-D /: that is a folder: give the path of a file"),
-        (["-d", "itn"], "-d itn: no such log item: did you mean 'int'?"),
+        (["-d", "unipm"], "-d unipm: no such log item: did you mean 'unimp'?"),
         (["-d", "out_asm"], "-d out_asm: not built yet: -d help lists what is"),
         (["-name", "a,thing=b"], "-name a,thing=b: unknown parameter 'thing': known: guest, process, debug-threads"),
         (["-display", "gtk"], "-display gtk: not built yet: use -display none"),

@@ -82,7 +82,7 @@ class FakeVcpu:
 
 
 class FakeVm:
-    """Chips with `vcpus` vCPUs whose APICs are software-enabled. The TSC counts 2 per nanosecond."""
+    """Chips with `vcpus` vCPUs whose APICs are software-enabled, and masked PICs. The TSC counts 2 per nanosecond."""
 
     def __init__(self, vcpus: int = 1, *, ioapic_version: int = 0x11, features: LapicFeatures | None = None) -> None:
         self.clock = ManualClock()
@@ -95,6 +95,9 @@ class FakeVm:
             )
             vcpu.write(d.APIC_SPIV, 0x1FF)
             vcpu.notified = 0
+
+        self.outb(0x21, 0xFF)
+        self.outb(0xA1, 0xFF)
 
     @property
     def vcpu(self) -> FakeVcpu:

@@ -32,17 +32,17 @@ class Port:
 
 
 class FullChardev(MemoryChardev):
-    """Takes `room` more bytes, then nothing."""
+    """Takes `left` more bytes, then nothing."""
 
-    room = 0
+    left = 0
 
     def write(self, data: bytes) -> int:
-        taken = super().write(data[: self.room])
-        self.room -= taken
+        taken = super().write(data[: self.left])
+        self.left -= taken
         return taken
 
     def free(self, count: int) -> None:
-        self.room += count
+        self.left += count
         self._writable()
 
 

@@ -28,8 +28,8 @@ def busy_board(rng: random.Random) -> tuple[AddressSpace, list[MemoryRegion], li
             f"dev{number}",
             size,
             ByteDevice(size, "big" if number % 3 == 0 else "little"),
-            valid=AccessSizes(*valid, unaligned=rng.random() < 0.3),
-            impl=AccessSizes(*impl, unaligned=rng.random() < 0.3),
+            valid=AccessSizes(valid[0], valid[1], unaligned=rng.random() < 0.3),
+            impl=AccessSizes(impl[0], impl[1], unaligned=rng.random() < 0.3),
             endianness=Endianness.BIG if number % 3 == 0 else Endianness.NATIVE,
         )
         regions.append(device)

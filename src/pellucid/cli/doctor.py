@@ -67,13 +67,13 @@ class Cache:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that doctor says. `handler_image` is True (compiled), False (not yet), or None (cannot be told)."""
+    """Everything that doctor says; sizes in bytes. `handler_image`: the processor's handlers are compiled."""
 
     cpu: Cpu
     memory_bytes: int
     kvm: Kvm
     caches: dict[str, Cache]
-    handler_image: bool | None
+    handler_image: bool
     versions: dict[str, str | None]
     programs: dict[str, str | None]
 
@@ -157,9 +157,12 @@ def caches(root: Path) -> dict[str, Cache]:
     return {path.name: Cache(str(path), folder_size(path)) for path in folders}
 
 
-def handler_image() -> bool | None:
+def handler_image() -> bool:
     """Whether the processor's handlers are compiled and cached, so that a machine starts at once."""
-    return None
+    from pellucid.engine import handlers
+    from pellucid.native.image import is_built
+
+    return is_built("handlers", handlers.PACKAGES)
 
 
 def _library_version(name: str) -> str | None:
@@ -179,8 +182,7 @@ def _table(report: Report) -> Table:
     table.add_row("processor", f"{cpu.model or 'unknown'}, {cpu.level}, {cpu.cores} cores")
     table.add_row("memory", _size(report.memory_bytes))
     table.add_row("/dev/kvm", f"{'usable' if report.kvm.usable else 'not usable'}: {report.kvm.reason}")
-    states = {True: "compiled", False: "not compiled yet: the first run does it", None: "unknown"}
-    table.add_row("handler image", states[report.handler_image])
+    table.add_row("handler image", "compiled" if report.handler_image else "not compiled yet: the first run does it")
     for name, cache in report.caches.items():
         table.add_row(f"cache {name}", f"{_size(cache.bytes)} in {cache.path}")
     if not report.caches:

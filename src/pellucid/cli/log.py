@@ -1,14 +1,15 @@
-"""-d and -D on Python's logging: item X of -d opens the logger `pellucid.log.X`, which whoever has something to say
-under that name writes to with `debug()`. Everything else below WARNING stays silent."""
+"""-d and -D on Python's logging: an item opens the loggers that its row in names.LOG_ITEMS lists, down to DEBUG.
+
+Warnings are always shown; everything else below stays silent.
+"""
 
 import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from pellucid.cli.names import LOG_ITEMS
 from pellucid.errors import UserError
-
-ITEM_LOGGERS = "pellucid.log."
 
 
 def configure_logging(items: Iterable[str], file: Path | None) -> None:
@@ -26,8 +27,7 @@ def configure_logging(items: Iterable[str], file: Path | None) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(ITEM_LOGGERS):
-            logging.getLogger(name).setLevel(logging.NOTSET)
-    for item in items:
-        logging.getLogger(ITEM_LOGGERS + item).setLevel(logging.DEBUG)
+    chosen = set(items)
+    for item, row in LOG_ITEMS.items():
+        for name in row.loggers:
+            logging.getLogger(name).setLevel(logging.DEBUG if item in chosen else logging.NOTSET)

@@ -1,10 +1,11 @@
 """The words that options take: boards, accelerators, log items, CPU features; for checks, suggestions and `help`.
 
 Names are QEMU's. A name listed as not built is one that QEMU knows and Pellucid does not have yet, so that the answer
-to it is "not built yet" rather than "unknown".
+to it is "not built yet" rather than "unknown". Boards that are built say so themselves (machine/board.py).
 """
 
-BOARDS = {"microvm": "a minimal machine: serial port, RTC, virtio-mmio, ACPI; boots a kernel directly"}
+from dataclasses import dataclass
+
 BOARDS_NOT_BUILT = ("pc", "q35", "isapc", "none", "x-remote", "xenpv", "xenfv")
 
 ACCELERATORS = {
@@ -14,19 +15,22 @@ ACCELERATORS = {
 }
 ACCELERATORS_NOT_BUILT = ("kvm", "qtest", "xen", "hvf", "whpx", "nvmm", "hax")
 
+
+@dataclass(frozen=True)
+class LogItem:
+    """An item of -d: what it shows, and the loggers that it opens."""
+
+    help: str
+    loggers: tuple[str, ...]
+
+
 LOG_ITEMS = {
-    "in_asm": "guest instructions of each block when it is translated",
-    "op": "the ops that each block is translated to",
-    "int": "interrupts and exceptions as they are delivered",
-    "exec": "each block before it runs (a great deal)",
-    "cpu": "CPU registers before each block (a great deal)",
-    "mmu": "page walks and translation faults",
-    "pcall": "far calls, returns and exceptions of protected mode",
-    "cpu_reset": "CPU registers before a reset",
-    "unimp": "what the guest used and is not built",
-    "guest_errors": "what the guest did wrong, such as accesses to registers that do not exist",
+    "unimp": LogItem("instructions that the guest used and that are not built", ("pellucid.translate",)),
+    "guest_errors": LogItem("accesses of the guest to where nothing answers", ("pellucid.memory.invalid",)),
 }
-LOG_ITEMS_NOT_BUILT = ("out_asm", "op_opt", "op_ind", "fpu", "page", "nochain", "plugin", "strace", "tid", "vpu")
+LOG_ITEMS_NOT_BUILT = """
+in_asm out_asm op op_opt op_ind int exec cpu fpu mmu pcall cpu_reset page nochain plugin strace tid vpu
+""".split()
 
 CPU_PROPERTIES = (
     "phys-bits",

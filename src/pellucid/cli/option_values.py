@@ -51,7 +51,7 @@ def version(_: Draft, __: str) -> NoReturn:
 def machine(draft: Draft, text: str) -> None:
     """-machine [type=]NAME,PROPERTY=VALUE,...: the board's properties are kept for the board to check."""
     if text == "help":
-        _listing("boards:", names.BOARDS)
+        _listing("boards:", _boards())
     for index, item in enumerate(split_items(text)):
         key, equals, value = item.partition("=")
         if not equals and index > 0:
@@ -68,11 +68,19 @@ def machine(draft: Draft, text: str) -> None:
             draft.board_options[key] = value
 
 
+def _boards() -> dict[str, str]:
+    # Imported when a board is named: the machine is not loaded for a command line that is wrong elsewhere.
+    from pellucid.machine.board import BOARDS
+
+    return {board.name: board.description for board in BOARDS.values()}
+
+
 def _set_board(draft: Draft, name: str) -> None:
     if name in names.BOARDS_NOT_BUILT or name.startswith(("pc-", "pc_")):
         raise NotBuiltError(f"-machine {name}: not built yet: use -machine microvm")
-    if name not in names.BOARDS:
-        every = (*names.BOARDS, *names.BOARDS_NOT_BUILT)
+    boards = _boards()
+    if name not in boards:
+        every = (*boards, *names.BOARDS_NOT_BUILT)
         raise UserError(f"-machine {name}: no such board: {suggestion(name, every)}")
     draft.board = name
 
@@ -190,7 +198,7 @@ def name(draft: Draft, text: str) -> None:
 def log_items(draft: Draft, text: str) -> None:
     """-d ITEM,...; several -d add up."""
     if text == "help":
-        _listing("log items:", names.LOG_ITEMS)
+        _listing("log items:", {item: row.help for item, row in names.LOG_ITEMS.items()})
     chosen = set(draft.log_items)
     for item in text.split(","):
         if item in names.LOG_ITEMS_NOT_BUILT or item.startswith("trace:"):

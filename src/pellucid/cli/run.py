@@ -26,8 +26,9 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
     configure_logging(config.log_items, config.log_file)
     # Imported here: a bad command line is told at once, without loading the engine.
     from pellucid.machine.run import run_machine
+    from pellucid.monitor.machine_target import attach_monitor
 
-    return run_machine(config)
+    return run_machine(config, attach_monitor)
 
 
 def _use_default_guest(draft: Draft) -> None:

@@ -5,7 +5,8 @@ to another host replaces this file. Operand order matters: the first operand's N
 u32 lanes, whatever the instruction takes them for.
 """
 
-from pellucid.native import asm, native, u32, u64, vec
+from pellucid.cpu.host import load_mxcsr, store_mxcsr
+from pellucid.native import asm, native, ref, u32, u64, vec
 
 F = vec[u32, 4]
 
@@ -44,3 +45,18 @@ def host_from_integer(name, a, value):
 def host_to_integer(name, a, T):
     """CVTSS2SI and its kin."""
     return asm(T, f"{name} $1, $0", "=r,x", a)
+
+
+@native
+def guest_mxcsr(s):
+    """The guest's MXCSR: its controls stand in the state, its flags in the host's register too."""
+    store_mxcsr(ref(s, "guest_mxcsr"))
+    return s.mxcsr | (s.guest_mxcsr & 0x3F)
+
+
+@native
+def set_guest_mxcsr(s, value):
+    """Replace the guest's MXCSR, in the state and, every exception masked, in the host's register."""
+    s.mxcsr = value
+    s.guest_mxcsr = value | 0x1F80
+    load_mxcsr(ref(s, "guest_mxcsr"))

@@ -9,9 +9,9 @@ EMMS makes all tags valid and TOP 0, and a write sets the sixteen bits above the
 
 from pellucid.cpu.faults import fault_plain, general_protection
 from pellucid.cpu.memory import slow_load, slow_store, tlb_entry
-from pellucid.cpu.operands import address, register, slot_pointer
+from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import MF, PAGE_MASK
-from pellucid.native import at, bitcast, likely, native, ptr, u8, u16, u64, u128, uint, unlikely, vec
+from pellucid.native import at, bitcast, likely, native, ptr, u16, u64, uint, unlikely, vec
 
 FSW_ES = 0x80
 
@@ -34,6 +34,11 @@ def has_mmx(f):
 def is_nondestructive(f):
     """Whether there are two vector sources beside the destination (VEX), rather than the destination as first one."""
     return len(f.kinds.rstrip("i")) == 3
+
+
+def second(f):
+    """The number of the second source's operand."""
+    return 2 if is_nondestructive(f) else 1
 
 
 @native
@@ -98,7 +103,7 @@ def left(s, o, f, V):
 @native
 def right(s, o, f, V):
     """The second source of an operation on two."""
-    return operand(s, o, f, 2 if is_nondestructive(f) else 1, V)
+    return operand(s, o, f, second(f), V)
 
 
 @native
@@ -178,7 +183,3 @@ def set_xmm(s, number, value, V):
     """Write an XMM register by number."""
     ptr[V](u64(s.xmm) + number * 64)[0] = value
 
-
-__all__ = ["FSW_ES", "check_aligned", "check_x87", "enter_mmx", "extended", "finish_mmx", "has_mmx",
-           "is_nondestructive", "lanes", "left", "load_vector", "loosely", "operand", "put", "put_aligned",
-           "put_anywhere", "register", "right", "scalar", "set_xmm", "source_lanes", "store_vector", "u8", "u128", "xmm"]

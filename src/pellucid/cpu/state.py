@@ -192,6 +192,7 @@ class CpuState:
     mode: u32              # MODE_*
     cpl: u32
     mxcsr: u32             # valid outside native code; inside it is in the host's register
+    irq_window: u32        # 1: leave as soon as RFLAGS.IF is set
     step_once: u32         # 1: execute one instruction alone before anything else
     shadow: u32            # 1: STI or MOV SS just retired; no interrupt before the next instruction
     exit_reason: u32

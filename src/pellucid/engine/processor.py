@@ -39,6 +39,9 @@ class Engine:
         self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
         self.refresh_mode = image.function("refresh_mode", None, s)
         self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.read_tsc = image.function("read_tsc", ctypes.c_uint64)
+        self.get_rflags = image.function("read_rflags", ctypes.c_uint64, s)
+        self.deliver_interrupt = image.function("interrupt", ctypes.c_uint32, s, ctypes.c_uint32)
         self.translate_address = image.function("translate_address", ctypes.c_uint64, s, ctypes.c_uint64,
                                                 ctypes.c_uint64)
 
@@ -149,6 +152,47 @@ class Processor:
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""
         self.engine.flush_all(self.address)
+
+    def complete(self, value: int) -> None:
+        """The access that left (port, device, MSR) is done; `value` is what it read."""
+        state = self.state
+        state.replay[state.replay_count] = value
+        state.replay_count += 1
+
+    def fail_msr(self) -> None:
+        """The MSR access that left raises #GP(0)."""
+        self.state.msr_fault = self.state.step_once = 1
+
+    def deliver_interrupt(self, vector: int) -> bool:
+        """Deliver an external interrupt or NMI; False is a triple fault."""
+        return bool(self.engine.deliver_interrupt(self.address, vector))
+
+    def get_rflags(self) -> int:
+        """RFLAGS with its lazy status flags."""
+        return int(self.engine.get_rflags(self.address))
+
+    def translate(self, linear: int) -> int | None:
+        """The guest-physical address of a linear address as a read with the current privilege sees it."""
+        state = self.state
+        kept = (state.exit_reason, state.exc_vector, state.exc_error, state.exc_has_error, state.exc_soft,
+                state.exc_address)
+        found = self.engine.translate_address(self.address, linear & (1 << 64) - 1, 1)
+        (state.exit_reason, state.exc_vector, state.exc_error, state.exc_has_error, state.exc_soft,
+         state.exc_address) = kept
+        return int(state.mmio_gpa) if found else None
+
+    def host_of(self, linear: int) -> int | None:
+        """The host address of a linear address; None where unmapped or a device."""
+        gpa = self.translate(linear)
+        return None if gpa is None else self.memory.host_address(gpa)
+
+    def forget_code(self, gpa: int, size: int) -> None:
+        """Guest memory changed from outside native code."""
+        while size > 0:
+            here = min(size, 4096 - gpa % 4096)
+            if self.memory.host_address(gpa) is not None:
+                self.engine.forget_code(self.address, gpa, here)
+            gpa, size = gpa + here, size - here
 
     def refresh_mode(self) -> None:
         """After Python changed control registers, segments or flags."""

@@ -1,16 +1,17 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
-from pellucid.cpu.exceptions import deliver_exception, single_step_trap
+from pellucid.cpu.exceptions import deliver_exception, deliver_interrupt, single_step_trap
 from pellucid.cpu.faults import Stop
+from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
 from pellucid.cpu.memory import flush_page, flush_tlb, invalidate_range, probe_read, select_tlb
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE,
-    PENDING_STEP, RFLAGS_TF, CpuState, Op)
+    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, CpuState, Op)
 from pellucid.engine.dispatch import lookup
 from pellucid.engine.translate import step_block
-from pellucid.native import atomic_and, atomic_or, invoke, native, ptr, ref, u32, u64
+from pellucid.native import atomic_and, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64
 
 
 @native(inline=False)
@@ -70,6 +71,9 @@ def run(s: ptr[CpuState]) -> u32:
         elif s.pending != 0:
             reason = EXIT_PENDING
             break
+        elif s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0:
+            reason = EXIT_PENDING
+            break
         elif (s.flags & RFLAGS_TF) != 0:
             reason = step(s)
         else:
@@ -124,9 +128,26 @@ def translate_address(s: ptr[CpuState], address: u64, size: u64) -> u64:
     return u64(1)
 
 
+@native
+def interrupt(s: ptr[CpuState], vector: u32) -> u32:
+    """Deliver an external interrupt; 0 is a triple fault."""
+    return u32(deliver_interrupt(s, vector))
+
+
+@native
+def read_tsc() -> u64:
+    return rdtsc()
+
+
+@native
+def read_rflags(s: ptr[CpuState]) -> u64:
+    return get_rflags(s)
+
+
 _S = (ptr[CpuState],)
 ROOTS = {
     "run": (run, _S), "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
+    "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

@@ -2,10 +2,9 @@
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.host_sse import F, host_binary, host_compare_flags, host_immediate, host_unary
-from pellucid.cpu.operands import read
-from pellucid.cpu.simd import lanes, left, loosely, operand, put, right, xmm
+from pellucid.cpu.simd import lanes, left, loosely, operand, put, right, second, xmm
 from pellucid.isa.simd import by_mnemonic, numbered, vector
-from pellucid.native import i32, i64, native, select, shuffle, static, u32, u64, u8, uint, vec
+from pellucid.native import i32, i64, native, select, static, u32, u64, u8, uint, vec
 
 # --- arithmetic ----------------------------------------------------------------------------------------
 
@@ -31,7 +30,7 @@ def scalar_type(name):
 @native
 def float_scalar(s, o, f):
     T = scalar_type(SCALAR[f.extra])
-    put(s, o, f, F, host_binary(SCALAR[f.extra].lower(), left(s, o, f, F), loosely(s, o, f, 1, T, F)))
+    put(s, o, f, F, host_binary(SCALAR[f.extra].lower(), left(s, o, f, F), loosely(s, o, f, second(f), T, F)))
 
 
 @vector(*UNARY, extra=numbered(UNARY))
@@ -48,10 +47,10 @@ ROUND = ("ROUNDPS", "ROUNDPD", "ROUNDSS", "ROUNDSD")
 
 @native
 def immediate_operand(s, o, f, name):
-    """Operand 1 of an instruction that may be packed or scalar."""
+    """The second source of an instruction that may be packed or scalar."""
     if name[-2] == "S":
-        return loosely(s, o, f, 1, scalar_type(name), F)
-    return operand(s, o, f, 1, F)
+        return loosely(s, o, f, second(f), scalar_type(name), F)
+    return right(s, o, f, F)
 
 
 @native(inline=False)
@@ -115,13 +114,6 @@ def dpps(s, o, f):
     p = host_binary("haddps", p, p)
     p = host_binary("haddps", p, p)
     put(s, o, f, F, select(chosen_lanes(imm, u32), p, zero))
-
-
-@native
-def as_quads(a):
-    """The same bits as two lanes."""
-    from_low = shuffle(a, a, [0, 1, 2, 3])
-    return from_low
 
 
 @vector("DPPD")
@@ -205,6 +197,3 @@ def blendv(s, o, f):
     V = lanes(f, S)
     picked = xmm(s, 0, V) < V(0)
     put(s, o, f, V, select(picked, right(s, o, f, V), left(s, o, f, V)))
-
-
-__all__ = ["read"]

@@ -1,7 +1,7 @@
 """Moves between vector registers, general registers and memory."""
 
 from pellucid.cpu.memory import linear_wrap, probe_write, store
-from pellucid.cpu.operands import address, read, register, set_register, slot_pointer, write
+from pellucid.cpu.operands import address, read, register, slot_pointer, write
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.simd import (
     check_x87, enter_mmx, finish_mmx, has_mmx, lanes, load_vector, operand, put, put_aligned, put_anywhere, scalar,
@@ -10,7 +10,7 @@ from pellucid.cpu.state import MODE_SEGMENTED, slot_of
 from pellucid.isa.simd import by_mnemonic, element, vector
 from pellucid.isa.table import instruction
 from pellucid.native import (
-    at, bitcast, i16, i32, i64, i8, movemask, native, shuffle, sint, static, u128, u16, u32, u64, u8, uint, vec)
+    at, bitcast, i8, movemask, native, shuffle, sint, static, u8, u32, u64, u128, uint, vec)
 
 # --- whole registers -----------------------------------------------------------------------------------
 
@@ -24,8 +24,7 @@ def move_aligned(s, o, f):
         enter_mmx(s)
 
 
-@vector("MOVUPS", "MOVUPD", "MOVDQU")
-@instruction("LDDQU", fpu=True, sse=True)
+@vector("MOVUPS", "MOVUPD", "MOVDQU", "LDDQU")
 @native
 def move_unaligned(s, o, f):
     V = vec[u64, max(f.widths) // 8]
@@ -78,7 +77,10 @@ def move_scalar(s, o, f):
 @vector("MOVLPS", "MOVLPD")
 @native
 def move_low(s, o, f):
-    write(s, o, f, 0, scalar(s, o, f, 1, u64)) if f.kinds[0] == "m" else set_half(s, o, 0, scalar(s, o, f, 1, u64))
+    if f.kinds[0] == "m":
+        store(s, address(s, o), scalar(s, o, f, 1, u64), u64)
+    else:
+        set_half(s, o, 0, scalar(s, o, f, 1, u64))
 
 
 @native
@@ -279,6 +281,3 @@ def pmovzx(s, o, f):
 def pmovsx(s, o, f):
     V = lanes(f, sint(f.extra & 15))
     put(s, o, f, V, V(widened_source(s, o, f, sint(f.extra >> 4))))
-
-
-__all__ = ["i16", "i32", "i64", "set_register", "u16"]

@@ -58,9 +58,8 @@ class MachineTarget:
 
     def run_status(self) -> str:
         state = self._machine.system.run_state.state
-        if state in (RunState.RUNNING, RunState.PAUSED):
-            return state.value
-        return f"paused ({state.value})"
+        name = str(state.value)
+        return name if state in (RunState.RUNNING, RunState.PAUSED) else f"paused ({name})"
 
     def stop(self) -> None:
         self._machine.system.vm_stop()

@@ -139,7 +139,7 @@ def _x87_differences(before: UserState, a: UserState, b: UserState, rules: Undef
         yield _pair("fcw", before.fcw, a.fcw, b.fcw)
     if (a.fsw ^ b.fsw) & ~rules.fsw:
         yield f"{_pair('fsw', before.fsw, a.fsw, b.fsw)}: bits {_bit_list((a.fsw ^ b.fsw) & ~rules.fsw)}"
-    if a.ftw != b.ftw:
+    if a.ftw != b.ftw and not rules.tags:
         yield _pair("ftw (abridged)", before.ftw, a.ftw, b.ftw)
     if (a.fsw ^ b.fsw) >> 11 & 7:
         return

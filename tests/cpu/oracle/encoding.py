@@ -319,9 +319,10 @@ def _finish(rng: random.Random, code: int, data: bytes, bits: int, ip: int) -> V
     choice = rng.randrange(32)
     plain = _decode(data, bits, ip)
     if choice < 2:
-        useless: tuple[int, ...] = (0x2E, 0x3E, 0x26, 0x36, 0xF2, 0xF3)
+        useless: tuple[int, ...] = (0x2E, 0x3E, 0x26, 0x36)
         if plain.flow_control == iced_x86.FlowControl.NEXT:
-            useless += (0x66,)  # before a branch in 64-bit code, 66 is ignored by Intel and obeyed by AMD
+            # Before a branch in 64-bit code 66 is ignored by Intel, obeyed by AMD; F3 turns LOOPNE into LOOPE on AMD.
+            useless += (0x66, 0xF2, 0xF3)
         longer = bytes([rng.choice(useless)]) + data
         decoded = _decode(longer, bits, ip)
         if decoded.code == code and len(longer) <= 15:

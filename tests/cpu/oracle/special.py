@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import iced_x86
@@ -356,6 +357,7 @@ def _extended_state(s: Situation) -> None:
         delta = aligned - address
         s.state.gpr[number] = (s.state.gpr[number] + delta) & (1 << s.bits) - 1
         address = aligned
+        s.memory[0] = replace(s.memory[0], address=aligned)
     if s.name.startswith("XRSTOR"):
         header = struct.pack("<QQ", s.rng.getrandbits(3) | (8 if s.rng.randrange(16) == 0 else 0), 0).ljust(64, b"\0")
         s.state.write(address, _fx_image(s) + header + s.rng.randbytes(256))

@@ -18,11 +18,12 @@ from . import outcome as o
 from .catalog import MNEMONIC_NAMES
 from .generate import Case
 from .outcome import Outcome
-from .state import AF, CF, OF, PF, RCX, SF, STATUS_FLAGS, ZF, UserState
+from .state import AF, CF, OF, PF, RCX, RSP, SF, STATUS_FLAGS, ZF, UserState
 
 C0, C1, C2, C3 = 1 << 8, 1 << 9, 1 << 10, 1 << 14
 CONDITION_CODES = C0 | C1 | C2 | C3
 FSW_PE = 1 << 5
+FSW_TOP = 7 << 11
 _MASK64 = (1 << 64) - 1
 _REGISTERS: Any = iced_x86.RegisterExt
 
@@ -31,8 +32,8 @@ _REGISTERS: Any = iced_x86.RegisterExt
 class Undefined:
     """What not to compare: bits of RFLAGS, FSW and each general register; ST and vector registers; memory ranges.
 
-    `approximate` is "reciprocal" (packed singles within 2^-10.4 of each other) or "transcendental" (ST within a few
-    units in the last place) where results may be approximations.
+    `tags` is the x87 tag word, `bases` those of FS and GS. `approximate` is "reciprocal" (packed singles within 2^-9 of
+    each other) or "transcendental" (ST within four units in the last place) where results may be approximations.
     """
 
     rflags: int = 0
@@ -42,6 +43,7 @@ class Undefined:
     vectors: frozenset[int] = frozenset()
     memory: list[tuple[int, int]] = field(default_factory=list)
     all_memory: bool = False
+    tags: bool = False
     bases: bool = False
     approximate: str | None = None
 
@@ -148,10 +150,17 @@ def undefined(case: Case, outcome: Outcome) -> Undefined:
 
 
 def _partial(case: Case, name: str, result: Undefined) -> None:
-    """After a fault: stores that came before it, and elements that a gather had already fetched."""
+    """After a fault: stores and loads that came before it, elements that a gather had already fetched.
+
+    MASKMOVQ may have made its transition to MMX state (seen on AMD family 1Ah, as are POPA's partial loads).
+    """
     if name in ("DIV", "IDIV"):
         result.rflags = STATUS_FLAGS
     result.all_memory = name in MAY_STORE_BEFORE_FAULT
+    if name in ("POPA", "POPAD"):
+        result.gpr = {number: _MASK64 for number in range(8) if number != RSP}
+    if name == "MASKMOVQ":
+        result.fsw, result.tags = FSW_TOP, True
     if case.instruction.is_vsib:
         used = (case.instruction.op_register(0), case.instruction.op_register(2))
         result.vectors = frozenset(_REGISTERS.number(register) for register in used)

@@ -8,12 +8,8 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from pellucid.cli.guest import initrd
 from pellucid.cli.guest.apt import Apt, with_fresh_lists_if_needed
@@ -21,6 +17,7 @@ from pellucid.cli.guest.archive import package_file
 from pellucid.cli.guest.cache import guest_cache, publish_file, publish_folder
 from pellucid.cli.guest.initrd import InitrdFile
 from pellucid.cli.guest.scripts import INTERACTIVE
+from pellucid.cli.progress import ProgressBar
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 KERNEL_PACKAGE = r"linux-image-\d.*-cloud-amd64"
@@ -29,32 +26,6 @@ APPEND = "console=ttyS0"
 """The kernel command line that suits the default guest on a serial console."""
 
 __all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel"]
-
-
-class _Bar:
-    """One progress bar on standard error, made at the first report and gone with the `with` block."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            console=Console(file=sys.stderr),
-            transient=True,
-        )
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "_Bar":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, label: str, percent: float) -> None:
-        if label not in self.tasks:
-            self.tasks[label] = self.progress.add_task(label, total=100)
-        self.progress.update(self.tasks[label], completed=percent)
 
 
 def default_kernel() -> Path:
@@ -86,16 +57,16 @@ def default_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | No
 def _fetched_file(part: str, name: str, package_of: Callable[[Apt], str], pattern: str) -> Path:
     """guest_cache()/part/name, taken from a Debian package, with a package.json beside it that says which."""
 
-    def fetch(apt: Apt, folder: Path, bar: _Bar) -> None:
-        package = apt.download(package_of(apt), folder, bar)
-        bar(f"unpacking {package.name}", 0)
+    def fetch(apt: Apt, folder: Path, bar: ProgressBar) -> None:
+        package = apt.download(package_of(apt), folder, bar.percent)
+        bar.percent(f"unpacking {package.name}", 0)
         path, content = package_file(package, pattern)
         package.unlink()
         (folder / name).write_bytes(content)
         (folder / "package.json").write_text(json.dumps({"package": package.name, "path": path}) + "\n")
 
     def fill(folder: Path) -> None:
-        with _Bar() as bar:
-            with_fresh_lists_if_needed(lambda apt: fetch(apt, folder, bar), bar)
+        with ProgressBar() as bar:
+            with_fresh_lists_if_needed(lambda apt: fetch(apt, folder, bar), bar.percent)
 
     return publish_folder(guest_cache() / part, fill) / name

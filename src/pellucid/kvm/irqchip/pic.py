@@ -95,6 +95,14 @@ class _Chip:
             self.priority_add = (pin + 1) & 7
         self.ended |= mask
 
+    def inta(self) -> int:
+        """The interrupt-acknowledge cycle: the pin taken, or the spurious one when the request is gone."""
+        pin = self.request()
+        if pin is None:
+            return SPURIOUS_PIN
+        self.acknowledge(pin)
+        return pin
+
     def _end(self, pin: int) -> None:
         self.isr &= ~(1 << pin)
         self.ended |= 1 << pin
@@ -232,18 +240,8 @@ class PicPair:
         """The INTA cycle: the vector of the interrupt to take, the spurious one (pin 7's) when the request is gone."""
         master, slave = self._chips
         with self._lock:
-            pin = master.request()
-            if pin is None:
-                vector = master.irq_base + SPURIOUS_PIN
-            elif pin != PIC_CASCADE_PIN:
-                master.acknowledge(pin)
-                vector = master.irq_base + pin
-            else:
-                slave_pin = slave.request()
-                master.acknowledge(pin)
-                if slave_pin is not None:
-                    slave.acknowledge(slave_pin)
-                vector = slave.irq_base + (SPURIOUS_PIN if slave_pin is None else slave_pin)
+            pin = master.inta()
+            vector = slave.irq_base + slave.inta() if pin == PIC_CASCADE_PIN else master.irq_base + pin
             self._update()
             return vector
 

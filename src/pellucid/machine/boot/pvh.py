@@ -8,7 +8,6 @@ import io
 import struct
 from dataclasses import dataclass
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
@@ -63,8 +62,11 @@ class PvhKernel:
                 LoadSegment(segment["p_paddr"], segment.data(), segment["p_memsz"])
                 for segment in elf.iter_segments("PT_LOAD")
             )
-        except (ELFError, struct.error, ValueError, KeyError, OverflowError) as error:
-            raise UserError(f"{name}: is a damaged ELF file: {error}") from None
+        except UserError:
+            raise
+        except Exception as error:
+            # pyelftools lets out whatever its parsing trips over: its own errors, construct's, Python's.
+            raise UserError(f"{name}: is a damaged ELF file ({type(error).__name__}: {error})") from None
         if entry is None:
             raise UserError(
                 f"{name}: is an ELF file without a PVH entry note; build the kernel with CONFIG_PVH=y or give a bzImage"
@@ -126,7 +128,9 @@ def _phys32_entry(elf: ELFFile) -> int | None:
     for segment in elf.iter_segments():
         if isinstance(segment, NoteSegment):
             for note in segment.iter_notes():
-                if note["n_name"] == "Xen" and note["n_type"] == XEN_ELFNOTE_PHYS32_ENTRY:
+                # pyelftools gives the names of types that it knows, and the number of any other.
+                note_type: object = note["n_type"]
+                if note["n_name"] == "Xen" and note_type == XEN_ELFNOTE_PHYS32_ENTRY:
                     return int.from_bytes(note["n_descdata"][:8], "little") & 0xFFFF_FFFF
     return None
 

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from typing import Any
 
 from pellucid.errors import UserError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
@@ -120,20 +121,25 @@ def _listen(address: Address) -> socket.socket:
             # A socket file left by a process that was killed would be in the way; anything else there is kept.
             if stat.S_ISSOCK(os.stat(address).st_mode) and not _alive(address):
                 os.unlink(address)
-    return _open(address, "listen on", lambda made, at: (made.bind(at), made.listen(1)))
+
+    def listen(made: socket.socket, at: Any) -> None:
+        made.bind(at)
+        made.listen(1)
+
+    return _open(address, "listen on", listen)
 
 
 def _reach(address: Address) -> socket.socket:
-    return _open(address, "connect to", lambda made, at: made.connect(at))
+    return _open(address, "connect to", socket.socket.connect)
 
 
-def _open(address: Address, what: str, use: Callable[[socket.socket, object], object]) -> socket.socket:
+def _open(address: Address, what: str, use: Callable[[socket.socket, Any], None]) -> socket.socket:
     """A socket on which `use` has succeeded. Raises UserError."""
     made: socket.socket | None = None
     try:
         if isinstance(address, str):
-            made, at = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), address
-            use(made, at)
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            use(made, address)
         else:
             family, kind, protocol, _, sockaddr = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
             made = socket.socket(family, kind, protocol)

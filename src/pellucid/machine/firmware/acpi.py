@@ -80,7 +80,7 @@ def build_tables(platform: AcpiPlatform, address: int, rsdp_address: int) -> Acp
     return built
 
 
-def checksum(content: bytes) -> int:
+def checksum(content: bytes | bytearray) -> int:
     """The byte that makes the sum of all bytes 0 modulo 256."""
     return -sum(content) & 0xFF
 

@@ -1,0 +1,47 @@
+"""MXCSR, the end of MMX, fences and cache lines."""
+
+from pellucid.cpu.faults import general_protection
+from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
+from pellucid.cpu.operands import read, write
+from pellucid.cpu.segments import update_mode
+from pellucid.cpu.simd import check_x87
+from pellucid.isa.table import LEAVE, instruction
+from pellucid.native import fence, native, u32
+
+MXCSR_MASK = 0xFFFF
+
+
+@instruction("LDMXCSR", fpu=True, sse=True, ends=LEAVE)
+@native
+def ldmxcsr(s, o, f):
+    value = read(s, o, f, 0)
+    if (value & ~u32(MXCSR_MASK)) != 0:
+        general_protection(s, 0)
+    set_guest_mxcsr(s, value)
+    update_mode(s)
+
+
+@instruction("STMXCSR", fpu=True, sse=True)
+@native
+def stmxcsr(s, o, f):
+    write(s, o, f, 0, guest_mxcsr(s))
+
+
+@instruction("EMMS", fpu=True)
+@native
+def emms(s, o, f):
+    check_x87(s)
+    s.fpu_tags = 0
+
+
+@instruction("SFENCE", "LFENCE", "MFENCE", name="fences")
+@native
+def fences(s, o, f):
+    fence()
+
+
+@instruction("CLFLUSH", "CLFLUSHOPT", "CLWB")
+@native
+def clflush(s, o, f):
+    """Caches are coherent here: only the faults of a one-byte load remain (SDM vol. 2)."""
+    read(s, o, f, 0)

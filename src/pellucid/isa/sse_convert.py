@@ -1,0 +1,83 @@
+"""Conversions between integers and floats, and between single and double precision.
+
+MMX operands go through the XMM form of the same conversion, upper lanes zero: a zero converts exactly.
+"""
+
+from pellucid.cpu.host_sse import F, host_binary, host_from_integer, host_to_integer, host_unary
+from pellucid.cpu.operands import read, write
+from pellucid.cpu.simd import enter_mmx, left, loosely, operand, put, scalar, second
+from pellucid.isa.simd import numbered, vector
+from pellucid.native import bitcast, native, u32, u64, u128, uint, vec
+
+PACKED_WHOLE = ("CVTDQ2PS", "CVTPS2DQ", "CVTTPS2DQ", "CVTPD2PS", "CVTPD2DQ", "CVTTPD2DQ")
+PACKED_HALF = ("CVTPS2PD", "CVTDQ2PD")
+SCALAR = ("CVTSS2SD", "CVTSD2SS")
+FROM_INTEGER = ("CVTSI2SS", "CVTSI2SD")
+TO_INTEGER = ("CVTSS2SI", "CVTSD2SI", "CVTTSS2SI", "CVTTSD2SI")
+TO_MMX = ("CVTPS2PI", "CVTTPS2PI", "CVTPD2PI", "CVTTPD2PI")
+
+
+@vector(*PACKED_WHOLE, extra=numbered(PACKED_WHOLE))
+@native
+def convert_packed(s, o, f):
+    put(s, o, f, F, host_unary(PACKED_WHOLE[f.extra].lower(), operand(s, o, f, 1, F)))
+
+
+@vector(*PACKED_HALF, extra=numbered(PACKED_HALF))
+@native
+def convert_half(s, o, f):
+    put(s, o, f, F, host_unary(PACKED_HALF[f.extra].lower(), loosely(s, o, f, 1, u64, F)))
+
+
+@vector(*SCALAR, extra=numbered(SCALAR))
+@native
+def convert_scalar(s, o, f):
+    name = SCALAR[f.extra]
+    b = loosely(s, o, f, second(f), u32 if name == "CVTSS2SD" else u64, F)
+    put(s, o, f, F, host_binary(name.lower(), left(s, o, f, F), b))
+
+
+@vector(*FROM_INTEGER, extra=numbered(FROM_INTEGER))
+@native
+def convert_from_integer(s, o, f):
+    value = read(s, o, f, second(f))
+    suffix = "q" if f.widths[second(f)] == 8 else "l"
+    put(s, o, f, F, host_from_integer(FROM_INTEGER[f.extra].lower() + suffix, left(s, o, f, F), value))
+
+
+@vector(*TO_INTEGER, extra=numbered(TO_INTEGER))
+@native
+def convert_to_integer(s, o, f):
+    name = TO_INTEGER[f.extra]
+    a = loosely(s, o, f, 1, u32 if name.endswith("SS2SI") else u64, F)
+    write(s, o, f, 0, host_to_integer(name.lower(), a, uint(f.widths[0])))
+
+
+@vector(*TO_MMX, extra=numbered(TO_MMX))
+@native
+def convert_to_mmx(s, o, f):
+    name = TO_MMX[f.extra]
+    host = name.replace("PI", "DQ").lower()
+    if "PS" in name:
+        a = bitcast(F, u128(scalar(s, o, f, 1, u64)))
+    else:
+        a = operand(s, o, f, 1, F)
+    V = vec[u64, 1]
+    put(s, o, f, V, V(bitcast(vec[u64, 2], host_unary(host, a))[0]))
+
+
+@vector("CVTPI2PS")
+@native
+def cvtpi2ps(s, o, f):
+    a = host_unary("cvtdq2ps", bitcast(F, u128(scalar(s, o, f, 1, u64))))
+    V = vec[u64, 1]
+    put(s, o, f, V, V(bitcast(vec[u64, 2], a)[0]))
+    enter_mmx(s)
+
+
+@vector("CVTPI2PD")
+@native
+def cvtpi2pd(s, o, f):
+    put(s, o, f, F, host_unary("cvtdq2pd", bitcast(F, u128(scalar(s, o, f, 1, u64)))))
+
+

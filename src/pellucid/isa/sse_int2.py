@@ -1,0 +1,244 @@
+"""Packed integers across lanes: pack, unpack, shuffle, align, horizontal sums, sums of differences, blend."""
+
+from pellucid.cpu.simd import extended, lanes, left, loosely, operand, put, right, xmm
+from pellucid.isa.simd import by_mnemonic, element, vector
+from pellucid.isa.sse_int import even, odd
+from pellucid.native import (
+    add_sat, bitcast, i8, i16, i32, insert, maximum, minimum, native, select, shuffle, sint, static, sub_sat, u8, u16,
+    u32, u64, u128, uint, vec)
+
+# --- pack and unpack -----------------------------------------------------------------------------------
+
+
+def joined(width, size):
+    """Lanes of two operands, narrowed to `size` bytes: in each 16 bytes of the result, the first's, then the second's."""
+    per = min(width, 16) // size // 2
+    count = width // size // 2
+    return [which * count + block * per + i for block in range(count // per) for which in (0, 1) for i in range(per)]
+
+
+@native
+def pack(s, o, f, V, D, low, high):
+    """Clamp the lanes V of both sources to low..high and narrow them to D."""
+    N = vec[D, V.count]
+    a = minimum(maximum(left(s, o, f, V), V(low)), V(high))
+    b = minimum(maximum(right(s, o, f, V), V(low)), V(high))
+    put(s, o, f, lanes(f, D), shuffle(N(a), N(b), joined(f.widths[0], D.size)))
+
+
+@vector("PACKSSWB")
+@native
+def packsswb(s, o, f):
+    pack(s, o, f, lanes(f, i16), i8, -128, 127)
+
+
+@vector("PACKSSDW")
+@native
+def packssdw(s, o, f):
+    pack(s, o, f, lanes(f, i32), i16, -32768, 32767)
+
+
+@vector("PACKUSWB")
+@native
+def packuswb(s, o, f):
+    pack(s, o, f, lanes(f, i16), u8, 0, 255)
+
+
+@vector("PACKUSDW")
+@native
+def packusdw(s, o, f):
+    pack(s, o, f, lanes(f, i32), u16, 0, 65535)
+
+
+def interleaved(width, size, high):
+    """Lanes of two operands alternating, from the low or high half of every 16 bytes."""
+    per = min(width, 16) // size
+    count = width // size
+    return [which * count + block * per + high * per // 2 + i
+            for block in range(count // per) for i in range(per // 2) for which in (0, 1)]
+
+
+_UNPACK = {"BW": 1, "WD": 2, "DQ": 4, "QDQ": 8}
+
+
+@vector(*("PUNPCKL" + kind for kind in _UNPACK), "UNPCKLPS", "UNPCKLPD",
+        extra=by_mnemonic({**{"PUNPCKL" + k: n for k, n in _UNPACK.items()}, "UNPCKLPS": 4, "UNPCKLPD": 8}))
+@native
+def unpack_low(s, o, f):
+    V = lanes(f, uint(f.extra))
+    b = loosely(s, o, f, 1, u32, V) if f.kinds == "nm" else right(s, o, f, V)
+    put(s, o, f, V, shuffle(left(s, o, f, V), b, interleaved(f.widths[0], f.extra, 0)))
+
+
+@vector(*("PUNPCKH" + kind for kind in _UNPACK), "UNPCKHPS", "UNPCKHPD",
+        extra=by_mnemonic({**{"PUNPCKH" + k: n for k, n in _UNPACK.items()}, "UNPCKHPS": 4, "UNPCKHPD": 8}))
+@native
+def unpack_high(s, o, f):
+    V = lanes(f, uint(f.extra))
+    put(s, o, f, V, shuffle(left(s, o, f, V), right(s, o, f, V), interleaved(f.widths[0], f.extra, 1)))
+
+
+# --- shuffles ------------------------------------------------------------------------------------------
+
+
+@vector("PSHUFD")
+@native
+def pshufd(s, o, f):
+    V = lanes(f, u32)
+    a = operand(s, o, f, 1, V)
+    i = o.imm
+    put(s, o, f, V, V([a[i & 3], a[(i >> 2) & 3], a[(i >> 4) & 3], a[(i >> 6) & 3]]))
+
+
+@native
+def four_words(word, i):
+    """The words of a 64-bit value that the immediate names, by shifts: a vector of four would go through memory."""
+    r: u64 = 0
+    for lane in static(range(4)):
+        r = r | (((word >> (((i >> (lane * 2)) & 3) << 4)) & 0xFFFF) << (lane * 16))
+    return r
+
+
+@vector("PSHUFW")
+@native
+def pshufw(s, o, f):
+    V = lanes(f, u64)
+    put(s, o, f, V, V(four_words(operand(s, o, f, 1, V)[0], o.imm)))
+
+
+@vector("PSHUFLW", "PSHUFHW", extra=by_mnemonic({"PSHUFLW": 0, "PSHUFHW": 1}))
+@native
+def pshuf_half(s, o, f):
+    V = lanes(f, u64)
+    a = operand(s, o, f, 1, V)
+    put(s, o, f, V, insert(a, f.extra, four_words(a[f.extra], o.imm)))
+
+
+@vector("PSHUFB")
+@native
+def pshufb(s, o, f):
+    V = lanes(f, u8)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    i = b & (V.count - 1)
+    chosen = V([a[i[lane]] for lane in range(V.count)])
+    put(s, o, f, V, select(b > V(127), V(0), chosen))
+
+
+@vector("PALIGNR")
+@native
+def palignr(s, o, f):
+    T = uint(f.widths[0])
+    V = lanes(f, u8)
+    high = bitcast(T, left(s, o, f, V))
+    low = bitcast(T, right(s, o, f, V))
+    n = (o.imm & 0xFF) << 3
+    w = f.widths[0] * 8
+    r = (low >> n) | (high << (w - n)) if n <= w else high >> (n - w)
+    put(s, o, f, T, r)
+
+
+# --- horizontal ----------------------------------------------------------------------------------------
+
+
+def halves(V, which):
+    """Numbers of the even (0) or odd (1) lanes of two vectors V, 16 bytes at a time."""
+    per = min(V.size, 16) // V.element.size
+    return [operand * V.count + block * per + i
+            for block in range(V.count // per) for operand in (0, 1) for i in range(which, per, 2)]
+
+
+@vector("PHADDW", "PHADDD", extra=element)
+@native
+def phadd(s, o, f):
+    V = lanes(f, sint(f.extra))
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    put(s, o, f, V, shuffle(a, b, halves(V, 0)) + shuffle(a, b, halves(V, 1)))
+
+
+@vector("PHSUBW", "PHSUBD", extra=element)
+@native
+def phsub(s, o, f):
+    V = lanes(f, sint(f.extra))
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    put(s, o, f, V, shuffle(a, b, halves(V, 0)) - shuffle(a, b, halves(V, 1)))
+
+
+@vector("PHADDSW")
+@native
+def phaddsw(s, o, f):
+    V = lanes(f, i16)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    put(s, o, f, V, add_sat(shuffle(a, b, halves(V, 0)), shuffle(a, b, halves(V, 1))))
+
+
+@vector("PHSUBSW")
+@native
+def phsubsw(s, o, f):
+    V = lanes(f, i16)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    put(s, o, f, V, sub_sat(shuffle(a, b, halves(V, 0)), shuffle(a, b, halves(V, 1))))
+
+
+@vector("PHMINPOSUW")
+@native
+def phminposuw(s, o, f):
+    V = lanes(f, u16)
+    a = operand(s, o, f, 1, V)
+    best: u32 = 0xFFFF_FFFF
+    for lane in static(range(8)):
+        best = minimum(best, (u32(a[lane]) << 3) | lane)
+    put(s, o, f, V, extended(u32, V, (best >> 3) | ((best & 7) << 16)))
+
+
+# --- sums of absolute differences ----------------------------------------------------------------------
+
+
+@native
+def difference(a, b):
+    """Absolute differences of unsigned lanes."""
+    return maximum(a, b) - minimum(a, b)
+
+
+@vector("PSADBW")
+@native
+def psadbw(s, o, f):
+    V = lanes(f, u8)
+    bytewise = vec[u16, V.count](difference(left(s, o, f, V), right(s, o, f, V)))
+    sums = sum_pairs(sum_pairs(sum_pairs(bytewise, V.count), V.count // 2), V.count // 4)
+    put(s, o, f, lanes(f, u64), vec[u64, V.count // 8](sums))
+
+
+@native
+def sum_pairs(x, count):
+    """Neighbours added: half as many lanes."""
+    return shuffle(x, x, even(count)) + shuffle(x, x, odd(count))
+
+
+@vector("MPSADBW")
+@native
+def mpsadbw(s, o, f):
+    W = vec[u16, 8]
+    B = vec[u8, 8]
+    a = bitcast(u128, left(s, o, f, lanes(f, u64))) >> (((o.imm >> 2) & 1) * 32)
+    b = bitcast(u128, right(s, o, f, lanes(f, u64))) >> ((o.imm & 3) * 32)
+    total = W(0)
+    for j in static(range(4)):
+        window = W(bitcast(B, u64(a >> (j * 8))))
+        total = total + difference(window, W(u16(u8(b >> (j * 8)))))
+    put(s, o, f, W, total)
+
+
+# --- blend ---------------------------------------------------------------------------------------------
+
+
+@vector("PBLENDVB")
+@native
+def pblendvb(s, o, f):
+    V = lanes(f, i8)
+    picked = xmm(s, 0, V) < V(0)
+    put(s, o, f, V, select(picked, right(s, o, f, V), left(s, o, f, V)))

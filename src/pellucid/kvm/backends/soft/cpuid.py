@@ -1,0 +1,49 @@
+"""CPUID of a soft vCPU: the table that native code answers from, and what a feature permits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
+from pellucid.engine.arrays import Array
+from pellucid.kvm.irqchip.lapic import LapicFeatures
+from pellucid.kvm.regs import CpuidEntry
+
+if TYPE_CHECKING:
+    from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+
+CPUID_APIC_BASE_BITS = 46
+# CR4 bits by the CPUID bit that allows them: (leaf, subleaf, register, bit).
+CR4_FEATURES = {0: (1, 0, "edx", 1), 1: (1, 0, "edx", 1), 2: (1, 0, "edx", 4), 3: (1, 0, "edx", 2), 4: (1, 0, "edx", 3),
+                5: (1, 0, "edx", 6), 6: (1, 0, "edx", 7), 7: (1, 0, "edx", 13), 9: (1, 0, "edx", 24),
+                10: (1, 0, "edx", 25), 11: (7, 0, "ecx", 2), 12: (7, 0, "ecx", 16), 13: (1, 0, "ecx", 5),
+                16: (7, 0, "ebx", 0), 17: (1, 0, "ecx", 17), 18: (1, 0, "ecx", 26), 20: (7, 0, "ebx", 7),
+                21: (7, 0, "ebx", 20), 22: (7, 0, "ecx", 3)}
+CR4_PCE = 1 << 8
+
+
+def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
+    """Make `entries` what CPUID answers, and derive the control-register bits and APIC features they allow."""
+    table = Array(max(1, len(entries)) * NativeEntry.size)
+    for i, entry in enumerate(entries):
+        native = NativeEntry.view(table.address + i * NativeEntry.size)
+        native.leaf, native.subleaf, native.indexed = entry.function, entry.index or 0, int(entry.index is not None)
+        native.eax, native.ebx, native.ecx, native.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+    state = vcpu.state
+    vcpu.cpuid_table = table
+    state.cpuid, state.cpuid_count = table.address, len(entries)
+
+    def has(leaf: int, subleaf: int, register: str, bit: int) -> bool:
+        found = next((e for e in entries if e.function == leaf and (e.index or 0) == subleaf), None)
+        return found is not None and bool(getattr(found, register) >> bit & 1)
+
+    state.cr4_allowed = CR4_PCE | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where))
+    state.efer_allowed = (int(has(0x8000_0001, 0, "edx", 11)) | (0x500 if has(0x8000_0001, 0, "edx", 29) else 0)
+                          | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0))
+    state.xcr0_allowed = next((e.eax for e in entries if e.function == 0xD and not e.index), 1)
+    sizes = next((e for e in entries if e.function == 0x8000_0008), None)
+    state.maxphyaddr = sizes.eax & 0xFF if sizes else 36
+    vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
+    vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
+                                          maxphyaddr=state.maxphyaddr))

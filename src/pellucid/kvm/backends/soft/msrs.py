@@ -1,0 +1,147 @@
+"""Model-specific registers of a soft vCPU: by number, a reader and a writer, or a field of the native state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.pvclock import PVCLOCK_MSRS
+
+if TYPE_CHECKING:
+    from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+
+U64 = (1 << 64) - 1
+IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
+IA32_PAT, IA32_MISC_ENABLE = 0x277, 0x1A0
+IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
+X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
+PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
+
+# MSRs whose value is a field of CpuState, with the bits that may be set.
+FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
+          0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
+          0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64), 0xC000_0103: ("tsc_aux", 0xFFFF_FFFF)}
+CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
+
+# MSRs kept as plain values: reset value and the bits that may be set.
+VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0),
+          **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
+          **{0x268 + n: (0, U64) for n in range(8)}}
+# MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
+CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x140: 0, 0x179: 0, 0x34: 0, 0x1C9: 0}
+
+
+class Msrs:
+    """The MSRs of one vCPU."""
+
+    def __init__(self, vcpu: SoftVcpu) -> None:
+        self._vcpu = vcpu
+        self.arch_capabilities: int | None = None
+        self._special: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
+            IA32_TSC: (self._read_tsc, self._write_tsc),
+            IA32_TSC_ADJUST: (lambda: self._tsc_adjust, self._write_tsc_adjust),
+            IA32_APIC_BASE: (lambda: vcpu.apic_base, vcpu.set_apic_base),
+            IA32_TSC_DEADLINE: (lambda: vcpu.lapic.tsc_deadline, vcpu.lapic.set_tsc_deadline),
+            IA32_EFER: (lambda: int(vcpu.processor.state.efer), self._write_efer),
+            IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
+            IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
+            IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
+            IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),
+        } if vcpu.has_lapic else {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Values after RESET."""
+        self._values = {index: reset for index, (reset, _) in VALUES.items()}
+        self._tsc_adjust = 0
+        self._misc_enable = 1
+        for name, _ in FIELDS.values():
+            setattr(self._vcpu.processor.state, name, 0)
+
+    def read(self, index: int) -> int:
+        """RDMSR; MsrAccessError where the guest gets #GP(0)."""
+        special = self._special.get(index)
+        if special is not None:
+            return special[0]()
+        if index in FIELDS:
+            return int(getattr(self._vcpu.processor.state, FIELDS[index][0]))
+        if index in self._values:
+            return self._values[index]
+        if index in CONSTANTS:
+            return CONSTANTS[index]
+        if X2APIC_FIRST <= index <= X2APIC_LAST:
+            return self._vcpu.lapic.msr_read(index)
+        if index in PVCLOCK_MSRS:
+            return self._vcpu.pvclock.msr_read(index)
+        if index == 0x10A and self.arch_capabilities is not None:
+            return self.arch_capabilities
+        raise MsrAccessError(index)
+
+    def write(self, index: int, value: int, host_initiated: bool = False) -> None:
+        """WRMSR; MsrAccessError where the guest gets #GP(0)."""
+        special = self._special.get(index)
+        if special is not None:
+            if index == IA32_APIC_BASE and host_initiated:
+                self._vcpu.set_apic_base(value, host_initiated=True)
+            else:
+                special[1](value)
+        elif index in FIELDS:
+            name, allowed = FIELDS[index]
+            if value & ~allowed or index in CANONICAL and not _canonical(value):
+                raise MsrAccessError(index, value)
+            setattr(self._vcpu.processor.state, name, value)
+        elif index in self._values:
+            if value & ~VALUES[index][1]:
+                raise MsrAccessError(index, value)
+            self._values[index] = value
+        elif X2APIC_FIRST <= index <= X2APIC_LAST:
+            self._vcpu.lapic.msr_write(index, value)
+        elif index in PVCLOCK_MSRS:
+            self._vcpu.pvclock.msr_write(index, value, host_initiated)
+        elif index != 0x79:  # a microcode update is taken without effect
+            raise MsrAccessError(index, value)
+
+    def _read_tsc(self) -> int:
+        return self._vcpu.guest_tsc()
+
+    def _write_tsc(self, value: int) -> None:
+        delta = (value - self._vcpu.guest_tsc()) & U64
+        self._move_tsc(delta)
+        self._tsc_adjust = (self._tsc_adjust + delta) & U64
+
+    def _write_tsc_adjust(self, value: int) -> None:
+        self._move_tsc((value - self._tsc_adjust) & U64)
+        self._tsc_adjust = value
+
+    def _move_tsc(self, delta: int) -> None:
+        state = self._vcpu.processor.state
+        state.tsc_offset = (state.tsc_offset + delta) & U64
+        self._vcpu.lapic.tsc_changed()
+        self._vcpu.tsc_moved()
+
+    def _write_efer(self, value: int) -> None:
+        state = self._vcpu.processor.state
+        lme = 1 << 8
+        if value & ~state.efer_allowed or (value ^ state.efer) & lme and state.cr0 >> 31:
+            raise MsrAccessError(IA32_EFER, value)
+        state.efer = value & ~(1 << 10) | state.efer & 1 << 10
+        self._vcpu.processor.flush_tlb()
+        self._vcpu.processor.refresh_mode()
+
+    def _write_pat(self, value: int) -> None:
+        if any((value >> shift & 0xFF) not in PAT_TYPES for shift in range(0, 64, 8)):
+            raise MsrAccessError(IA32_PAT, value)
+        self._vcpu.processor.state.pat = value
+
+    def _write_misc_enable(self, value: int) -> None:
+        self._misc_enable = value
+
+    def _write_base(self, segment: int, value: int) -> None:
+        if not _canonical(value):
+            raise MsrAccessError(IA32_FS_BASE + segment - 4, value)
+        self._vcpu.processor.state.seg_base[segment] = value
+
+
+def _canonical(value: int) -> bool:
+    return value >> 47 in (0, 0x1FFFF)

@@ -1,0 +1,373 @@
+"""A vCPU on Pellucid's processor: the loop that KVM calls vcpu_enter_guest.
+
+One turn: serve requests, inject the event that has priority, run native code, handle the exit. Accesses to the
+in-kernel chips are answered here; what nobody here answers leaves as a typed exit. Other threads reach the vCPU
+through requests and `kick`, both of which set the processor's `pending` word.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pellucid.cpu import state as cpu_state
+from pellucid.cpu.state import EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN, RFLAGS_IF
+from pellucid.engine.processor import Processor
+from pellucid.kvm.api import (
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, CpuidEntry, DebugRegs, Exit, Fpu,
+    InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs, ShutdownExit, Sregs, VcpuEvents)
+from pellucid.kvm.backends.soft import registers, report
+from pellucid.kvm.backends.soft.cpuid import install_cpuid
+from pellucid.kvm.backends.soft.msrs import Msrs
+from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
+from pellucid.kvm.events import Interruptibility, InterruptShadow, PendingEvents, accept_apic_events, save_events
+from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
+from pellucid.kvm.pvclock import PvclockVcpu
+from pellucid.kvm.vcpu_requests import VcpuRequests
+
+if TYPE_CHECKING:
+    from pellucid.kvm.backends.soft.system import SoftVm
+
+NS = 10**9
+U64 = (1 << 64) - 1
+NMI_VECTOR = 2
+# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, GDS_NO, RFDS_NO).
+ARCH_CAPABILITIES = 0x0C10_E179
+
+
+class SoftVcpu:
+    """One virtual processor of a `SoftVm`."""
+
+    def __init__(self, vm: SoftVm, apic_id: int) -> None:
+        self._vm = vm
+        self._apic_id = apic_id
+        self.processor = Processor(vm.engine, vm.memory)
+        self.state = self.processor.state
+        self.guest_lock = threading.Lock()
+        self.requests = VcpuRequests()
+        self._events = PendingEvents()
+        self._kicked = False
+        self._halted = False
+        self._wake = threading.Event()
+        self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
+        self._closed = False
+        self.cpuid_table: object = None
+        self.arch_capabilities = ARCH_CAPABILITIES
+        self.has_lapic = vm.irqchip is not None
+        if vm.irqchip is None:
+            raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
+        self.chips = vm.irqchip
+        hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, lambda: self.request(KVM_REQ_SMI))
+        self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0)
+        self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
+                                   lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
+        self.state.tsc_offset = vm.tsc_offset
+        self.msrs = Msrs(self)
+        registers.reset(self.processor)
+        self.state.apic_base = self.lapic.apic_base
+        self._handlers: dict[int, Callable[[], Exit | None]] = {
+            EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
+            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown}
+
+    @property
+    def apic_id(self) -> int:
+        return self._apic_id
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    def guest_tsc(self) -> int:
+        """What RDTSC gives now."""
+        return int(self._vm.engine.read_tsc() + self.state.tsc_offset) & U64
+
+    def _tsc_to_ns(self, tsc: int) -> int:
+        """The clock's time at which this vCPU's TSC reads `tsc`."""
+        ahead = tsc - self.guest_tsc()
+        return self._vm.clock.now_ns() + ahead * NS // self._vm.tsc_hz
+
+    def _tsc_moved_by(self) -> int:
+        return (self.state.tsc_offset - self._vm.tsc_offset) & U64
+
+    def tsc_moved(self) -> None:
+        """The guest wrote its TSC: the time page follows."""
+        self.request(KVM_REQ_CLOCK_UPDATE)
+
+    # --- requests from any thread ------------------------------------------------------------------------
+
+    def request(self, request: int) -> None:
+        self.requests.make(request)
+        self.state.pending = 1
+        self._wake.set()
+
+    def kick(self) -> None:
+        self._kicked = True
+        self.state.pending = 1
+        self._wake.set()
+
+    def nmi(self) -> None:
+        self._events.queue_nmi()
+        self.request(KVM_REQ_NMI)
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> Exit:
+        handlers, processor = self._handlers, self.processor
+        while True:
+            self.state.pending = 0
+            if self._kicked:
+                self._kicked = False
+                return IntrExit()
+            if self.requests.word:
+                stop = self._serve_requests()
+                if stop is not None:
+                    return stop
+            if self._halted or self._mp_state is not MpState.RUNNABLE:
+                if not self._wait():
+                    continue
+            with self.guest_lock:
+                reason = processor.run()
+            handler = handlers.get(reason)
+            if handler is None:
+                return InternalErrorExit(f"the processor stopped for an unknown reason, {reason}")
+            exit = handler()
+            if exit is not None:
+                return exit
+
+    def _serve_requests(self) -> Exit | None:
+        requests = self.requests
+        if requests.check(KVM_REQ_TLB_FLUSH):
+            self.processor.flush_tlb()
+        if requests.check(KVM_REQ_CLOCK_UPDATE):
+            self.pvclock.update()
+        if requests.check(KVM_REQ_NMI):
+            self._events.process_nmi(bool(self.state.nmi_blocked))
+        if requests.check(KVM_REQ_SMI):
+            return InternalErrorExit("an SMI arrived: system-management mode is not built yet")
+        if requests.check(KVM_REQ_EVENT):
+            self._accept_apic_events()
+            if self.state.replay_count == 0:
+                return self._inject()
+            requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again behind it
+        return None
+
+    def _accept_apic_events(self) -> None:
+        if not (self.lapic.init_pending or self.lapic.sipi_pending):
+            return
+        init, sipi = self.lapic.take_init(), self.lapic.take_sipi()
+        outcome = accept_apic_events(init, sipi is not None, self._mp_state, self._apic_id == 0)
+        if outcome.reset:
+            self._init_reset()
+        if outcome.start and sipi is not None:
+            self.state.seg_selector[cpu_state.CS] = sipi << 8
+            self.state.seg_base[cpu_state.CS] = sipi << 12
+            self.state.rip = 0
+            self.processor.refresh_mode()
+        self._mp_state = outcome.mp_state
+
+    def _init_reset(self) -> None:
+        registers.reset(self.processor)
+        self.lapic.init_reset()
+        self._halted = False
+
+    def _inject(self) -> Exit | None:
+        """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
+        state = self.state
+        state.irq_window = 0
+        has_interrupt = self.chips.has_interrupt(self.lapic)
+        has_nmi = self._events.nmi_pending > 0 and not state.nmi_blocked
+        if not has_interrupt and not has_nmi:
+            return None
+        if state.shadow:
+            if not has_nmi and not state.flags & RFLAGS_IF:
+                state.irq_window = 1
+                return None
+            # One instruction runs in the shadow of STI or MOV SS; then the request is served again.
+            state.step_once, state.shadow = 1, 0
+            self.requests.make(KVM_REQ_EVENT)
+            state.pending = 1
+            return None
+        if has_nmi:
+            self._events.nmi_pending -= 1
+            state.nmi_blocked = 1
+            return self._deliver(NMI_VECTOR)
+        if not state.flags & RFLAGS_IF:
+            state.irq_window = 1
+            return None
+        vector = self.chips.take_interrupt(self.lapic)
+        stop = self._deliver(vector) if vector is not None else None
+        if self.chips.has_interrupt(self.lapic):
+            state.irq_window = 1
+        return stop
+
+    def _deliver(self, vector: int) -> Exit | None:
+        self._halted = False
+        if not self.processor.deliver_interrupt(vector):
+            return self._on_shutdown()
+        return None
+
+    def _wait(self) -> bool:
+        """Sleep in HLT or wait-for-SIPI until a request or kick; whether the guest may run now."""
+        if not self.requests.word and not self._kicked:
+            self._wake.wait()
+        self._wake.clear()
+        if self.requests.word:
+            self.state.pending = 1
+        return False
+
+    # --- exits -------------------------------------------------------------------------------------------
+
+    def _on_pending(self) -> Exit | None:
+        if self.state.cr8 != self.lapic.cr8:
+            self.lapic.cr8 = self.state.cr8
+        if self.state.irq_window:
+            self.requests.make(KVM_REQ_EVENT)
+        return None
+
+    def _on_mmio(self) -> Exit | None:
+        state, lapic = self.state, self.lapic
+        gpa, size = state.io_address, state.io_size
+        if state.io_write:
+            data = state.io_data & (1 << size * 8) - 1
+            if self.chips.mmio_write(lapic, gpa, size, data):
+                state.cr8 = lapic.cr8
+                self.processor.complete(0)
+                return None
+            self.processor.complete(0)
+            return MmioExit(gpa, size, True, data)
+        value = self.chips.mmio_read(lapic, gpa, size)
+        if value is None:
+            return MmioExit(gpa, size, False, None)
+        self.processor.complete(value)
+        return None
+
+    def _on_io(self) -> Exit | None:
+        state = self.state
+        port, size = state.io_address, state.io_size
+        if state.io_write:
+            data = state.io_data & (1 << size * 8) - 1
+            self.processor.complete(0)
+            if self.chips.pio_bus.write(port, size, data):
+                return None
+            return IoExit(port, size, True, data)
+        value = self.chips.pio_bus.read(port, size)
+        if value is None:
+            return IoExit(port, size, False, None)
+        self.processor.complete(value)
+        return None
+
+    def complete_read(self, value: int) -> None:
+        self.processor.complete(value & (1 << self.state.io_size * 8) - 1)
+
+    def _on_msr(self) -> Exit | None:
+        state = self.state
+        try:
+            if state.io_write:
+                self.msrs.write(state.io_address, state.io_data)
+                state.cr8 = self.lapic.cr8
+                self.processor.complete(0)
+            else:
+                self.processor.complete(self.msrs.read(state.io_address))
+        except MsrAccessError as error:
+            report.refused_msr(error)
+            self.processor.fail_msr()
+        return None
+
+    def _on_hlt(self) -> Exit | None:
+        self._halted = True
+        self.state.shadow = 0
+        self.requests.make(KVM_REQ_EVENT)
+        return None
+
+    def _on_shutdown(self) -> Exit:
+        return ShutdownExit(report.triple_fault(self))
+
+    # --- state -------------------------------------------------------------------------------------------
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE."""
+        return self.lapic.apic_base
+
+    def set_apic_base(self, value: int, host_initiated: bool = False) -> None:
+        """Write IA32_APIC_BASE; the CPUID bit follows."""
+        self.lapic.set_apic_base(value, host_initiated)
+        self.state.apic_base = value
+
+    def get_regs(self) -> Regs:
+        return registers.get_regs(self.processor)
+
+    def set_regs(self, regs: Regs) -> None:
+        self.state.replay_count = self.state.step_once = 0
+        registers.set_regs(self.processor, regs)
+
+    def get_sregs(self) -> Sregs:
+        return registers.get_sregs(self.processor, self.apic_base, self.lapic.cr8)
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        registers.set_sregs(self.processor, sregs)
+        if sregs.apic_base:
+            self.set_apic_base(sregs.apic_base, host_initiated=True)
+        self.lapic.cr8 = sregs.cr8
+
+    def get_fpu(self) -> Fpu:
+        return registers.get_fpu(self.processor)
+
+    def set_fpu(self, fpu: Fpu) -> None:
+        registers.set_fpu(self.processor, fpu)
+
+    def get_debugregs(self) -> DebugRegs:
+        return registers.get_debugregs(self.processor)
+
+    def set_debugregs(self, debugregs: DebugRegs) -> None:
+        registers.set_debugregs(self.processor, debugregs)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        return {index: self.msrs.read(index) for index in indices}
+
+    def set_msrs(self, msrs: Mapping[int, int]) -> None:
+        for index, value in msrs.items():
+            self.msrs.write(index, value, host_initiated=True)
+
+    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+        install_cpuid(self, entries)
+
+    def get_lapic(self) -> LapicState:
+        return self.lapic.get_state()
+
+    def set_lapic(self, state: LapicState) -> None:
+        self.lapic.set_state(state)
+
+    def get_mp_state(self) -> MpState:
+        return MpState.HALTED if self._halted else self._mp_state
+
+    def set_mp_state(self, mp_state: MpState) -> None:
+        self._halted = mp_state is MpState.HALTED
+        self._mp_state = MpState.RUNNABLE if self._halted else mp_state
+        self.request(KVM_REQ_EVENT)
+
+    def _interruptibility(self) -> Interruptibility:
+        shadow = InterruptShadow.STI if self.state.shadow else InterruptShadow.NONE
+        return Interruptibility(bool(self.state.flags & RFLAGS_IF), bool(self.state.nmi_blocked), shadow)
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        return save_events(self._events, self._interruptibility())
+
+    def set_vcpu_events(self, events: VcpuEvents) -> None:
+        self._events = events.to_pending()
+        self.state.nmi_blocked, self.state.shadow = events.nmi_masked, int(bool(events.interrupt_shadow))
+        self.request(KVM_REQ_EVENT)
+
+    def translate(self, gva: int) -> int | None:
+        with self.guest_lock:
+            return self.processor.translate(gva)
+
+    def forget_code(self, gpa: int, size: int) -> None:
+        """Guest memory changed under translated code; on the vCPU's thread or while it does not run."""
+        self.processor.forget_code(gpa, size)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.processor.save()
+            self.chips.destroy_lapic(self.lapic)
