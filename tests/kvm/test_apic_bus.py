@@ -123,7 +123,7 @@ def test_lowest_priority_goes_to_the_least_busy_then_in_turn() -> None:
         vcpu.write(d.APIC_LDR, 1 << index + 24)
     vm.vcpu.lapic.set_tpr(0x50)
     message = ApicMessage(VECTOR, d.DM_LOWEST, 7, logical=True)
-    order = []
+    order: list[int] = []
     for _ in range(4):
         assert vm.chips.bus.deliver(message) == 1
         order += receivers(vm)

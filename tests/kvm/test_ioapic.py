@@ -209,9 +209,9 @@ def test_restoring_a_level_that_was_not_sent_yet() -> None:
 
 def test_hostile_state() -> None:
     ioapic = FakeVm().chips.ioapic
-    for bad in ({"base_address": 0xFEC0_0010}, {"base_address": 1 << 60}, {"irr": 1 << 24}):
+    for base, irr in ((0xFEC0_0010, 0), (1 << 60, 0), (0xFEC0_0000, 1 << 24)):
         with pytest.raises(StateError):
-            ioapic.set_state(IoapicState(**{"base_address": 0xFEC0_0000, **bad}))
+            ioapic.set_state(IoapicState(base_address=base, irr=irr))
     ioapic.set_state(IoapicState(base_address=0xFEC0_0000, ioregsel=0xFFFF_FFFF, redirtbl=((1 << 64) - 1,) * 24))
     assert ioapic.mmio_read(0, 4) == 0xFF
     with pytest.raises(StateError):
@@ -230,11 +230,15 @@ def test_fuzz(seed: int) -> None:
     for _ in range(5000):
         action = rng.randrange(6)
         if action == 0:
-            ioapic.mmio_write(rng.choice((0, 0x10, 0x40, rng.randrange(0x1000))), rng.choice((1, 2, 4, 8)), rng.getrandbits(64))
+            ioapic.mmio_write(
+                rng.choice((0, 0x10, 0x40, rng.randrange(0x1000))), rng.choice((1, 2, 4, 8)), rng.getrandbits(64)
+            )
         elif action == 1:
             vm.redirect(rng.randrange(24), rng.getrandbits(64))
         elif action == 2:
-            assert 0 <= ioapic.mmio_read(rng.choice((0, 0x10, rng.randrange(0x1000))), rng.choice((1, 2, 4, 8))) < 1 << 32
+            assert (
+                0 <= ioapic.mmio_read(rng.choice((0, 0x10, rng.randrange(0x1000))), rng.choice((1, 2, 4, 8))) < 1 << 32
+            )
         elif action == 3:
             set_line(vm, rng.randrange(2), pin=rng.randrange(24))
         else:

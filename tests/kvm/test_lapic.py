@@ -21,7 +21,8 @@ def enabled(vm: FakeVm, mode: str) -> None:
 def test_reset_state() -> None:
     vm = FakeVm(2)
     bsp, ap = (vcpu.lapic for vcpu in vm.vcpus)
-    bsp.reset(), ap.reset()
+    bsp.reset()
+    ap.reset()
     assert bsp.apic_base == 0xFEE0_0900 and ap.apic_base == 0xFEE0_0800
     assert vm.vcpu.read(d.APIC_SPIV) == 0xFF and vm.vcpu.read(d.APIC_DFR) == 0xFFFF_FFFF
     assert vm.vcpu.read(d.APIC_LVR) == 0x5_0014
@@ -60,6 +61,18 @@ def test_task_priority_holds_interrupts_back() -> None:
     vm.vcpu.write(d.APIC_TASKPRI, 0x4F)
     assert vm.vcpu.notified == 1 and lapic.get_interrupt() == 0x5F
     assert vm.vcpu.read(d.APIC_PROCPRI) == 0x4F
+
+
+def test_task_priority_above_and_below_what_is_in_service() -> None:
+    vm = FakeVm()
+    lapic = vm.vcpu.lapic
+    lapic.deliver(d.DM_FIXED, 0x55)
+    vm.vcpu.take()
+    for tpr, ppr in ((0x00, 0x50), (0x4F, 0x50), (0x58, 0x58), (0x7A, 0x7A)):
+        lapic.set_tpr(tpr)
+        assert lapic.ppr == ppr
+    lapic.eoi()
+    assert lapic.ppr == 0x7A
 
 
 def test_software_disabled_apic_takes_no_new_interrupt_but_keeps_the_old() -> None:

@@ -247,7 +247,9 @@ def test_saved_state_round_trip(vm: FakeVm) -> None:
     assert inta(other) == 0x29
 
 
-@pytest.mark.parametrize("bad", [{"priority_add": 8}, {"init_state": 4}, {"poll": 2}, {"irq_base": 0x21}, {"auto_eoi": 7}])
+@pytest.mark.parametrize(
+    "bad", [{"priority_add": 8}, {"init_state": 4}, {"poll": 2}, {"irq_base": 0x21}, {"auto_eoi": 7}]
+)
 def test_hostile_state(vm: FakeVm, bad: dict[str, int]) -> None:
     with pytest.raises(StateError):
         vm.chips.set_irqchip(0, PicState(**bad))

@@ -116,12 +116,14 @@ def test_mode_1_one_shot_starts_with_the_gate(vm: FakeVm) -> None:
 def test_mode_1_new_count_waits_for_the_trigger(vm: FakeVm) -> None:
     program(vm, 2, 1, 1000)
     vm.outb(0x61, 1)
-    vm.outb(0x42, 100), vm.outb(0x42, 0)
+    vm.outb(0x42, 100)
+    vm.outb(0x42, 0)
     tick(vm, 999)
     assert out(vm) == 0
     tick(vm, 1)
     assert out(vm) == 1
-    vm.outb(0x61, 0), vm.outb(0x61, 1)
+    vm.outb(0x61, 0)
+    vm.outb(0x61, 1)
     tick(vm, 100)
     assert out(vm) == 1
 
@@ -156,6 +158,12 @@ def test_mode_3_square_wave(vm: FakeVm) -> None:
     assert count(vm, 2) == 1000
     tick(vm, 100)
     assert count(vm, 2) == 800, "it counts by two"
+    program(vm, 2, 3, 7)
+    levels = []
+    for _ in range(7):
+        levels.append(out(vm))
+        tick(vm, 1)
+    assert levels == [1, 1, 1, 1, 0, 0, 0], "an odd count is high for the longer half"
 
 
 @pytest.mark.parametrize("mode", [2, 3])
@@ -163,7 +171,8 @@ def test_new_count_begins_with_the_next_period(vm: FakeVm, mode: int) -> None:
     vm.outb(0x61, 1)
     program(vm, 2, mode, 1000)
     tick(vm, 2300)
-    vm.outb(0x42, 100), vm.outb(0x42, 0)
+    vm.outb(0x42, 100)
+    vm.outb(0x42, 0)
     vm.outb(CONTROL, 0xE8)
     assert vm.inb(0x42) & 0x40, "null count: written, not yet loaded"
     assert count(vm, 2) == (700 if mode == 2 else 400)

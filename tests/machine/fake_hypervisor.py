@@ -47,6 +47,10 @@ class FakeVcpu:
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
         self._kicked = threading.Event()
+        self.forgotten: list[tuple[int, int]] = []
+
+    def forget_code(self, gpa: int, size: int) -> None:
+        self.forgotten.append((gpa, size))
 
     def run(self) -> Exit:
         if self.script:

@@ -162,6 +162,17 @@ def test_a_regular_file_as_input(loop: MainLoop, tmp_path: Path) -> None:
     chardev.close()
 
 
+def test_dev_null_as_input_and_output(loop: MainLoop) -> None:
+    ends = [os.open(os.devnull, flags) for flags in (os.O_RDONLY, os.O_WRONLY)]
+    chardev = FdChardev("null", loop, Descriptor(ends[0], os.O_RDONLY), Descriptor(ends[1], os.O_WRONLY))
+    front = FrontEnd(chardev)
+    turn_until(loop, lambda: front.events == [ChardevEvent.CLOSED])
+    assert chardev.write(b"gone") == 4
+    chardev.close()
+    for fd in ends:
+        os.close(fd)
+
+
 def test_shared_flags_are_left_alone(loop: MainLoop) -> None:
     reader, writer = os.pipe()
     one = Descriptor(writer, os.O_WRONLY)
@@ -311,8 +322,8 @@ def test_mux_quits_helps_and_breaks() -> None:
     assert b"C-a x" in shared.backend.output
     shared.backend.feed(b"\x01b")
     assert shared.console.events == [ChardevEvent.BREAK] and not shared.monitor.events
-    shared.backend.feed(b"\x01")
-    assert not shared.quit.calls
+    shared.backend.feed(b"typed\x01")
+    assert shared.console.data == b"typed" and not shared.quit.calls
     shared.backend.feed(b"x")
     assert len(shared.quit.calls) == 1
 

@@ -17,7 +17,7 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.machine import Machine
 from pellucid.machine.run import run_machine
 from pellucid.memory import info_mtree
-from tests.machine.fake_hypervisor import FakeHypervisor
+from tests.machine.fake_hypervisor import FakeHypervisor, FakeVcpu
 from tests.machine.kernels import MiB, bzimage
 
 ENTRY_64 = 16 * MiB + 0x200
@@ -181,6 +181,22 @@ def test_what_the_guest_finds_in_memory(run: Run) -> None:
 
     inspect(run, look)
     assert checked
+
+
+def test_writes_from_outside_drop_translations(tmp_path: Path) -> None:
+    run = Run(tmp_path, memory_size=4096 * MiB)
+
+    def look(machine: Machine) -> None:
+        (thread,) = machine.vcpus.threads
+        assert isinstance(thread.vcpu, FakeVcpu)
+        assert (16 * MiB, 600) in thread.vcpu.forgotten, "the kernel that was loaded"
+        thread.vcpu.forgotten.clear()
+        machine.memory.write_bytes(0x1234, b"abc")
+        machine.memory.write((1 << 32) + 8, 4, 1)
+        machine.memory.write_bytes((3 << 30) - 2, b"abcd")
+        assert thread.vcpu.forgotten == [(0x1234, 3), ((1 << 32) + 8, 4), ((3 << 30) - 2, 2)]
+
+    inspect(run, look)
 
 
 def test_the_memory_tree_has_qemus_names(run: Run) -> None:

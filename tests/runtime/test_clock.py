@@ -3,11 +3,11 @@
 import logging
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from pellucid.kvm.clock import Clock
+from pellucid.kvm.clock import Clock, Timer
 from pellucid.runtime import BigLock, HostClock, LockedClock, VirtualClock
 
 LONG = 3600 * 10**9
@@ -199,6 +199,59 @@ def test_virtual_time_never_goes_back_for_any_reader(virtual: VirtualClock) -> N
     over.set()
     thread.join()
     assert backwards == []
+
+
+def test_a_stop_in_the_middle_of_a_reading_is_seen(virtual: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = iter([1000, 1070, 1100])  # start; the stop that comes between; the reader's own look at the host's time
+    armed = False
+
+    def monotonic_ns() -> int:
+        nonlocal armed
+        if armed:
+            armed = False
+            virtual.stop()
+        return next(host)
+
+    monkeypatch.setattr("pellucid.runtime.clock.time.monotonic_ns", monotonic_ns)
+    virtual.start()
+    armed = True
+    assert virtual.now_ns() == 70
+
+
+class IdleTimer:
+    def arm(self, deadline_ns: int) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+class HandCrankedClock:
+    """Time stands where the test puts it; the one timer's callback is the test's to call."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.callback: Callable[[], None] = lambda: None
+
+    def now_ns(self) -> int:
+        return self.now
+
+    def timer(self, callback: Callable[[], None]) -> Timer:
+        self.callback = callback
+        return IdleTimer()
+
+
+def test_locked_clock_drops_a_callback_that_was_armed_again_while_it_waited() -> None:
+    inner = HandCrankedClock()
+    fired: list[int] = []
+    alarm = LockedClock(inner, BigLock()).timer(lambda: fired.append(inner.now))
+    alarm.arm(10)
+    inner.now = 20
+    alarm.arm(30)  # the callback for 10 is on its way
+    inner.callback()
+    assert fired == []
+    inner.now = 30
+    inner.callback()
+    inner.callback()
+    assert fired == [30]
 
 
 def test_locked_clock_calls_back_under_the_lock_and_cancels_exactly(clock: HostClock) -> None:

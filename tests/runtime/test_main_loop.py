@@ -1,6 +1,7 @@
 """The main loop: descriptors, timers, calls from other threads, all under the big lock."""
 
 import os
+import select
 import socket
 import threading
 import time
@@ -96,6 +97,7 @@ def test_timers_in_order_and_cancelled(loop: MainLoop) -> None:
     loop.call_later(-1, lambda: log.append("overdue"))
     loop.run()
     assert log == ["overdue", "first", "second"]
+    assert select.select([loop._timer_fd.fd], [], [], 0)[0] == []  # a loop without timers sleeps
     cancelled.cancel()
 
 

@@ -311,6 +311,30 @@ def test_exclusive_keeps_the_others_out_of_the_guest(pair: tuple[VcpuGroup, list
         assert rig.ports.log == [("write", 0x80, 1, 1)]
 
 
+def test_exclusive_does_not_wait_for_an_exit_that_waits_for_the_lock(pair: tuple[VcpuGroup, list[Rig]]) -> None:
+    group, rigs = pair
+    group.resume_all()
+    assert rigs[0].vcpu.in_guest.wait(60)
+    with rigs[0].bql:
+        rigs[0].vcpu.script.put(IoExit(0x80, 1, True, 1))
+        with group.exclusive():
+            assert rigs[0].ports.log == []
+    rigs[0].sync()
+    assert rigs[0].ports.log == [("write", 0x80, 1, 1)]
+
+
+def test_exclusive_lasts_even_where_the_lock_is_given_up_inside(pair: tuple[VcpuGroup, list[Rig]]) -> None:
+    group, rigs = pair
+    group.resume_all()
+    assert rigs[1].vcpu.in_guest.wait(60)
+    with rigs[1].bql, group.exclusive():
+        entries = rigs[1].vcpu.entries
+        for _ in range(50):
+            rigs[1].thread.run_on_cpu(lambda: None)
+        assert rigs[1].vcpu.entries == entries
+    rigs[1].sync()
+
+
 def test_two_vcpus_that_exclude_each_other_do_not_deadlock(pair: tuple[VcpuGroup, list[Rig]]) -> None:
     group, rigs = pair
 

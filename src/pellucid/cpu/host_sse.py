@@ -1,62 +1,172 @@
 """SSE arithmetic by the host's own instructions: exact by construction, under the guest's MXCSR.
 
 Rounding, denormals, NaN payloads, the choice between two NaNs and the flags are then those of a processor. A port
-to another host replaces this file. Operand order matters: the first operand's NaN wins. Every value is a vector of
-u32 lanes, whatever the instruction takes them for.
+to another host replaces this file. Operand order matters: the first operand's NaN wins. Every vector is one of u32
+lanes, whatever the instruction takes it for.
+
+While native code runs, the host's MXCSR holds the guest's controls with every exception masked. Where the guest
+unmasks one (MODE_FP_STRICT), each operation runs with clear flags, and its own flags decide about #XM.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.cpu.faults import fault_plain
 from pellucid.cpu.host import load_mxcsr, store_mxcsr
-from pellucid.native import asm, native, ref, u32, u64, vec
+from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
+from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
 
 F = vec[u32, 4]
 
+MXCSR_FLAGS, MXCSR_MASKS, MXCSR_UM, MXCSR_FTZ = 0x3F, 0x1F80, 1 << 11, 1 << 15
+MXCSR_IE, MXCSR_DE, MXCSR_ZE, MXCSR_OE, MXCSR_UE, MXCSR_PE = (1 << n for n in range(6))
+BEFORE = MXCSR_IE | MXCSR_DE | MXCSR_ZE   # found before the operation is computed (SDM vol. 1, 4.9.2)
+
+UNARY, BINARY, FROM_INTEGER, TO_INTEGER, IMMEDIATE, COMPARE = range(6)
+
+
+@dataclass(frozen=True, slots=True)
+class HostOp:
+    """One host instruction, at compile time: its shape, its AT&T name, and the type or range that it needs beside."""
+
+    shape: int
+    name: str
+    detail: Any = None
+
 
 @native
-def host_unary(name, a):
-    """name(a): every lane of the result is new."""
-    return asm(F, f"{name} $1, $0", "=x,x", a)
+def host_run(op, a, b, imm):
+    """The instruction itself; `a` is what its destination held, where the shape reads it."""
+    if op.shape == UNARY:
+        r = asm(F, f"{op.name} $1, $0", "=x,x", b)
+    elif op.shape == BINARY:
+        r = asm(F, f"{op.name} $2, $0", "=x,0,x", a, b)
+    elif op.shape == FROM_INTEGER:
+        r = asm(F, f"{op.name} $2, $0", "=x,0,r", a, b)
+    elif op.shape == TO_INTEGER:
+        r = asm(op.detail, f"{op.name} $1, $0", "=r,x", b)
+    elif op.shape == COMPARE:
+        r = (asm(u64, f"{op.name} $2, $1\n\tlahf", "={rax},x,x,~{flags}", a, b) >> 8) & 0x45
+    else:
+        r = host_immediate(op, a, b, imm)
+    return r
 
 
 @native
-def host_binary(name, a, b):
+def host_immediate(op, a, b, imm):
+    """One of op.detail instructions, by an immediate that the host wants in the instruction."""
+    r = a
+    for i in static(range(op.detail)):
+        if imm == i:
+            r = asm(F, f"{op.name} $${i}, $2, $0", "=x,0,x", a, b)
+    return r
+
+
+@native
+def host_float(s, op, a, b, imm):
+    """Run it for the guest; #XM for an exception that the guest unmasked."""
+    if unlikely((s.mode & MODE_FP_STRICT) != 0):
+        return strict_float(s, op, a, b, imm)
+    return host_run(op, a, b, imm)
+
+
+@native
+def host_unary(s, name, b):
+    """name(b): every lane of the result is new."""
+    return host_float(s, HostOp(UNARY, name), b, b, u64(0))
+
+
+@native
+def host_binary(s, name, a, b):
     """name(a, b): a is what the instruction's destination held."""
-    return asm(F, f"{name} $2, $0", "=x,0,x", a, b)
+    return host_float(s, HostOp(BINARY, name), a, b, u64(0))
 
 
 @native
-def host_immediate(name, immediate, a, b):
-    """name(a, b) with an immediate byte known at compile time."""
-    return asm(F, f"{name} $${immediate}, $2, $0", "=x,0,x", a, b)
-
-
-@native
-def host_compare_flags(name, a, b):
-    """CF, PF and ZF of COMISS and its kin, at their places in RFLAGS."""
-    return (asm(u64, f"{name} $2, $1\n\tlahf", "={rax},x,x,~{flags}", a, b) >> 8) & 0x45
-
-
-@native
-def host_from_integer(name, a, value):
+def host_from_integer(s, name, a, value):
     """CVTSI2SS and CVTSI2SD: the low lane of `a` replaced by an integer, converted."""
-    return asm(F, f"{name} $2, $0", "=x,0,r", a, value)
+    return host_float(s, HostOp(FROM_INTEGER, name), a, value, u64(0))
 
 
 @native
-def host_to_integer(name, a, T):
+def host_to_integer(s, name, b, T):
     """CVTSS2SI and its kin."""
-    return asm(T, f"{name} $1, $0", "=r,x", a)
+    return host_float(s, HostOp(TO_INTEGER, name, T), b, b, u64(0))
+
+
+@native(inline=False)
+def host_by_immediate(s, name, count, a: F, b: F, imm: u64):
+    """name(a, b) with an immediate below `count`."""
+    return host_float(s, HostOp(IMMEDIATE, name, count), a, b, imm)
+
+
+@native
+def host_compare(s, name, a, b):
+    """CF, PF and ZF of COMISS and its kin, at their places in RFLAGS."""
+    return host_float(s, HostOp(COMPARE, name), a, b, u64(0))
+
+
+# --- unmasked exceptions -------------------------------------------------------------------------------
+
+
+@native(inline=False)
+def strict_float(s, op, a, b, imm):
+    """Run with clear flags; raise #XM, the state unchanged but for MXCSR, when an unmasked one appears."""
+    s.mxcsr = guest_mxcsr(s)
+    quiet = (s.mxcsr & ~u32(MXCSR_FLAGS)) | MXCSR_MASKS
+    if (s.mxcsr & MXCSR_UM) == 0:
+        quiet = quiet & ~u32(MXCSR_FTZ)
+    set_host(s, quiet)
+    r = host_run(op, a, b, imm)
+    flags = host_flags(s)
+    if (s.mxcsr & MXCSR_UM) == 0:
+        set_host(s, quiet | MXCSR_FTZ)
+        host_run(op, a, b, imm)
+        flags = flags | (host_flags(s) & MXCSR_UE)
+    set_host(s, quiet)
+    settle(s, flags)
+    return r
+
+
+@native(inline=False)
+def settle(s, flags: u32) -> None:
+    """Add an operation's flags to MXCSR, and fault for an unmasked one.
+
+    Underflow unmasked is tininess even without loss (SDM vol. 1, 4.9.1.5): a second run that flushes to zero shows
+    it. What is found before the computation, unmasked, keeps the computation's own flags from appearing.
+    """
+    raised = flags & ~((s.mxcsr & MXCSR_MASKS) >> 7)
+    reported = flags
+    if (raised & BEFORE) != 0:
+        reported = flags & BEFORE
+    s.mxcsr = s.mxcsr | reported
+    if raised != 0:
+        if (s.cr4 & CR4_OSXMMEXCPT) != 0:
+            fault_plain(s, u32(XM))
+        fault_plain(s, u32(UD))
+
+
+@native
+def host_flags(s):
+    """The exception flags in the host's register."""
+    store_mxcsr(ref(s, "guest_mxcsr"))
+    return s.guest_mxcsr & MXCSR_FLAGS
+
+
+@native
+def set_host(s, value):
+    s.guest_mxcsr = value
+    load_mxcsr(ref(s, "guest_mxcsr"))
 
 
 @native
 def guest_mxcsr(s):
     """The guest's MXCSR: its controls stand in the state, its flags in the host's register too."""
-    store_mxcsr(ref(s, "guest_mxcsr"))
-    return s.mxcsr | (s.guest_mxcsr & 0x3F)
+    return s.mxcsr | host_flags(s)
 
 
 @native
 def set_guest_mxcsr(s, value):
-    """Replace the guest's MXCSR, in the state and, every exception masked, in the host's register."""
+    """Replace the guest's MXCSR, in the state and, every exception masked, in the host's; update_mode comes after."""
     s.mxcsr = value
-    s.guest_mxcsr = value | 0x1F80
-    load_mxcsr(ref(s, "guest_mxcsr"))
+    set_host(s, value | MXCSR_MASKS)

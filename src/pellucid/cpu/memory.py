@@ -6,13 +6,13 @@ Slow paths stand out of line. A store to a page with translated code always take
 away the translations it hits before it stores.
 """
 
-from pellucid.cpu.faults import Stop, general_protection
+from pellucid.cpu.faults import Stop, alignment, general_protection
 from pellucid.cpu.paging import Walk, canonical, walk
 from pellucid.cpu.physical import find_slot, page_info
 from pellucid.cpu.state import (
     EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, REPLAY_SLOTS, SLOT_READONLY, TLB_BYTES,
     TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE, Block, CodeCache,
-    CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
+    CR0_AM, CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
 from pellucid.native import likely, local, native, ptr, u8, u16, u32, u64, unlikely
 
 @native
@@ -78,11 +78,24 @@ def store_sys(s, lin, value, T):
 @native(inline=False)
 def locked_pointer(s, lin: u64, size: u64) -> u64:
     """Host address for an atomic access of `size` bytes, or 0 where there is no plain RAM in one page."""
-    probe_write(s, lin, size)
     e = tlb_entry(s, s.tlb, lin)
-    if e.wtag == (lin + size - 1) & PAGE_MASK:
+    if likely(e.wtag == (lin + size - 1) & PAGE_MASK):
         return e.addend + lin
-    return u64(0)
+    if (lin & 0xFFF) + size > 4096:
+        probe_write(s, lin, size)
+        return u64(0)
+    host = fill(s, lin, u32(WRITE), s.tlb_index)
+    if host != 0:
+        before_store(s, s.mmio_gpa, size)
+    return host
+
+
+@native
+def check_alignment(s, lin, size, index):
+    """#AC(0) for a misaligned data access of 2, 4 or 8 bytes while alignment is checked (SDM vol. 3, 6.15)."""
+    if unlikely(s.align_check != 0):
+        if index == TLB_USER and size <= 8 and (lin & (size - 1)) != 0:
+            alignment(s)
 
 
 @native(inline=False)
@@ -108,6 +121,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     host = slot.hva + (w.gpa - slot.gpa)
     if access == WRITE and (slot.flags & SLOT_READONLY) != 0:
         return u64(0)
+    if s.align_check != 0 and index == TLB_USER and access != FETCH:
+        return host
     page = lin & PAGE_MASK
     e = tlb_entry(s, tlb_address(s, index), lin)
     number = u64(index) * TLB_ENTRIES + ((lin >> 12) & (TLB_ENTRIES - 1))
@@ -118,6 +133,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     e.addend = host - lin
     e.rtag = page
     if access == FETCH and w.user != 0 and index == TLB_SUPERVISOR and (s.cr4 & CR4_SMAP) != 0:
+        e.rtag = TLB_INVALID
+    if s.align_check != 0 and index == TLB_USER:
         e.rtag = TLB_INVALID
     e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
     clean = page_info(slot, w.gpa).code == 0
@@ -170,6 +187,7 @@ def mmio_write(s, gpa: u64, value: u64, size: u64) -> None:
 
 @native(inline=False)
 def slow_load(s, lin: u64, T, index: u32):
+    check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
         host = fill(s, lin, u32(READ), index)
         if host != 0:
@@ -191,6 +209,7 @@ def slow_load(s, lin: u64, T, index: u32):
 
 @native(inline=False)
 def slow_store(s, lin: u64, value, T, index: u32) -> None:
+    check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
         host = fill(s, lin, u32(WRITE), index)
         if host == 0:
@@ -222,6 +241,7 @@ def linear_wrap(s, lin):
 @native(inline=False)
 def probe_write(s, lin: u64, size: u64) -> None:
     """Fault as a store of `size` bytes would, without storing."""
+    check_alignment(s, lin, size, s.tlb_index)
     fill(s, lin, u32(WRITE), s.tlb_index)
     if (lin & 0xFFF) + size > 4096:
         fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(WRITE), s.tlb_index)
@@ -230,6 +250,7 @@ def probe_write(s, lin: u64, size: u64) -> None:
 @native(inline=False)
 def probe_read(s, lin: u64, size: u64) -> None:
     """Fault as a load of `size` bytes would."""
+    check_alignment(s, lin, size, s.tlb_index)
     fill(s, lin, u32(READ), s.tlb_index)
     if (lin & 0xFFF) + size > 4096:
         fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(READ), s.tlb_index)
@@ -379,7 +400,7 @@ def flush_page(s, lin: u64) -> None:
 
 @native
 def select_tlb(s):
-    """Choose the TLB for the current privilege: call after CPL, RFLAGS.AC or CR4.SMAP changed."""
+    """Choose the TLB for the current privilege: call after CPL, RFLAGS.AC, CR0.AM or CR4.SMAP changed."""
     index: u32 = TLB_SUPERVISOR
     if s.cpl == 3:
         index = TLB_USER
@@ -387,3 +408,15 @@ def select_tlb(s):
         index = TLB_SUPERVISOR_AC
     s.tlb_index = index
     s.tlb = tlb_address(s, index)
+    checked = u32(index == TLB_USER and (s.flags & RFLAGS_AC) != 0 and (s.cr0 & CR0_AM) != 0)
+    if unlikely(checked != s.align_check):
+        s.align_check = checked
+        forget_user(s)
+
+
+@native(inline=False)
+def forget_user(s) -> None:
+    """Drop what the user TLB holds."""
+    for i in range(u64(s.tlb_used[TLB_USER])):
+        drop_entry(s, u64(s.tlb_fills[TLB_USER * TLB_ENTRIES + i]))
+    s.tlb_used[TLB_USER] = 0

@@ -280,6 +280,7 @@ class CpuState:
     count_smc: u64
     count_task_gates: u64
     trap_exceptions: u32   # not 0: exceptions leave the engine instead of being delivered
+    align_check: u32       # 1: CPL 3 with CR0.AM and RFLAGS.AC; the user TLB then serves fetches only
     history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32
     history_at: u64
     apic_base: u64

@@ -159,10 +159,12 @@ def limited(s, segment, offset, w):
 
 @native
 def chunk(s, count, room):
-    """How many elements to do at once: one at a time while single-stepping."""
+    """How many elements to do at once: one at a time while single-stepping, none while alignment is checked."""
     n = minimum(count, room)
     if (s.flags & RFLAGS_TF) != 0:
         n = minimum(n, u64(1))
+    if s.align_check != 0:
+        n = u64(0)
     return n
 
 

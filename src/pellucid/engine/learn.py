@@ -136,7 +136,7 @@ class Learner:
         if row.fpu and mode & MODE_FPU_TRAP:
             ops.append(self._engine_op("fpu_trap", instr, Form(extra=int(row.sse))))
         chosen, op = self._operands(instr, constants, row, mode, ops)
-        asize = self._address_size(instr, mode) if row.asize else 8
+        asize = self._address_size(instr, constants, mode) if row.asize else 8
         rep = "repne" if instr.has_repne_prefix else "rep" if instr.has_rep_prefix else ""
         form = forms.make_form(row, instr.code, chosen, lock=instr.has_lock_prefix,
                                rep=rep if rep in row.rep else "", asize=asize, m64=mode & MODE_SIZE == MODE_64)
@@ -192,8 +192,7 @@ class Learner:
             return _ZERO
         return slot_of("seg_base", segment)
 
-    @staticmethod
-    def _address_size(instr: Any, mode: int) -> int:
+    def _address_size(self, instr: Any, constants: Any, mode: int) -> int:
         sizes = {iced.OpKind.MEMORY_SEG_SI: 2, iced.OpKind.MEMORY_SEG_DI: 2, iced.OpKind.MEMORY_ESDI: 2,
                  iced.OpKind.MEMORY_SEG_ESI: 4, iced.OpKind.MEMORY_SEG_EDI: 4, iced.OpKind.MEMORY_ESEDI: 4,
                  iced.OpKind.MEMORY_SEG_RSI: 8, iced.OpKind.MEMORY_SEG_RDI: 8, iced.OpKind.MEMORY_ESRDI: 8}
@@ -203,8 +202,8 @@ class Learner:
         declared = iced.OpCodeInfo(instr.code).address_size // 8
         if declared:
             return int(declared)
-        if instr.memory_base != _R.NONE and iced.OpKind.MEMORY in [instr.op_kind(i) for i in range(instr.op_count)]:
-            return int(iced.RegisterExt.size(instr.memory_base))
+        if iced.OpKind.MEMORY in [instr.op_kind(i) for i in range(instr.op_count)]:
+            return self._memory_address_size(instr, constants, mode)
         return {MODE_16: 2, MODE_32: 4, MODE_64: 8}[mode & MODE_SIZE]
 
     def _memory(self, instr: Any, constants: Any, row: Row, mode: int, op: dict[str, Any],

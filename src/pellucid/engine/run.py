@@ -79,6 +79,8 @@ def run(s: ptr[CpuState]) -> u32:
         else:
             reason = run_blocks(s)
         if reason == EXIT_EXCEPTION:
+            if s.trap_exceptions != 0:
+                break
             if not deliver_exception(s):
                 reason = EXIT_SHUTDOWN
                 break

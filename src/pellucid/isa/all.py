@@ -1,11 +1,11 @@
 """Every family, imported for its rows."""
 
 from pellucid.isa import (
-    alu, bits, control, far, interrupts, move, msr, muldiv, shift, sse_control, sse_convert, sse_float,
-    sse_int, sse_int2, sse_move, string, system)
+    alu, bcd, bits, control, far, flagops, frame, interrupts, io, move, msr, muldiv, shift, sse_control, sse_convert,
+    sse_float, sse_int, sse_int2, sse_move, string, system)
 from pellucid.isa.table import ROWS, Table
 
 FAMILIES = (
-    alu, bits, control, far, interrupts, move, msr, muldiv, shift, sse_control, sse_convert, sse_float,
-    sse_int, sse_int2, sse_move, string, system)
+    alu, bcd, bits, control, far, flagops, frame, interrupts, io, move, msr, muldiv, shift, sse_control, sse_convert,
+    sse_float, sse_int, sse_int2, sse_move, string, system)
 TABLE = Table(ROWS)

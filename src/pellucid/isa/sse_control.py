@@ -31,6 +31,7 @@ def stmxcsr(s, o, f):
 @native
 def emms(s, o, f):
     check_x87(s)
+    s.fpu_top = 0
     s.fpu_tags = 0
 
 

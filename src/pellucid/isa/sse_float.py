@@ -1,10 +1,10 @@
 """Float arithmetic, comparison and logic on packed and scalar operands."""
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
-from pellucid.cpu.host_sse import F, host_binary, host_compare_flags, host_immediate, host_unary
+from pellucid.cpu.host_sse import F, host_binary, host_by_immediate, host_compare, host_unary
 from pellucid.cpu.simd import lanes, left, loosely, operand, put, right, second, xmm
 from pellucid.isa.simd import by_mnemonic, numbered, vector
-from pellucid.native import i32, i64, native, select, static, u32, u64, u8, uint, vec
+from pellucid.native import i32, i64, native, select, u32, u64, u8, uint, vec
 
 # --- arithmetic ----------------------------------------------------------------------------------------
 
@@ -18,7 +18,7 @@ UNARY = ("SQRTPS", "SQRTPD", "RCPPS", "RSQRTPS")
 @vector(*PACKED, extra=numbered(PACKED))
 @native
 def float_packed(s, o, f):
-    put(s, o, f, F, host_binary(PACKED[f.extra].lower(), left(s, o, f, F), right(s, o, f, F)))
+    put(s, o, f, F, host_binary(s, PACKED[f.extra].lower(), left(s, o, f, F), right(s, o, f, F)))
 
 
 def scalar_type(name):
@@ -30,13 +30,13 @@ def scalar_type(name):
 @native
 def float_scalar(s, o, f):
     T = scalar_type(SCALAR[f.extra])
-    put(s, o, f, F, host_binary(SCALAR[f.extra].lower(), left(s, o, f, F), loosely(s, o, f, second(f), T, F)))
+    put(s, o, f, F, host_binary(s, SCALAR[f.extra].lower(), left(s, o, f, F), loosely(s, o, f, second(f), T, F)))
 
 
 @vector(*UNARY, extra=numbered(UNARY))
 @native
 def float_unary(s, o, f):
-    put(s, o, f, F, host_unary(UNARY[f.extra].lower(), operand(s, o, f, 1, F)))
+    put(s, o, f, F, host_unary(s, UNARY[f.extra].lower(), operand(s, o, f, 1, F)))
 
 
 # --- with an immediate that the host instruction needs at compile time -----------------------------------
@@ -53,22 +53,12 @@ def immediate_operand(s, o, f, name):
     return right(s, o, f, F)
 
 
-@native(inline=False)
-def by_immediate(name, count, imm: u64, a, b):
-    """Choose among `count` host instructions, one for each value of the immediate."""
-    r = a
-    for i in static(range(count)):
-        if imm == i:
-            r = host_immediate(name, i, a, b)
-    return r
-
-
 @vector(*COMPARE, extra=numbered(COMPARE))
 @native
 def cmp_float(s, o, f):
     name = COMPARE[f.extra]
     b = immediate_operand(s, o, f, name)
-    put(s, o, f, F, by_immediate(name.lower(), 8, o.imm & 7, left(s, o, f, F), b))
+    put(s, o, f, F, host_by_immediate(s, name.lower(), 8, left(s, o, f, F), b, o.imm & 7))
 
 
 @vector(*ROUND, extra=numbered(ROUND))
@@ -76,7 +66,7 @@ def cmp_float(s, o, f):
 def round_float(s, o, f):
     name = ROUND[f.extra]
     b = immediate_operand(s, o, f, name)
-    put(s, o, f, F, by_immediate(name.lower(), 16, o.imm & 15, left(s, o, f, F), b))
+    put(s, o, f, F, host_by_immediate(s, name.lower(), 16, left(s, o, f, F), b, o.imm & 15))
 
 
 # --- flags ---------------------------------------------------------------------------------------------
@@ -89,7 +79,7 @@ COMI = ("COMISS", "COMISD", "UCOMISS", "UCOMISD")
 def comis(s, o, f):
     name = COMI[f.extra]
     b = loosely(s, o, f, 1, scalar_type(name), F)
-    set_eflags(s, host_compare_flags(name.lower(), operand(s, o, f, 0, F), b))
+    set_eflags(s, host_compare(s, name.lower(), operand(s, o, f, 0, F), b))
 
 
 # --- dot products --------------------------------------------------------------------------------------
@@ -110,9 +100,9 @@ def dpps(s, o, f):
     picked = chosen_lanes(imm >> 4, u32)
     a = select(picked, left(s, o, f, F), zero)
     b = select(picked, right(s, o, f, F), zero)
-    p = host_binary("mulps", a, b)
-    p = host_binary("haddps", p, p)
-    p = host_binary("haddps", p, p)
+    p = host_binary(s, "mulps", a, b)
+    p = host_binary(s, "haddps", p, p)
+    p = host_binary(s, "haddps", p, p)
     put(s, o, f, F, select(chosen_lanes(imm, u32), p, zero))
 
 
@@ -124,8 +114,8 @@ def dppd(s, o, f):
     picked = (F(imm >> 4) & [1, 1, 2, 2]) != zero
     a = select(picked, left(s, o, f, F), zero)
     b = select(picked, right(s, o, f, F), zero)
-    p = host_binary("mulpd", a, b)
-    p = host_binary("haddpd", p, p)
+    p = host_binary(s, "mulpd", a, b)
+    p = host_binary(s, "haddpd", p, p)
     put(s, o, f, F, select((F(imm) & [1, 1, 2, 2]) != zero, p, zero))
 
 

@@ -167,22 +167,20 @@ def move_mask(s, o, f):
 
 
 @native(inline=False)
-def string_destination(s, o, asize) -> u64:
+def string_destination(s, o, asize, size) -> u64:
     """DS:(E/R)DI, or the overriding segment, as a linear address."""
     offset = s.gpr[7] & ((1 << (asize * 8)) - 1)
     if (s.mode & MODE_SEGMENTED) != 0:
         segment = (u64(o.seg) - slot_of("seg_base")) >> 3
-        check_segment(s, u32(segment), offset, u64(1), True)
+        check_segment(s, u32(segment), offset, u64(size), True)
     return linear_wrap(s, offset + register(s, o.seg, u64))
 
 
 @native(inline=False)
-def store_bytes(s, lin: u64, low: u64, high: u64, mask: u64) -> None:
-    """Store the bytes of high:low whose bit is set in `mask`, all or none."""
-    for i in range(u64(16)):
-        if (mask >> i) & 1 != 0:
-            probe_write(s, linear_wrap(s, lin + i), u64(1))
-    for i in range(u64(16)):
+def store_bytes(s, lin: u64, low: u64, high: u64, mask: u64, size: u64) -> None:
+    """Store the bytes of high:low whose bit is set in `mask`; faults come from all of the operand, as on processors."""
+    probe_write(s, lin, size)
+    for i in range(size):
         if (mask >> i) & 1 != 0:
             byte = low >> (i * 8)
             if i >= 8:
@@ -199,7 +197,7 @@ def maskmov(s, o, f):
         check_x87(s)
     mask = movemask(slot_pointer(s, o, 2, V)[0] < V(0))
     value = slot_pointer(s, o, 1, W)[0]
-    store_bytes(s, string_destination(s, o, f.asize), value[0], value[W.count - 1], mask)
+    store_bytes(s, string_destination(s, o, f.asize, f.widths[1]), value[0], value[W.count - 1], mask, u64(f.widths[1]))
     if has_mmx(f):
         enter_mmx(s)
 

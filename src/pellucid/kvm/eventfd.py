@@ -119,16 +119,17 @@ class IrqfdManager:
             if fd in self._irqfds:
                 raise InvalidRequestError(f"irqfd {fd} is assigned to gsi {self._irqfds[fd].gsi} already")
             irqfd = _Irqfd(fd, gsi, resamplefd)
+            if resamplefd is not None:
+                # Before the fd is watched: the first signal's EOI must find the notifier.
+                irqfd.notifier = self._resampler(gsi, resamplefd)
+                self._routing.add_ack_notifier(gsi, irqfd.notifier)
             self._irqfds[fd] = irqfd
             try:
                 os.set_blocking(fd, False)
                 self._start().register(fd, selectors.EVENT_READ, irqfd)
             except (OSError, ValueError) as error:
-                del self._irqfds[fd]
+                self._forget(irqfd)
                 raise InvalidRequestError(f"irqfd {fd} cannot be watched: {error}") from error
-            if resamplefd is not None:
-                irqfd.notifier = self._resampler(gsi, resamplefd)
-                self._routing.add_ack_notifier(gsi, irqfd.notifier)
 
     def deassign(self, fd: int, gsi: int) -> None:
         """Stop watching; `InvalidRequestError` when `fd` is not assigned to `gsi`."""
@@ -136,22 +137,24 @@ class IrqfdManager:
             irqfd = self._irqfds.get(fd)
             if irqfd is None or irqfd.gsi != gsi:
                 raise InvalidRequestError(f"irqfd {fd} is not assigned to gsi {gsi}")
-            del self._irqfds[fd]
             if self._selector is not None:
                 self._selector.unregister(fd)
+            self._forget(irqfd)
+
+    def _forget(self, irqfd: _Irqfd) -> None:
+        """Drop the entry, its notifier and the level it asserts. The lock is held."""
+        self._irqfds.pop(irqfd.fd, None)
         if irqfd.notifier is not None:
-            self._routing.remove_ack_notifier(gsi, irqfd.notifier)
-            self._routing.set_irq(gsi, False, IrqSource.IRQFD_RESAMPLE)
+            self._routing.remove_ack_notifier(irqfd.gsi, irqfd.notifier)
+            self._routing.set_irq(irqfd.gsi, False, IrqSource.IRQFD_RESAMPLE)
 
     def close(self) -> None:
         """Watch nothing any more and end the thread."""
         with self._lock:
             self._closing = True
-            thread = self._thread
-            for irqfd in self._irqfds.values():
-                if irqfd.notifier is not None:
-                    self._routing.remove_ack_notifier(irqfd.gsi, irqfd.notifier)
-            self._irqfds.clear()
+            thread, self._thread = self._thread, None
+            for irqfd in list(self._irqfds.values()):
+                self._forget(irqfd)
         if thread is not None:
             signal_eventfd(self._wake)
             thread.join()

@@ -8,7 +8,7 @@ format: address bits 63:40 are destination bits 31:8 (KVM_X2APIC_API_USE_32BIT_I
 from pellucid.kvm.irqchip.apicdef import ApicMessage
 
 MSI_ADDRESS_BASE = 0xFEE0_0000
-MSI_ADDRESS_MASK = 0xFFF0_0000
+MSI_ADDRESS_SIZE = 0x10_0000
 
 _REDIRECTION_HINT = 1 << 3
 _LOGICAL = 1 << 2
@@ -17,8 +17,8 @@ _DATA_LEVEL = 1 << 15
 
 
 def is_msi_address(address: int) -> bool:
-    """Whether a write to this bus address is an interrupt message rather than a memory write."""
-    return address & MSI_ADDRESS_MASK == MSI_ADDRESS_BASE
+    """Whether a device's write to this bus address is an interrupt message rather than a memory write."""
+    return MSI_ADDRESS_BASE <= address < MSI_ADDRESS_BASE + MSI_ADDRESS_SIZE
 
 
 def msi_message(address: int, data: int) -> ApicMessage:

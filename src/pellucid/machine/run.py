@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
+from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
+from pellucid.machine.cpu_model import cpuid_entries
 from pellucid.machine.machine import Machine
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
@@ -29,10 +31,12 @@ def run_machine(
     config: MachineConfig,
     attach_monitor: AttachMonitor | None = None,
     accelerator: Accelerator | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Run the machine until it goes down; the process's exit status. Call it on the main thread.
 
-    Raises UserError (nothing has been started then) for what the machine cannot be built from.
+    `progress(what, done, total)` hears how far a first compile of the processor is. `accelerator` replaces the one that
+    the configuration names. Raises UserError (nothing has been started then) for what the machine cannot be built from.
     """
     board = find_board(config.board)
     if config.process_name:
@@ -42,7 +46,7 @@ def run_machine(
         cleanup.callback(loop.close)
         clock = VirtualClock(debug_threads=config.debug_threads)
         cleanup.callback(clock.close)
-        hypervisor, cpuid = (accelerator or _accelerator)(config, clock)
+        hypervisor, cpuid = (accelerator or _accelerator(progress))(config, clock)
         machine = Machine(config, hypervisor, loop, clock, _report)
         cleanup.callback(machine.close)
         streams = Streams(config, loop, lambda: machine.system.requests.shutdown(ShutdownCause.HOST_UI))
@@ -59,6 +63,17 @@ def run_machine(
                 machine.system.vm_start()
         with SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)):
             return EXIT_STATUS.get(machine.run(), 0)
+
+
+def _accelerator(progress: Progress | None) -> Accelerator:
+    def open_accelerator(config: MachineConfig, clock: VirtualClock) -> tuple[Hypervisor, CpuidOf]:
+        def cpuid(apic_id: int) -> list[CpuidEntry]:
+            return cpuid_entries(config.cpu, apic_id, config.cpu_count)
+
+        cpuid(0)  # A bad -cpu is told before the engine is loaded.
+        return create_hypervisor(config.accelerator, clock, progress), cpuid
+
+    return open_accelerator
 
 
 def _report(text: str) -> None:

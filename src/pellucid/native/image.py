@@ -60,7 +60,8 @@ def load_or_build(name: str, roots: Callable[[], Mapping[str, Root]], packages: 
         names, objects = _unpack(stored)
         return Image(names, objects)
     names, objects = build(roots(), progress)
-    cache.put("images", key, _pack(names, objects))
+    if key == f"{name}-{source_key(packages)}":  # else the sources changed while we compiled
+        cache.put("images", key, _pack(names, objects))
     return Image(names, objects)
 
 

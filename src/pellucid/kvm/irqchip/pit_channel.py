@@ -38,6 +38,11 @@ def ns_for(ticks: int) -> int:
     return -(-ticks * 10**9 // PIT_FREQUENCY)
 
 
+def _ns_within(ticks: int) -> int:
+    """The whole nanoseconds that `ticks` pulses fill: a load time moved by it never makes the counter run late."""
+    return ticks * 10**9 // PIT_FREQUENCY
+
+
 class PitChannel:
     """A counter. Times are nanoseconds on the VM's clock, given by the caller."""
 
@@ -79,7 +84,7 @@ class PitChannel:
     def settle(self, now: int) -> None:
         """In modes 2 and 3: begin with the count written last if the period it was written in is over."""
         if self.running != self.count and self.periodic and self.elapsed(now) >= self.running:
-            self.load_time += ns_for(self.running)
+            self.load_time += _ns_within(self.running)
             self.running = self.count
 
     def out(self, now: int) -> bool:
@@ -203,7 +208,7 @@ class PitChannel:
         if counting and self.periodic:
             self.settle(now)
             # Bring the load time to the present period, so that its end is where the new count begins.
-            self.load_time += ns_for(self.elapsed(now) // self.running * self.running)
+            self.load_time += _ns_within(self.elapsed(now) // self.running * self.running)
         self.count = (_from_bcd(value) if self.bcd else value) or (10_000 if self.bcd else FULL_COUNT)
         if self.mode not in _GATE_STARTS and not (counting and self.periodic):
             self._start(now)

@@ -37,14 +37,15 @@ class Descriptor:
 
     def __init__(self, fd: int, flags: int, *, own: bool = False) -> None:
         self._borrowed: tuple[int, int] | None = None
-        self.regular = stat.S_ISREG(os.fstat(fd).st_mode)
         if own:
             self.fd = fd
             os.set_blocking(fd, False)
-        elif self.regular:
+        elif stat.S_ISREG(os.fstat(fd).st_mode):
             self.fd = os.dup(fd)  # A second opening would start again at offset 0; regular files never block.
         else:
             self.fd = self._open_again(fd, flags)
+        self.always_ready = not _pollable(self.fd)
+        """A regular file, /dev/null and the like: epoll refuses them, and reading them never waits."""
 
     def _open_again(self, fd: int, flags: int) -> int:
         try:
@@ -62,6 +63,15 @@ class Descriptor:
             fd, flags = self._borrowed
             with contextlib.suppress(OSError):  # Its owner may have closed it meanwhile.
                 fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+def _pollable(fd: int) -> bool:
+    with select.epoll() as probe:
+        try:
+            probe.register(fd, select.EPOLLIN)
+        except PermissionError:
+            return False
+        return True
 
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.EBADF, errno.ECONNRESET})
@@ -151,10 +161,9 @@ class InputWatch:
         if wanted == self._watching:
             return
         self._watching = wanted
-        if self._source.regular:
-            # epoll refuses regular files: they are always readable.
+        if self._source.always_ready:
             if wanted:
-                self._loop.call_soon_threadsafe(self._read_regular)
+                self._loop.call_soon_threadsafe(self._read_ready)
         elif wanted:
             self._loop.add_reader(self._source.fd, self._read)
         else:
@@ -164,7 +173,7 @@ class InputWatch:
         self._read_some()
         self.update()
 
-    def _read_regular(self) -> None:
+    def _read_ready(self) -> None:
         if self._watching:
             self._watching = False
             self._read_some()

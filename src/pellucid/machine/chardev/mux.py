@@ -112,11 +112,11 @@ class MuxChardev:
 
     def _command(self, byte: int) -> None:
         focus = self._ports[self._focus]
+        focus.accept_input()  # What was typed before the command comes before it.
         match chr(byte).lower():
             case "\x01":
                 focus.waiting.append(ESCAPE)
             case "c":
-                focus.accept_input()
                 self.focus_on(self._ports[(self._focus + 1) % len(self._ports)])
             case "x":
                 self.backend.write(b"\r\nTerminated\r\n")
