@@ -26,7 +26,7 @@ from pellucid.engine.translate import step_block
 from pellucid.native import TailCall, ptr, u64
 
 from .oracle import layout
-from .oracle.outcome import BP, Fault, Outcome, check_placement, classify
+from .oracle.outcome import BP, GP, OF, Fault, Outcome, check_placement, classify
 from .oracle.state import RFLAGS_RESET, UserState
 
 _PAGE = layout.PAGE
@@ -230,9 +230,13 @@ class Guest:
         out.rip = s.rip
         if reason != EXIT_EXCEPTION:
             return Outcome(out, lost=f"left with exit reason {reason}")
-        rip = s.rip + s.exc_length if s.exc_soft else s.rip
         error = s.exc_error if s.exc_has_error else 0
-        out.rip, fault = classify(code, case.rip, rip, s.exc_vector, error, s.exc_address)
+        vector, rip = s.exc_vector, s.rip
+        if s.exc_soft and vector not in (BP, OF):
+            vector, error = GP, vector << 3 | 2  # the gate's DPL is 0
+        elif s.exc_soft:
+            rip += s.exc_length
+        out.rip, fault = classify(code, case.rip, rip, vector, error, s.exc_address)
         return Outcome(out, fault)
 
     def _store_float(self, out: UserState) -> None:

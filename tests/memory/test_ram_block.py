@@ -33,10 +33,14 @@ def test_memory_is_touched_lazily_and_discarded() -> None:
     block = RamBlock("ram", 1 << 30)
     assert block.resident_size() == 0
     block.view[0] = block.view[0x10000] = 1
-    assert block.resident_size() == 8192
+    touched = block.resident_size()
+    assert 8192 <= touched <= 4 << 20  # two pages, huge ones where the host gives those
     block.discard(0, 4096)
-    assert block.resident_size() == 4096
-    assert block.view[0] == 0 and block.view[0x10000] == 1
+    assert block.view[0x10000] == 1
+    assert block.resident_size() <= touched
+    assert block.view[0] == 0
+    block.discard(0, 1 << 30)
+    assert block.resident_size() == 0
     block.close()
 
 

@@ -23,10 +23,11 @@ def check_segment(s, segment: u32, offset: u64, size: u64, write: bool) -> None:
         bad = bad or offset <= limit or last > top
     else:
         bad = bad or last > limit
-    if write:
-        bad = bad or (kind & 8) != 0 or (kind & 2) == 0
-    else:
-        bad = bad or ((kind & 8) != 0 and (kind & 2) == 0)
+    if (s.cr0 & CR0_PE) != 0:
+        if write:
+            bad = bad or (kind & 8) != 0 or (kind & 2) == 0
+        else:
+            bad = bad or ((kind & 8) != 0 and (kind & 2) == 0)
     if bad:
         if segment == SS:
             stack_fault(s, 0)

@@ -52,6 +52,9 @@ MODE_KEYS = 1 << 8
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR = range(14)
 
+# CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
+SHADOW_STI, SHADOW_MOV_SS = 1, 2
+
 # Bits of CpuState.pending.
 PENDING_REQUEST, PENDING_STEP = 1, 2
 
@@ -194,7 +197,7 @@ class CpuState:
     mxcsr: u32             # valid outside native code; inside it is in the host's register
     irq_window: u32        # 1: leave as soon as RFLAGS.IF is set
     step_once: u32         # 1: execute one instruction alone before anything else
-    shadow: u32            # 1: STI or MOV SS just retired; no interrupt before the next instruction
+    shadow: u32            # SHADOW_*: STI or MOV SS just retired; no interrupt before the next instruction
     exit_reason: u32
     exc_vector: u32
     exc_error: u32

@@ -9,7 +9,7 @@ from pellucid.cpu.memory import before_store, fill, tlb_entry
 from pellucid.cpu.operands import register, set_gpr
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import (
-    ATTR_DB, ES, EXIT_PENDING, FS, MODE_SEGMENTED, PAGE, PAGE_MASK, READ, RFLAGS_DF, RFLAGS_TF, WRITE, slot_of)
+    ATTR_DB, CS, ES, EXIT_PENDING, FS, MODE_SEGMENTED, PAGE, PAGE_MASK, READ, RFLAGS_DF, RFLAGS_TF, WRITE, slot_of)
 from pellucid.native import minimum, native, u32, u64
 
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
@@ -70,7 +70,7 @@ def destination_linear(s, offset, m64):
 @native
 def is_checked(s, segment):
     """Whether accesses through a segment need its limit and type checked."""
-    return (s.mode & MODE_SEGMENTED) != 0 or segment >= FS
+    return (s.mode & MODE_SEGMENTED) != 0 or segment >= FS or segment == CS
 
 
 @native

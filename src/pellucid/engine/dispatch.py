@@ -119,7 +119,7 @@ def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
         if unlikely(ops == 0):
             ops = chain_target(s, o, source)
     else:
-        s.rip = branch_target(s, source, u64(o.next_ip), f)
+        s.rip = next_rip(source, u64(o.next_ip), f)
         ops = o.fall
         if unlikely(s.pending != 0):
             s.exit_reason = EXIT_PENDING
@@ -140,6 +140,15 @@ def branch_target(s, source, offset, f):
         return to
     if f.w == 2:
         return to & 0xFFFF
+    return to & 0xFFFF_FFFF
+
+
+@native
+def next_rip(source, offset, f):
+    """RIP after an instruction that falls through; a 16-bit operand size truncates only jumps."""
+    to = source + offset
+    if f.m64:
+        return to
     return to & 0xFFFF_FFFF
 
 
@@ -172,7 +181,7 @@ def leaving(s: ptr[CpuState], o: ptr[Op], fn, f):
     except Stop:
         leave(s, o)
         return
-    s.rip = branch_target(s, s.rip, u64(o.next_ip), f)
+    s.rip = next_rip(s.rip, u64(o.next_ip), f)
 
 
 @native(tail=True)

@@ -225,7 +225,8 @@ class Learner:
         if asize == 8 or row.asize:
             op.update(fields, flags=op["flags"] | fields["flags"])
             return
-        checked = bool(mode & MODE_SEGMENTED) and not row.address_only
+        # FS and GS are not among the segments that MODE_SEGMENTED looks at, and a flat CS is not for writing.
+        checked = not row.address_only and (bool(mode & MODE_SEGMENTED) or not wide and segment in (CS, FS, GS))
         form = Form(asize=asize, m64=wide, extra=int(checked))
         address = self._engine_op("address_op", instr, form)
         address.update(fields)

@@ -8,7 +8,7 @@ from pellucid.cpu.memory import flush_page, flush_tlb, invalidate_range, probe_r
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE,
-    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, CpuState, Op)
+    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, SHADOW_MOV_SS, CpuState, Op)
 from pellucid.engine.dispatch import lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import atomic_and, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64
@@ -29,14 +29,14 @@ def step(s) -> u32:
     atomic_or(ref(s, "pending"), u64(PENDING_STEP))
     s.exit_reason = EXIT_NONE
     s.replay_at = 0
+    s.shadow = 0
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     atomic_and(ref(s, "pending"), ~u64(PENDING_STEP))
     reason = s.exit_reason
     if reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED:
         s.step_once = 0
         s.replay_count = 0
-        s.shadow = 0
-        if traps:
+        if traps and s.shadow != SHADOW_MOV_SS:
             single_step_trap(s)
             return u32(EXIT_EXCEPTION)
         return u32(EXIT_STEPPED)

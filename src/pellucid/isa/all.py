@@ -2,10 +2,10 @@
 
 from pellucid.isa import (
     alu, bcd, bits, control, far, flagops, frame, interrupts, io, move, msr, muldiv, shift, sse_control, sse_convert,
-    sse_float, sse_int, sse_int2, sse_move, string, system)
+    sse_float, sse_int, sse_int2, sse_move, sse_string, string, system)
 from pellucid.isa.table import ROWS, Table
 
 FAMILIES = (
     alu, bcd, bits, control, far, flagops, frame, interrupts, io, move, msr, muldiv, shift, sse_control, sse_convert,
-    sse_float, sse_int, sse_int2, sse_move, string, system)
+    sse_float, sse_int, sse_int2, sse_move, sse_string, string, system)
 TABLE = Table(ROWS)

@@ -10,13 +10,12 @@ from pellucid.cpu.host_crc import crc32c
 from pellucid.cpu.memory import load, load_rw, locked_pointer, store
 from pellucid.cpu.operands import address, gpr, offset, read, read_rw, register, set_gpr, slot_pointer, update, write
 from pellucid.cpu.segments import check_segment
-from pellucid.cpu.state import (
-    FS, MODE_SEGMENTED, RFLAGS_AF, RFLAGS_CF, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_STATUS, RFLAGS_ZF, slot_of)
+from pellucid.cpu.state import RFLAGS_AF, RFLAGS_CF, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_ZF
+from pellucid.cpu.strings import is_checked, segment_of
 from pellucid.isa.table import instruction
 from pellucid.native import bswap, cas, clz, ctz, native, popcount, ptr, sint, u32, u64, u128, uint
 
 RAX, RCX, RDX, RBX = range(4)
-_SEGMENT_BASES = slot_of("seg_base")
 _BIT_UNDEFINED = RFLAGS_OF | RFLAGS_SF | RFLAGS_AF | RFLAGS_PF
 _LOG2_BITS = {2: 4, 4: 5, 8: 6}
 
@@ -89,9 +88,8 @@ def bit_address(s, o, f, index):
     linear = ea + register(s, o.seg, u64)
     if f.m64:
         return linear
-    segment = (u64(o.seg) - _SEGMENT_BASES) >> 3
-    if (s.mode & MODE_SEGMENTED) != 0 or segment >= FS:
-        check_segment(s, u32(segment), ea, u64(w), f.extra != 0)
+    if is_checked(s, segment_of(o)):
+        check_segment(s, segment_of(o), ea, u64(w), f.extra != 0)
     return linear & 0xFFFF_FFFF
 
 

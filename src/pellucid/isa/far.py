@@ -9,7 +9,7 @@ from pellucid.cpu.memory import check_canonical, load, load_sys, store, store_sy
 from pellucid.cpu.operands import address, write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stack import drop, peek, push
-from pellucid.cpu.state import CS, NP, SS, TS
+from pellucid.cpu.state import CS, NP, SHADOW_MOV_SS, SS, TS
 from pellucid.isa.interrupts import check_target, set_real_code
 from pellucid.isa.table import LEAVE, LEAVE_JUMP, instruction
 from pellucid.native import at, native, u16, u32, u64, uint
@@ -316,7 +316,7 @@ def mov_to_segment(s, o, f):
         selector = u32(at(s, u64(o.src), u16)[0])
     load_segment(s, u32(o.dst), selector)
     if o.dst == SS:
-        s.shadow = 1
+        s.shadow = SHADOW_MOV_SS
     update_mode(s)
 
 
@@ -341,7 +341,7 @@ def pop_segment(s, o, f):
     load_segment(s, u32(o.dst), selector)
     drop(s, f, f.w)
     if o.dst == SS:
-        s.shadow = 1
+        s.shadow = SHADOW_MOV_SS
     update_mode(s)
 
 

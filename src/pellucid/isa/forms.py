@@ -98,7 +98,7 @@ def _variants(row: Row, code: int, info: Any, chosen: Any) -> list[Form]:
         sizes = (2, 4, 8)
     return [make_form(row, code, chosen, lock=lock, rep=rep, asize=asize, m64=m64)
             for lock in locks for rep in row.rep for m64 in modes for asize in sizes
-            if not (asize == 2 and m64 and row.stack) and not (asize == 8 and not m64)]
+            if not row.asize or not (asize == 2 and m64 and row.stack or asize == 8 and not m64)]
 
 
 def root_name(row: Row, form: Form) -> str:

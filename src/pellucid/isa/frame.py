@@ -90,7 +90,7 @@ def pusha(s, o, f):
 def popa(s, o, f):
     values = local(array[u64, 8])
     sp = s.gpr[RSP]
-    for number in static(range(8)):
+    for number in static(range(7, -1, -1)):
         if number != RSP:
             values[number] = get(s, f, sp + (7 - number) * f.w, f.w)
     for number in static(range(8)):

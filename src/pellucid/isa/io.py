@@ -54,6 +54,7 @@ def input_element(s, w, asize, m64):
 
 @native(inline=False)
 def repeat_ins(s, w, asize, m64) -> None:
+    check_port(s, s.gpr[RDX] & 0xFFFF, u64(w))
     count = pointer(s, RCX, asize)
     while count != 0:
         input_element(s, w, asize, m64)
@@ -85,6 +86,7 @@ def output_element(s, o, w, asize, m64):
 
 @native(inline=False)
 def repeat_outs(s, o: ptr[Op], w, asize, m64) -> None:
+    check_port(s, s.gpr[RDX] & 0xFFFF, u64(w))
     count = pointer(s, RCX, asize)
     while count != 0:
         output_element(s, o, w, asize, m64)

@@ -11,7 +11,7 @@ from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     CR0_TS, CR4_DE, CR4_PCE, CR4_TSD, CR4_UMIP, CS, EFER_SCE, EXIT_HLT, LDTR, NP, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF,
-    SS, TR)
+    SHADOW_STI, SS, TR)
 from pellucid.isa.table import LEAVE, LEAVE_JUMP, instruction
 from pellucid.native import native, rdtsc, u8, u16, u32, u64, u128, uint
 
@@ -400,7 +400,7 @@ def sti(s, o, f):
     if not in_real_mode(s) and s.cpl > u32(s.flags >> 12) & 3:
         general_protection(s, 0)
     if (s.flags & RFLAGS_IF) == 0:
-        s.shadow = 1
+        s.shadow = SHADOW_STI
     s.flags = s.flags | RFLAGS_IF
 
 

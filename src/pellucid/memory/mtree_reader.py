@@ -22,6 +22,7 @@ _LINE = re.compile(
     r"(?:alias (?P<alias>.*) @(?P<target>.*) (?P<offset>[0-9a-f]{16})-[0-9a-f]{16}|(?P<name>.*?))"
     r"(?P<off> \[disabled\])?"
 )
+_MAX_LEVEL = 64
 _KINDS = {
     "i/o": RegionKind.RESERVATION,
     "ram": RegionKind.RAM,
@@ -29,7 +30,6 @@ _KINDS = {
     "romd": RegionKind.ROM_DEVICE,
     "ramd": RegionKind.RAM_DEVICE,
 }
-
 
 ANSWERS_BETWEEN_SUBREGIONS = frozenset({"io", "rtc"})
 """Names of I/O regions that answer where no subregion of theirs does. A dump does not tell them from containers."""
@@ -117,6 +117,8 @@ def _node(match: re.Match[str]) -> _Node:
 
 def _place(sections: list[_Section], path: list[_Node], node: _Node, number: int) -> None:
     """Hang `node` below the last line that is less indented."""
+    if node.level > _MAX_LEVEL:
+        raise UserError(f"line {number} is indented by {node.level} levels; is the indentation intact?")
     if not sections:
         raise UserError(f"line {number}: a region before the first 'address-space:' line; paste the dump whole")
     while path and path[-1].level >= node.level:
@@ -158,10 +160,13 @@ class _Builder:
             raise UserError(f"the dump contradicts itself: {error}") from error
         return [self._region(place) for place in places]
 
-    def _place_of(self, index: int) -> _Node:
-        """The node that tree `index` repeats; its own root when it is the only place."""
+    def _place_of(self, index: int, visiting: frozenset[int] = frozenset()) -> _Node:
+        """The node that tree `index` repeats; its own root when it is the only place.
+
+        `visiting` are the trees that wait for the answer: no dump of QEMU's has two that stand in each other.
+        """
         tree = self._trees[index]
-        if self._shown[index]:
+        if self._shown[index] or index in visiting:
             return tree
         for other_index, other in enumerate(self._trees):
             if other_index == index:
@@ -170,8 +175,8 @@ class _Builder:
                 return other
             found = next((node for node in _walk(other) if node is not other and _same(node, tree)), None)
             if found is not None:
-                outer = self._place_of(other_index)
-                return found if outer is other else next(node for node in _walk(outer) if _same(node, tree))
+                outer = self._place_of(other_index, visiting | {index})
+                return found if outer is other else next((n for n in _walk(outer) if _same(n, tree)), tree)
         return tree
 
     def _region(self, node: _Node) -> MemoryRegion:

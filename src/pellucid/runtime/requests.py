@@ -54,7 +54,8 @@ class SystemRequests:
 
     def __init__(self, wake: Callable[[], None], *, no_reboot: bool = False) -> None:
         self._wake = wake
-        self._lock = threading.Lock()
+        # Recursive: a signal handler may leave a request while the main thread is inside a method here.
+        self._lock = threading.RLock()
         self._requested = Requested()
         self.no_reboot = no_reboot
         """`-no-reboot`: a reset ends the machine instead."""

@@ -6,7 +6,6 @@ from typing import Protocol
 from pellucid.errors import UserError
 from pellucid.machine.boot.linux import BzImage, is_bzimage
 from pellucid.machine.boot.plan import BootPlan, GuestRam
-from pellucid.machine.boot.pvh import PvhKernel
 
 MAGICS = (
     (0, b"\x1f\x8b", "a gzip file"),
@@ -67,6 +66,9 @@ def read_kernel(path: Path) -> KernelImage:
     if is_bzimage(content):
         return BzImage.parse(content, str(path))
     if content.startswith(b"\x7fELF"):
+        # Imported here: the ELF library takes 20 ms to load, and most kernels are bzImages.
+        from pellucid.machine.boot.pvh import PvhKernel
+
         try:
             return PvhKernel.parse(content, str(path))
         except UserError:

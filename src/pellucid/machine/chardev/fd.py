@@ -140,6 +140,7 @@ class OutputQueue:
             select.select((), (self._fd,), (), left)
             del self._backlog[: self._send(self._backlog)]
         self._backlog.clear()
+        self.broken = True  # The descriptor's number may soon be somebody else's.
 
 
 class InputWatch:
