@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from pellucid.cpu.faults import Stop
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_AM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP,
     CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE, CR4_PGE, DB, EFER_LMA, EFER_LME, EFER_NXE,
     EFER_SCE, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, PENDING_REQUEST,
     PENDING_STEP, RFLAGS_TF, XMM_BYTES, CpuState, Op, slot_of)
-from pellucid.cpu.faults import Stop
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
@@ -267,11 +267,17 @@ class NativeGuest(Guest):
     def __init__(self) -> None:
         super().__init__()
         self._seen = -1
+        self._hung = False
         self._stop = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def execute(self) -> int:
-        return self.processor.run()
+        self._hung = False
+        while True:
+            reason = self.processor.run()
+            if reason != EXIT_PENDING or self._hung:
+                return reason
+            self.state.pending = 0  # the engine looked what is running
 
     def close(self) -> None:
         """End the watchdog; keep what was learned about shapes."""
@@ -281,6 +287,7 @@ class NativeGuest(Guest):
     def _watch(self) -> None:
         while not self._stop.wait(_HANG_SECONDS):
             if self.cases == self._seen:
+                self._hung = True
                 self.state.pending |= PENDING_REQUEST
             self._seen = self.cases
 

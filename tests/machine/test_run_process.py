@@ -50,14 +50,14 @@ class Terminal:
 
     def wait_for(self, text: bytes) -> None:
         while text not in self.shown:
-            assert select.select([self.master], [], [], 10)[0], f"only {self.shown!r} was shown"
+            assert select.select([self.master], [], [], 60)[0], f"only {self.shown!r} was shown"
             self.shown += os.read(self.master, 4096)
 
     def raw(self) -> bool:
         return not termios.tcgetattr(self.slave)[3] & termios.ECHO
 
     def ended(self) -> int:
-        status = self.process.wait(10)
+        status = self.process.wait(60)
         assert termios.tcgetattr(self.slave) == self.before, "the terminal is as it was"
         return status
 

@@ -16,6 +16,7 @@ def fault(s, vector, error) -> None:
     s.exc_error = u32(error)
     s.exc_has_error = 1
     s.exc_soft = 0
+    s.exc_access = 0
     raise Stop
 
 
@@ -27,6 +28,19 @@ def fault_plain(s, vector) -> None:
     s.exc_error = 0
     s.exc_has_error = 0
     s.exc_soft = 0
+    raise Stop
+
+
+@native(inline=False)
+def non_canonical(s, address) -> None:
+    """#GP(0) for the address of an access; `dispatch.leave` makes it #SS(0) where that went through SS."""
+    s.exit_reason = EXIT_EXCEPTION
+    s.exc_vector = GP
+    s.exc_error = 0
+    s.exc_has_error = 1
+    s.exc_soft = 0
+    s.exc_access = 1
+    s.exc_address = address
     raise Stop
 
 

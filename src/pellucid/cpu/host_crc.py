@@ -2,7 +2,8 @@
 
 from pellucid.native import asm, native, u64
 
-_CRC32 = {1: "crc32b ${2:b}, ${0:k}", 2: "crc32w ${2:w}, ${0:k}", 4: "crc32l ${2:k}, ${0:k}", 8: "crc32q ${2:q}, ${0:q}"}
+_CRC32 = {
+    1: "crc32b ${2:b}, ${0:k}", 2: "crc32w ${2:w}, ${0:k}", 4: "crc32l ${2:k}, ${0:k}", 8: "crc32q ${2:q}, ${0:q}"}
 
 
 @native

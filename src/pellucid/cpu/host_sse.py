@@ -16,7 +16,7 @@ from pellucid.cpu.host import load_mxcsr, store_mxcsr
 from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
 from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
 
-F = vec[u32, 4]
+F: Any = vec[u32, 4]
 
 MXCSR_FLAGS, MXCSR_MASKS, MXCSR_UM, MXCSR_FTZ = 0x3F, 0x1F80, 1 << 11, 1 << 15
 MXCSR_IE, MXCSR_DE, MXCSR_ZE, MXCSR_OE, MXCSR_UE, MXCSR_PE = (1 << n for n in range(6))
@@ -111,7 +111,10 @@ def host_compare(s, name, a, b):
 
 @native(inline=False)
 def strict_float(s, op, a, b, imm):
-    """Run with clear flags; raise #XM, the state unchanged but for MXCSR, when an unmasked one appears."""
+    """Run with clear flags; raise #XM, the state unchanged but for MXCSR, when an unmasked one appears.
+
+    Underflow unmasked is tininess even without loss (SDM vol. 1, 4.9.1.5): a second run that flushes to zero shows it.
+    """
     s.mxcsr = guest_mxcsr(s)
     quiet = (s.mxcsr & ~u32(MXCSR_FLAGS)) | MXCSR_MASKS
     if (s.mxcsr & MXCSR_UM) == 0:
@@ -132,8 +135,8 @@ def strict_float(s, op, a, b, imm):
 def settle(s, flags: u32) -> None:
     """Add an operation's flags to MXCSR, and fault for an unmasked one.
 
-    Underflow unmasked is tininess even without loss (SDM vol. 1, 4.9.1.5): a second run that flushes to zero shows
-    it. What is found before the computation, unmasked, keeps the computation's own flags from appearing.
+    What is found before the computation, unmasked, keeps the computation's own flags from appearing. One bit is not
+    exact: an overflow sets PE, where with OM clear a processor does so only if precision was lost besides.
     """
     raised = flags & ~((s.mxcsr & MXCSR_MASKS) >> 7)
     reported = flags

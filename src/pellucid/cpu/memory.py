@@ -6,7 +6,7 @@ Slow paths stand out of line. A store to a page with translated code always take
 away the translations it hits before it stores.
 """
 
-from pellucid.cpu.faults import Stop, alignment, general_protection
+from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
 from pellucid.cpu.paging import Walk, canonical, walk
 from pellucid.cpu.physical import find_slot, page_info
 from pellucid.cpu.state import (
@@ -110,7 +110,8 @@ def check_canonical(s, lin: u64) -> None:
 def fill(s, lin: u64, access: u32, index: u32) -> u64:
     """Translate and fill the TLB; the host address, or 0 for a device (then s.mmio_gpa is the address)."""
     if unlikely((s.mode & MODE_SIZE) == MODE_64):
-        check_canonical(s, lin)
+        if not canonical(s, lin):
+            non_canonical(s, lin)
     s.count_walks += 1
     w = local(Walk)
     walk(s, w, lin, access, index)
@@ -267,6 +268,16 @@ def granules(gpa, size):
     return (~u64(0) >> (63 - (last - first))) << first
 
 
+@native
+def block_granules(block):
+    """The granules that a block covers in its first page."""
+    size = u64(block.size)
+    room = 4096 - (block.gpa & 0xFFF)
+    if size > room:
+        size = room
+    return granules(block.gpa, size)
+
+
 @native(inline=False)
 def before_store(s, gpa: u64, size: u64) -> None:
     """Called before a slow-path store: throw away translations of the bytes about to change.
@@ -296,9 +307,13 @@ def invalidate_range(s, gpa: u64, size: u64) -> None:
     left: u64 = 0
     block = ptr[Block](info.blocks)
     while u64(block) != 0:
+        if block.region != 0 and (block_granules(block) & hit) != 0:
+            hit = ~u64(0)  # a region has copies of several blocks of this page: they go together
+        block = ptr[Block](block.next)
+    block = ptr[Block](info.blocks)
+    while u64(block) != 0:
         following = block.next
-        covered = granules(block.gpa, u64(block.size) if (block.gpa & 0xFFF) + u64(block.size) <= 4096
-                           else 4096 - (block.gpa & 0xFFF))
+        covered = block_granules(block)
         if (covered & hit) != 0:
             kill_block(s, c, block)
         else:

@@ -98,6 +98,8 @@ OP_RIP_RELATIVE = 1      # disp counts from the instruction's end
 OP_BRANCH = 2            # imm counts from the instruction's end
 OP_HAS_DISP = 8          # the displacement bytes are added to disp
 OP_HAS_IMM = 16          # the immediate bytes become imm
+OP_STACK = 32            # 64-bit mode: its memory is reached through SS, or ...
+OP_STACK_TOO = 64        # ... through SS besides another segment: a non-canonical address is #SS(0)
 OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
 
 
@@ -158,7 +160,7 @@ class Block:
     gpa: u64       # guest-physical address of the first byte
     info2: u64     # PageInfo of the second page
     next2: u64     # next block that crosses a page
-    pad: u64
+    region: u64    # 1: compiled code of a region holds a copy of this block
 
 
 @struct
@@ -283,6 +285,7 @@ class CpuState:
     count_smc: u64
     count_task_gates: u64
     trap_exceptions: u32   # not 0: exceptions leave the engine instead of being delivered
+    exc_access: u32        # 1: the #GP(0) is that of a non-canonical data address, exc_address; see dispatch.leave
     align_check: u32       # 1: CPL 3 with CR0.AM and RFLAGS.AC; the user TLB then serves fetches only
     history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32
     history_at: u64

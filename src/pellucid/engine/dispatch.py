@@ -8,15 +8,21 @@ and target share a page (then no mapping can part them).
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.memory import fill, jump_entry, tlb_entry
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_LOOKUP, EXIT_PENDING, EXIT_STEPPED, FETCH, PAGE_MASK, Op, CpuState)
+    EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_STEPPED, FETCH, GP, OP_STACK, OP_STACK_TOO, PAGE_MASK,
+    SS_FAULT, CpuState, Op)
 from pellucid.engine.translate import find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
 
 
-@native
-def leave(s, o):
-    """Stop at this op's instruction."""
+@native(inline=False)
+def leave(s, o: ptr[Op]) -> None:
+    """Stop at this op's instruction. A non-canonical address through SS is #SS(0) (SDM vol. 3, 6.15)."""
     s.rip = s.rip + u64(o.ip)
+    if s.exc_access != 0 and s.exit_reason == EXIT_EXCEPTION and s.exc_vector == GP:
+        s.exc_access = 0
+        near_stack = s.exc_address - s.gpr[4] + 64 < 128
+        if (o.flags & OP_STACK) != 0 or ((o.flags & OP_STACK_TOO) != 0 and near_stack):
+            s.exc_vector = SS_FAULT
 
 
 @native(tail=True)

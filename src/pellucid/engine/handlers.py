@@ -49,7 +49,8 @@ def _engine_roots() -> dict[str, Root]:
         "next_legacy": (dispatch.next_block, (*_OPS, constant(False))),
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS)}
-    helper_forms = [(helpers.undefined_op, Form()), (helpers.fpu_trap, Form(extra=0)), (helpers.fpu_trap, Form(extra=1))]
+    helper_forms = [(helpers.undefined_op, Form()), (helpers.fpu_trap, Form(extra=0)), (helpers.fpu_trap, Form(extra=1)),
+                    (helpers.fpu_trap, Form(extra=2))]
     helper_forms += [(helpers.address_op, Form(asize=a, m64=wide, extra=e))
                      for a in (2, 4) for wide in (False, True) for e in (0, 1)]
     for fn, form in helper_forms:

@@ -17,8 +17,8 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_FPU_TRAP, MODE_SEGMENTED,
-    MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, SS, T_ENDS, TRIE_EDGES,
-    TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+    MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC,
+    SS, T_ENDS, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
 from pellucid.isa import forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
@@ -53,6 +53,13 @@ def _slots() -> dict[int, int]:
 SLOTS = _slots()
 
 
+def _pause_or_exchange(raw: bytes) -> Any:
+    """F3 41 90 exchanges R8 with RAX: F3 makes a pause only of the 90 that would be a no-operation."""
+    if len(raw) < 2 or raw[-2] & 0xF1 != 0x41:
+        return None
+    return iced.Decoder(64, raw.replace(b"\xf3", b"\x3e"), ip=0).decode()
+
+
 class NeedMoreBytes(Exception):
     """The instruction goes on in the next page."""
 
@@ -79,6 +86,8 @@ class Learner:
         done = 0
         while decoder.can_decode:
             instr = decoder.decode()
+            if instr.code == iced.Code.PAUSE:
+                instr = _pause_or_exchange(code[done:done + instr.len]) or instr
             if instr.is_invalid:
                 if not done and decoder.last_error == iced.DecoderError.NO_MORE_BYTES and len(code) < 15:
                     raise NeedMoreBytes
@@ -134,7 +143,7 @@ class Learner:
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         ops = []
         if row.fpu and mode & MODE_FPU_TRAP:
-            ops.append(self._engine_op("fpu_trap", instr, Form(extra=int(row.sse))))
+            ops.append(self._engine_op("fpu_trap", instr, Form(extra=1 if row.sse else 2 * row.mmx)))
         chosen, op = self._operands(instr, constants, row, mode, ops)
         asize = self._address_size(instr, constants, mode) if row.asize else 8
         rep = "repne" if instr.has_repne_prefix else "rep" if instr.has_rep_prefix else ""
@@ -148,6 +157,8 @@ class Learner:
         op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
         if row.cc:
             op["flags"] |= OP_TAKES_CC
+        if mode & MODE_SIZE == MODE_64:
+            op["flags"] |= self._stack_flags(instr)
         ops.append(op)
         cc_out = row.cc_out
         if cc_out < CC_SAME:
@@ -212,6 +223,8 @@ class Learner:
         fields: dict[str, Any] = {"base": SLOTS.get(base, _ZERO), "index": SLOTS.get(index, _ZERO),
                                   "scale": instr.memory_index_scale.bit_length() - 1, "flags": 0}
         wide = mode & MODE_SIZE == MODE_64
+        if row.address_after_pop and row.width and base in (_R.RSP, _R.ESP):
+            fields["disp"] = row.width(forms.CODE_NAMES[instr.code])
         if base in (_R.RIP, _R.EIP):
             fields["base"] = slot_of("rip")
             fields["flags"] |= OP_RIP_RELATIVE
@@ -247,9 +260,18 @@ class Learner:
             return 2 if constants.displacement_size == 2 else 4
         return 8 if instr.memory_displ_size == 8 else 4
 
+    def _stack_flags(self, instr: Any) -> int:
+        """Whether the instruction reaches memory through SS; 64-bit mode ignores prefixes for segments but FS and GS."""
+        stack = (_R.RSP, _R.RBP, _R.ESP, _R.EBP)
+        through = [m.base in stack and m.segment not in (_R.FS, _R.GS) for m in self.info.info(instr).used_memory()]
+        return (OP_STACK if all(through) else OP_STACK_TOO) if any(through) else 0
+
     def _writes(self, instr: Any) -> int:
+        """1 when the explicit memory operand is written, whatever happens on the stack."""
         write = (iced.OpAccess.WRITE, iced.OpAccess.COND_WRITE, iced.OpAccess.READ_WRITE, iced.OpAccess.READ_COND_WRITE)
-        return int(any(m.access in write for m in self.info.info(instr).used_memory()))
+        info = self.info.info(instr)
+        return int(any(instr.op_kind(i) == iced.OpKind.MEMORY and info.op_access(i) in write
+                       for i in range(instr.op_count)))
 
     # --- trie ------------------------------------------------------------------------------------------
 

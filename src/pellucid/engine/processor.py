@@ -14,6 +14,7 @@ from pellucid.cpu.state import (
     TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
+from pellucid.engine.hot import HotCode, RegionCompiler
 from pellucid.engine.learn import Learner, NeedMoreBytes
 from pellucid.engine.memory import SlotMemory
 from pellucid.isa.all import TABLE
@@ -39,6 +40,8 @@ class Engine:
         self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
         self.refresh_mode = image.function("refresh_mode", None, s)
         self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.current_block = image.function("current_block", ctypes.c_uint64, s)
+        self._regions: RegionCompiler | None = None
         self.read_tsc = image.function("read_tsc", ctypes.c_uint64)
         self.get_rflags = image.function("read_rflags", ctypes.c_uint64, s)
         self.deliver_interrupt = image.function("interrupt", ctypes.c_uint32, s, ctypes.c_uint32)
@@ -52,6 +55,13 @@ class Engine:
             if cls._only is None:
                 cls._only = cls(handlers.load(progress))
             return cls._only
+
+
+    def regions(self) -> RegionCompiler:
+        """The region compiler, started on first use."""
+        if self._regions is None:
+            self._regions = RegionCompiler(self)
+        return self._regions
 
 
 class Processor:
@@ -73,6 +83,7 @@ class Processor:
         self._connect()
         self.learner = Learner(self._code.address, engine.numbers, TABLE)
         self._restore()
+        self.hot = HotCode(self, engine.regions())
 
     def _connect(self) -> None:
         state, code = self.state, CodeCache.view(self._code.address)
@@ -113,9 +124,13 @@ class Processor:
 
     def run(self) -> int:
         """Run until something outside the engine is needed; the exit reason (state.EXIT_*)."""
-        run, address = self.engine.run, self.address
+        run, address, hot = self.engine.run, self.address, self.hot
         while True:
+            hot.running = True
             reason = run(address)
+            hot.running = False
+            if hot.wanted:
+                hot.sample()
             if reason == EXIT_TRANSLATE:
                 self._teach()
             elif reason == EXIT_COLD:
@@ -146,12 +161,22 @@ class Processor:
         """Throw away every translation (the arena is full, or memory was exchanged)."""
         self.memory.forget_code()
         self._jumps.discard()
+        self.hot.flush()
         self.code.arena_used = self.code.cross = self.code.flush_wanted = 0
         self.engine.flush_all(self.address)
 
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""
         self.engine.flush_all(self.address)
+
+    def current_block(self) -> int:
+        """The first op of the translated block at RIP, or 0."""
+        return int(self.engine.current_block(self.address))
+
+    def close(self) -> None:
+        """The processor does not run any more: save what was learned, stop sampling."""
+        self.save()
+        self.hot.close()
 
     def complete(self, value: int) -> None:
         """The access that left (port, device, MSR) is done; `value` is what it read."""

@@ -9,7 +9,7 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE,
     PENDING_STEP, RFLAGS_IF, RFLAGS_TF, SHADOW_MOV_SS, CpuState, Op)
-from pellucid.engine.dispatch import lookup
+from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import atomic_and, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64
 
@@ -146,10 +146,18 @@ def read_rflags(s: ptr[CpuState]) -> u64:
     return get_rflags(s)
 
 
+@native
+def current_block(s: ptr[CpuState]) -> u64:
+    """The first op of the block at RIP where it is translated and at hand, else 0."""
+    return quick_lookup(s)
+
+
 _S = (ptr[CpuState],)
 ROOTS = {
     "run": (run, _S), "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
+    "current_block": (current_block, _S),
+    "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)), "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

@@ -264,6 +264,7 @@ def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
     block.mode = s.mode
     block.gpa = gpa
     block.dead = 0
+    block.region = 0
     register_block(s, c, block, gpa, available)
     return out
 

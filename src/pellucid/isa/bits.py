@@ -13,7 +13,7 @@ from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import RFLAGS_AF, RFLAGS_CF, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_ZF
 from pellucid.cpu.strings import is_checked, segment_of
 from pellucid.isa.table import instruction
-from pellucid.native import bswap, cas, clz, ctz, native, popcount, ptr, sint, u32, u64, u128, uint
+from pellucid.native import bswap, cas, clz, ctz, native, popcount, ptr, sint, u32, u64, uint
 
 RAX, RCX, RDX, RBX = range(4)
 _BIT_UNDEFINED = RFLAGS_OF | RFLAGS_SF | RFLAGS_AF | RFLAGS_PF
@@ -242,6 +242,9 @@ def cmpxchg(s, o, f):
     while True:
         b = read(s, o, f, 1)
         a = read_rw(s, o, f, 0)
+        if f.kinds[0] == "r" and a != expected:
+            # A register keeps its upper half, too.
+            break
         r = b if a == expected else a
         if update(s, o, f, 0, a, r):
             break

@@ -1,20 +1,23 @@
 """Near control transfer: Jcc, JMP, CALL, RET, LOOP, JCXZ."""
 
 from pellucid.cpu.flags import CC_UNKNOWN, condition
-from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.faults import general_protection
+from pellucid.cpu.memory import check_canonical, probe_write
 from pellucid.cpu.operands import gpr, read, set_gpr
+from pellucid.cpu.paging import canonical
 from pellucid.cpu.stack import drop, peek, push
 from pellucid.isa.move import CONDITIONS, condition_number
 from pellucid.isa.table import BRANCH, JUMP, instruction
-from pellucid.native import native, u64, uint
+from pellucid.native import native, u64, uint, unlikely
 
 
 def _transfer_width(code):
-    """Operand size of a near transfer: JE_REL8_64 and CALL_RM64 8, _32 4, _16 2; RETNQ, RETND, RETNW."""
+    """Operand size of a near transfer: JE_REL8_64, LOOP_REL8_64_ECX, CALL_RM64 8; _32 4, _16 2; RETNQ, RETND, RETNW."""
     head = code.split("_")[0]
     if head in ("RETNQ", "RETND", "RETNW"):
         return {"Q": 8, "D": 4, "W": 2}[head[-1]]
-    return 8 if code.endswith("64") else 4 if code.endswith("32") else 2
+    size = code.removesuffix("_CX").removesuffix("_ECX").removesuffix("_RCX")
+    return 8 if size.endswith("64") else 4 if size.endswith("32") else 2
 
 
 @instruction(*("J" + c for c in CONDITIONS), ends=BRANCH, cc=True, cc_families=(2, 3, 4, 5), extra=condition_number("J"), width=_transfer_width)
@@ -58,7 +61,10 @@ def jmp_through(s, o, f):
 def call_through(s, o, f):
     to = u64(read(s, o, f, 0))
     if f.m64:
-        check_canonical(s, to)
+        if unlikely(not canonical(s, to)):
+            # The stack's fault comes first.
+            probe_write(s, s.gpr[4] - f.w, u64(f.w))
+            general_protection(s, 0)
     push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
     s.rip = to
 

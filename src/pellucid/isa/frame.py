@@ -2,7 +2,7 @@
 
 from pellucid.cpu.faults import fault_plain
 from pellucid.cpu.memory import load, probe_write, store
-from pellucid.cpu.operands import gpr, read, set_gpr
+from pellucid.cpu.operands import address, read, set_gpr
 from pellucid.cpu.segments import check_stack
 from pellucid.cpu.state import BR
 from pellucid.isa.table import instruction
@@ -91,20 +91,26 @@ def popa(s, o, f):
     values = local(array[u64, 8])
     sp = s.gpr[RSP]
     for number in static(range(7, -1, -1)):
-        if number != RSP:
-            values[number] = get(s, f, sp + (7 - number) * f.w, f.w)
+        values[number] = get(s, f, sp + (7 - number) * f.w, f.w)
     for number in static(range(8)):
         if number != RSP:
             set_gpr(s, number, f.w, values[number])
     set_stack_pointer(s, f, RSP, sp + 8 * f.w)
 
 
+@native
+def bound_address(s, o, f, which):
+    """The lower (0) or the upper (1) of two bounds, which lie side by side."""
+    return (address(s, o) + which * f.widths[0]) & 0xFFFF_FFFF
+
+
 @instruction("BOUND")
 @native
 def bound(s, o, f):
-    w = f.widths[0]
-    S = sint(w)
-    both = u64(read(s, o, f, 1))
+    S = sint(f.widths[0])
+    T = uint(f.widths[0])
+    lower = S(load(s, bound_address(s, o, f, 0), T))
+    upper = S(load(s, bound_address(s, o, f, 1), T))
     index = S(read(s, o, f, 0))
-    if index < S(both) or index > S(both >> (w * 8)):
+    if index < lower or index > upper:
         fault_plain(s, u32(BR))

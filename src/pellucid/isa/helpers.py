@@ -27,7 +27,9 @@ def address_op(s, o, f):
 
 @native
 def fpu_trap(s, o, f):
-    """#NM while CR0.TS is set, or for x87 (f.extra = 0) CR0.EM (SDM vol. 3, 2.5)."""
+    """#NM while CR0.TS is set, or CR0.EM for x87 (f.extra = 0); CR0.EM is #UD for MMX (2) (SDM vol. 3, 2.5)."""
+    if f.extra == 2 and (s.cr0 & CR0_EM) != 0:
+        undefined(s)
     if (s.cr0 & CR0_TS) != 0 or (f.extra == 0 and (s.cr0 & CR0_EM) != 0):
         not_available(s)
 

@@ -176,7 +176,7 @@ def iret_code(s, f, ip, selector, flags):
             mark_accessed(s, ss, ssd)
             set_segment(s, SS, ss, ssd)
         if to_64 or (ssd & (1 << 54)) != 0:
-            s.gpr[RSP] = sp if f.w != 2 else (s.gpr[RSP] & ~u64(0xFFFF)) | sp
+            s.gpr[RSP] = sp
         else:
             s.gpr[RSP] = (s.gpr[RSP] & ~u64(0xFFFF)) | (sp & 0xFFFF)
     else:

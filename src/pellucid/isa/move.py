@@ -104,29 +104,18 @@ def push_width(code):
     return 8 if "64" in tail else 4 if "32" in tail else 2
 
 
-@instruction("POP", codes=lambda code: code.split("_")[1][0] == "R", stack=True, name="pop",
+@instruction("POP", codes=lambda code: code.split("_")[1][0] == "R", stack=True, name="pop", address_after_pop=True,
              width=lambda code: push_width(code))
 @native
 def pop_(s, o, f):
+    """An address through RSP uses the popped RSP: its displacement has been increased at translation."""
     value = peek(s, f, 0, f.w)
     if f.kinds[0] == "m":
-        old = s.gpr[4]
+        store(s, address(s, o), value, uint(f.w))
         drop(s, f, f.w)
-        pop_to_memory(s, o, f, value, old)
     else:
         drop(s, f, f.w)
         set_register(s, o.dst, f.w, value)
-
-
-@native
-def pop_to_memory(s, o, f, value, old):
-    """An address through RSP uses the popped RSP; a fault puts the old one back."""
-    new = s.gpr[4]
-    s.gpr[4] = new
-    lin = address(s, o)
-    s.gpr[4] = old
-    store(s, lin, value, uint(f.w))
-    s.gpr[4] = new
 
 
 @instruction(*("CMOV" + c for c in CONDITIONS), cc=True, extra=condition_number("CMOV"))

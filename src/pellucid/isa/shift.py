@@ -50,12 +50,12 @@ def shift_right(s, o, f, n):
 def shift_arithmetic(s, o, f, n):
     T = uint(f.widths[0])
     S = sint(f.widths[0])
-    I = sint(8)
+    wide = sint(8)
     a = read_rw(s, o, f, 0)
-    r = T(I(S(a)) >> n)
+    r = T(wide(S(a)) >> n)
     write(s, o, f, 0, r)
     if n != 0:
-        set_cc(s, CC_SHR, f.widths[0], r, T(I(S(a)) >> (n - 1)))
+        set_cc(s, CC_SHR, f.widths[0], r, T(wide(S(a)) >> (n - 1)))
 
 
 @instruction("SHL", "SAL", codes=_by_one, cc_out=CC_SHL, undefined=RFLAGS_AF, name="shl_1")

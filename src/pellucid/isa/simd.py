@@ -24,7 +24,7 @@ def vector(*mnemonics: str, codes: Callable[[str], bool] | None = None, **more: 
 
     def register(fn: Any) -> Any:
         instruction(*mnemonics, codes=lambda code: is_sse(code) and wanted(code), fpu=True, sse=True, **more)(fn)
-        instruction(*mnemonics, codes=lambda code: is_mmx(code) and wanted(code), fpu=True, **more)(fn)
+        instruction(*mnemonics, codes=lambda code: is_mmx(code) and wanted(code), fpu=True, mmx=True, **more)(fn)
         return fn
 
     return register

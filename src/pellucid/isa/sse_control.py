@@ -27,7 +27,7 @@ def stmxcsr(s, o, f):
     write(s, o, f, 0, guest_mxcsr(s))
 
 
-@instruction("EMMS", fpu=True)
+@instruction("EMMS", fpu=True, mmx=True)
 @native
 def emms(s, o, f):
     check_x87(s)

@@ -4,7 +4,7 @@ from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.host_sse import F, host_binary, host_by_immediate, host_compare, host_unary
 from pellucid.cpu.simd import lanes, left, loosely, operand, put, right, second, xmm
 from pellucid.isa.simd import by_mnemonic, numbered, vector
-from pellucid.native import i32, i64, native, select, u32, u64, u8, uint, vec
+from pellucid.native import i32, i64, native, select, u8, u32, u64, uint, vec
 
 # --- arithmetic ----------------------------------------------------------------------------------------
 

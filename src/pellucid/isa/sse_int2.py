@@ -11,7 +11,7 @@ from pellucid.native import (
 
 
 def joined(width, size):
-    """Lanes of two operands, narrowed to `size` bytes: in each 16 bytes of the result, the first's, then the second's."""
+    """Lanes of two operands narrowed to `size` bytes: in every 16 bytes of the result, the first's go first."""
     per = min(width, 16) // size // 2
     count = width // size // 2
     return [which * count + block * per + i for block in range(count // per) for which in (0, 1) for i in range(per)]

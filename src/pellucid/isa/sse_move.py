@@ -6,11 +6,10 @@ from pellucid.cpu.segments import check_segment
 from pellucid.cpu.simd import (
     check_x87, enter_mmx, finish_mmx, has_mmx, lanes, load_vector, operand, put, put_aligned, put_anywhere, scalar,
     source_lanes)
-from pellucid.cpu.state import MODE_SEGMENTED, slot_of
+from pellucid.cpu.state import MODE_64, MODE_SIZE, slot_of
 from pellucid.isa.simd import by_mnemonic, element, vector
 from pellucid.isa.table import instruction
-from pellucid.native import (
-    at, bitcast, i8, movemask, native, shuffle, sint, static, u8, u32, u64, u128, uint, vec)
+from pellucid.native import at, bitcast, i8, movemask, native, shuffle, sint, static, u8, u32, u64, u128, uint, vec
 
 # --- whole registers -----------------------------------------------------------------------------------
 
@@ -170,7 +169,7 @@ def move_mask(s, o, f):
 def string_destination(s, o, asize, size) -> u64:
     """DS:(E/R)DI, or the overriding segment, as a linear address."""
     offset = s.gpr[7] & ((1 << (asize * 8)) - 1)
-    if (s.mode & MODE_SEGMENTED) != 0:
+    if (s.mode & MODE_SIZE) != MODE_64:
         segment = (u64(o.seg) - slot_of("seg_base")) >> 3
         check_segment(s, u32(segment), offset, u64(size), True)
     return linear_wrap(s, offset + register(s, o.seg, u64))

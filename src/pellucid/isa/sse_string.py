@@ -1,5 +1,7 @@
 """PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (SDM vol. 1, chapter 12; vol. 2, 4.1)."""
 
+from typing import Any
+
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.simd import load_vector, set_xmm
@@ -8,7 +10,7 @@ from pellucid.isa.simd import by_mnemonic, vector
 from pellucid.native import bitcast, clz, ctz, i8, i16, i32, i64, minimum, movemask, native, select, u8, u16, u64, vec
 
 RCX = 1
-B = vec[u8, 16]
+B: Any = vec[u8, 16]
 
 # Fields of the immediate.
 WORDS, SIGNED, AGGREGATION, NEGATIVE, MASKED, SELECT = 1, 2, 0xC, 0x10, 0x20, 0x40

@@ -7,7 +7,7 @@ from pellucid.cpu.descriptors import (
 from pellucid.cpu.faults import fault, fault_plain, general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags
 from pellucid.cpu.memory import check_canonical, flush_page, load, load_sys, select_tlb, store, store_sys
-from pellucid.cpu.operands import address, read, write
+from pellucid.cpu.operands import address, read, set_register, write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     CR0_TS, CR4_DE, CR4_PCE, CR4_TSD, CR4_UMIP, CS, EFER_SCE, EXIT_HLT, LDTR, NP, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF,
@@ -379,7 +379,10 @@ def arpl(s, o, f):
     old = u16(read(s, o, f, 0))
     lower = (old & 3) < want
     if lower:
-        write(s, o, f, 0, uint(f.widths[0])((old & 0xFFFC) | want))
+        if f.kinds[0] == "r":
+            set_register(s, o.dst, 2, (old & 0xFFFC) | want)
+        else:
+            write(s, o, f, 0, (old & 0xFFFC) | want)
     set_zf(s, lower)
 
 

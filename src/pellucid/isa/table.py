@@ -44,9 +44,11 @@ class Row:
     stack: bool = False              # specialized on 64-bit mode
     fpu: bool = False                # traps on CR0.TS / CR0.EM
     sse: bool = False                # also needs CR4.OSFXSR
+    mmx: bool = False                # of `fpu`: CR0.EM raises #UD, not #NM
     extra: Callable[[str], int] | None = None   # compile-time number from the code's name
     width: Callable[[str], int] | None = None   # operand size in bytes from the code's name
     undefined: int = 0
+    address_after_pop: bool = False  # a memory operand through RSP is addressed as if RSP had been popped (POP)
     address_only: bool = False       # the memory operand is not accessed as data (LEA, INVLPG, prefetch)
 
 

@@ -1,7 +1,8 @@
 """Signals of the process while a machine runs: asked to end, it goes down; stopped, the terminal is given back.
 
 Python runs handlers on the main thread between two instructions, perhaps while that thread holds a lock; so a
-handler only leaves a call for the main loop.
+handler only leaves a call for the main loop. The kernel may give the signal to another thread (it does so with
+SIGCONT), which does not end the main thread's sleep; the wake-up pipe does.
 """
 
 import os
@@ -24,9 +25,14 @@ class SignalHandlers:
         self._stdio = stdio
         self._end = end
         self._before: dict[signal.Signals, object] = {}
+        self._wakeup_before = -1
+        self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> "SignalHandlers":
         if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._loop.add_reader(self._pipe[0], self._drain)
+            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             for number in ENDING:
                 self._install(number, self._ended)
             if self._stdio is not None:
@@ -38,6 +44,16 @@ class SignalHandlers:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before.clear()
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._loop.remove_reader(self._pipe[0])
+            for fd in self._pipe:
+                os.close(fd)
+            self._pipe = None
+
+    def _drain(self) -> None:
+        assert self._pipe is not None
+        os.read(self._pipe[0], 4096)
 
     def _install(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
         # An ignored SIGHUP (nohup) or SIGINT (a shell's background job) stays ignored.

@@ -36,6 +36,7 @@ class Image:
         table = (ctypes.c_uint64 * len(names)).from_address(self._library[_TABLE])
         self.address: dict[str, int] = dict(zip(names, table))
         self.size = sum(map(len, objects))
+        self.library: str = self._library.name
 
     def function(self, name: str, result: Any, *args: Any) -> Any:
         """The root as a ctypes callable; it runs with the GIL released."""
@@ -165,6 +166,7 @@ def _next_job(selector: Any, data: Any) -> None:
         selector.unregister(process.stdout)
         process.stdin.close()
         process.wait()
+        process.stdout.close()
         return
     current[0] = job[0]
     raw = job[1].encode()

@@ -49,8 +49,8 @@ def _ref(f: Any, base: Any, which: Any) -> Val:
 def ref(base: Any, which: Any) -> Any:
     """The address of a field, ref(p, "x"), or of an element, ref(p, i)."""
     if not isinstance(which, str):
-        return type(base)(base.addr + int(which) * base.target.size)
-    field = base.target.fields[which]
+        return type(base)(base.addr + int(which) * type(base).target.size)
+    field = type(base).target.fields[which]
     kind = field.type
     return ptr[kind.element if isinstance(kind, type(array)) else kind](base.addr + field.offset)
 

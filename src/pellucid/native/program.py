@@ -112,6 +112,11 @@ class Program:
         return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', ""])
 
 
+    def support(self, caller: Instance) -> str:
+        """What a hand-made function that makes `caller.calls` needs: inlined definitions, declarations, metadata."""
+        return self.module([caller]).replace("\n".join(_definition(caller, True)), "")
+
+
 def _definition(instance: Instance, exported: bool) -> list[str]:
     args = ", ".join(f"{ir_type(t)} %a{i}" for i, t in enumerate(instance.run_time))
     linkage, attribute = ("", "") if exported else ("internal ", " alwaysinline")

@@ -56,18 +56,30 @@ def _asm_stub(kind: Any, template: str, constraints: str, types: tuple[NativeTyp
     escaped = template.replace("\n", "\\0A")
     call = f'call {ir_type(kind)} asm sideeffect "{escaped}", "{constraints}"({passed})'
     body = f"  {call}\n" if kind is None else f"  %r = {call}\n  store {ir_type(kind)} %r, ptr %out, align 1\n"
-    params = ", ".join(["ptr %out", *(f"ptr %a{i}" for i in range(len(types)))])
-    text = f"define void @host_asm({params}) {{\n{loads}{body}  ret void\n}}"
-    return compile_call(text, "host_asm", None, *[ctypes.c_void_p] * (1 + len(types)))
+    params = ", ".join(["ptr %mxcsr", "ptr %out", *(f"ptr %a{i}" for i in range(len(types)))])
+    switch = [_mxcsr("st", "%own"), _mxcsr("ld", "%mxcsr"), _mxcsr("st", "%mxcsr"), _mxcsr("ld", "%own")]
+    text = (f"define void @host_asm({params}) {{\n  %own = alloca i32\n{loads}{switch[0]}{switch[1]}{body}"
+            f"{switch[2]}{switch[3]}  ret void\n}}")
+    return compile_call(text, "host_asm", None, *[ctypes.c_void_p] * (2 + len(types)))
+
+
+def _mxcsr(way: str, place: str) -> str:
+    return f'  call void asm sideeffect "{way}mxcsr ($0)", "r,~{{memory}}"(ptr {place})\n'
+
+
+_guest_mxcsr = ctypes.c_uint32(0x1F80)
 
 
 def run_asm(kind: Any, template: str, constraints: str, args: tuple[Any, ...]) -> Any:
-    """Plain Python's `asm`: values travel through memory."""
+    """Plain Python's `asm`: values travel through memory.
+
+    Between two of these Python computes with floats of its own, so they have an MXCSR apart, which `ldmxcsr` sets.
+    """
     types = tuple(type(a) for a in args)
     stub = _asm_stub(kind, template, constraints, types)
     memory = ctypes.create_string_buffer(32 * (len(args) + 1))
     base = ctypes.addressof(memory)
     for i, a in enumerate(args):
         type(a).write(base + 32 * (i + 1), a)
-    stub(*(base + 32 * i for i in range(len(args) + 1)))
+    stub(ctypes.addressof(_guest_mxcsr), *(base + 32 * i for i in range(len(args) + 1)))
     return None if kind is None else kind.read(base)

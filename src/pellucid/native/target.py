@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite
@@ -67,13 +68,18 @@ def _jit() -> Any:
 _counter = 0
 
 
-def link(objects: list[bytes], exports: list[str]) -> Any:
-    """Link object images into this process; the result maps each export to its address and must be kept alive."""
+def link(objects: list[bytes], exports: list[str], libraries: Sequence[str] = ()) -> Any:
+    """Link object images into this process; the result maps each export to its address and must be kept alive.
+
+    `libraries` are names of earlier results (their `name`) whose symbols these objects use.
+    """
     global _counter
     _counter += 1
     builder = orcjit.JITLibraryBuilder()
     for image in objects:
         builder.add_object_img(image)
+    for library in libraries:
+        builder.add_jit_library(library)
     builder.add_current_process()
     for name in exports:
         builder.export_symbol(name)

@@ -314,22 +314,26 @@ def _f80_from_double(value: float) -> bytes:
 
 
 class _PtrType(NativeType):
+    """What a pointer type knows stands here, not in the class: a struct may have fields named `size` or `target`."""
+
     _made: ClassVar[dict[Any, Any]] = {}
+    _targets: ClassVar[dict[Any, Any]] = {}
+    size = property(lambda cls: 8)
+    align = property(lambda cls: 8)
+    ir = property(lambda cls: "ptr")
+    target = property(lambda cls: _PtrType._targets.get(cls))
 
     def __getitem__(cls, target: Any) -> Any:
         if target not in _PtrType._made:
             name = f"ptr[{getattr(target, '__name__', target)}]"
-            _PtrType._made[target] = _PtrType(name, (Ptr,), {"target": target, "__slots__": ()})
+            made = _PtrType._made[target] = _PtrType(name, (Ptr,), {"__slots__": ()})
+            _PtrType._targets[made] = target
         return _PtrType._made[target]
 
 
 class Ptr(metaclass=_PtrType):
     """An address of `target`. Plain Python reads and writes the very bytes that native code does."""
 
-    size = 8
-    align = 8
-    ir = "ptr"
-    target: ClassVar[Any] = None
     __slots__ = ("addr",)
     addr: int
 
@@ -345,19 +349,22 @@ class Ptr(metaclass=_PtrType):
         u64.write(addr, value.addr)
 
     def __getitem__(self, i: Any) -> Any:
-        return load(self.target, self.addr + int(i) * self.target.size)
+        target: Any = type(self).target
+        return load(target, self.addr + int(i) * target.size)
 
     def __setitem__(self, i: Any, value: Any) -> None:
-        store(self.target, self.addr + int(i) * self.target.size, value)
+        target: Any = type(self).target
+        store(target, self.addr + int(i) * target.size, value)
 
     def __getattr__(self, name: str) -> Any:
-        field = self.target.fields[name] if hasattr(self.target, "fields") and name in self.target.fields else None
+        field = getattr(type(self).target, "fields", {}).get(name)
         if field is None:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
         return load(field.type, self.addr + field.offset)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        field = self.target.fields[name]
+        target: Any = type(self).target
+        field = target.fields[name]
         store(field.type, self.addr + field.offset, value)
 
     def __eq__(self, other: object) -> bool:

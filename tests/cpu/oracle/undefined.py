@@ -129,7 +129,9 @@ def undefined(case: Case, outcome: Outcome) -> Undefined:
     name = MNEMONIC_NAMES[case.instruction.mnemonic]
     if not case.valid:
         return result
-    if outcome.fault is not None and outcome.fault.vector not in (o.DB, o.MF):
+    # A fault at another place is that of fetching what follows: the instruction itself completed.
+    faulted = outcome.state.rip == case.state.rip
+    if faulted and outcome.fault is not None and outcome.fault.vector not in (o.DB, o.MF):
         _partial(case, name, result)
         return result
     result.rflags = FLAGS.get(name, 0)
@@ -154,7 +156,8 @@ def _partial(case: Case, name: str, result: Undefined) -> None:
 
     MASKMOVQ may have made its transition to MMX state (seen on AMD family 1Ah, as are POPA's partial loads).
     """
-    if name in ("DIV", "IDIV"):
+    if name in ("DIV", "IDIV") or (name[:4] in ("CMPS", "SCAS") and case.instruction.is_string_instruction):
+        # A repeated comparison that faults keeps its old flags by the SDM; AMD's shows the last element's.
         result.rflags = STATUS_FLAGS
     result.all_memory = name in MAY_STORE_BEFORE_FAULT
     if name in ("POPA", "POPAD"):

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from iced_x86 import (
     Code,
@@ -33,8 +34,9 @@ STRING_OPS = {
     "lodsb": b"\xac", "scasb": b"\xae",
 }  # fmt: skip
 NOP = b"\x90"
+AHEAD = 1 << 16
 
-_IMMEDIATES: dict[int, tuple[int, int, int]] = {
+_IMMEDIATES: dict[Any, tuple[Any, int, int]] = {
     OpCodeOperandKind.IMM8: (OpKind.IMMEDIATE8, -(1 << 7), 1 << 8),
     OpCodeOperandKind.IMM8_CONST_1: (OpKind.IMMEDIATE8, 1, 2),
     OpCodeOperandKind.IMM8SEX32: (OpKind.IMMEDIATE8TO32, -(1 << 7), 1 << 7),
@@ -48,10 +50,11 @@ _IMMEDIATES: dict[int, tuple[int, int, int]] = {
 
 _SHORT = (OpCodeOperandKind.BR32_1, OpCodeOperandKind.BR64_1)
 _NEAR = (OpCodeOperandKind.BR32_4, OpCodeOperandKind.BR64_4)
-_REGISTERS = {name.lower(): value for name, value in vars(Register).items() if isinstance(value, int)}
-_MNEMONICS = {name.lower(): value for name, value in vars(Mnemonic).items() if isinstance(value, int)}
+# iced-x86's enumerations are plain ints at run time and types of their own to a type checker; Any serves both.
+_REGISTERS: dict[str, Any] = {name.lower(): value for name, value in vars(Register).items() if isinstance(value, int)}
+_MNEMONICS: dict[str, Any] = {name.lower(): value for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 _MEMORY = re.compile(r"(?:(\w+)\s+)?\[(.+)\]")
-_STATEMENT = re.compile(r"(?:(\w+):)?\s*([^;]*)")
+_STATEMENT = re.compile(r"(?:(\w+):)?\s*([^;]*)(?:;.*)?")
 
 
 class AssemblyError(PellucidError):
@@ -71,8 +74,8 @@ class _Memory:
     """`size` bytes (0: not said) at base + index * scale + displacement."""
 
     size: int
-    base: int
-    index: int
+    base: Any
+    index: Any
     scale: int
     displacement: int
 
@@ -115,7 +118,7 @@ class _Pass:
                     self.labels[found[1]] = self.here
                 if found[2].strip():
                     self.code += self.statement(found[2].strip())
-            except (ValueError, KeyError, SyntaxError) as error:
+            except (ValueError, SyntaxError) as error:
                 raise AssemblyError(f"line {number}: {line.strip()}: {error}") from error
         return bytes(self.code)
 
@@ -143,15 +146,17 @@ class _Pass:
         return self.instruction(word, [self.operand(part.strip()) for part in rest.split(",") if part.strip()])
 
     def value(self, text: str) -> int:
-        """A sum of numbers and names; a name of the text that comes later is, in the first pass, where we are."""
+        """A sum of numbers and names; in the first pass a label that comes later is AHEAD of us."""
         total = 0
         for sign, term in re.findall(r"([-+]?)\s*(\w+)", text):
             if term[0].isdigit():
                 number = int(term, 0)
-            elif term in self.names or self.known is not None:
+            elif term in self.names:
                 number = self.names[term]
+            elif self.known is None:
+                number = self.labels.get(term, self.here + AHEAD)
             else:
-                number = self.labels.get(term, self.here)
+                raise ValueError(f"nothing is called {term}")
             total += -number if sign == "-" else number
         return total
 
@@ -203,7 +208,7 @@ class _Pass:
             return None  # iced-x86 refuses operands that the form does not take
         return encoder.take_buffer()
 
-    def put(self, instruction: Instruction, index: int, kind: int, operand: _Operand, info: OpCodeInfo) -> bool:
+    def put(self, instruction: Instruction, index: int, kind: Any, operand: _Operand, info: OpCodeInfo) -> bool:
         """Set one operand; False where an operand of this kind cannot be it."""
         if isinstance(operand, str):
             instruction.set_op_kind(index, OpKind.REGISTER)
@@ -216,7 +221,7 @@ class _Pass:
             instruction.set_op_kind(index, OpKind.MEMORY)
             return True
         if kind in _SHORT or kind in _NEAR:
-            if kind in _SHORT and not self.here - 120 < operand < self.here:
+            if kind in _SHORT and not self.here - 120 < operand <= self.here:
                 return False  # a jump ahead is always near: the first pass does not know how far it goes
             instruction.set_op_kind(index, OpKind.NEAR_BRANCH64 if self.bits == 64 else OpKind.NEAR_BRANCH32)
             _set_target(self.bits)(instruction, operand)
@@ -253,7 +258,8 @@ def _set_target(bits: int) -> Callable[[Instruction, int], None]:
 @cache
 def _forms(mnemonic: int, bits: int) -> tuple[OpCodeInfo, ...]:
     """The encodings of a mnemonic that exist in this mode, the legacy ones alone."""
-    infos = (OpCodeInfo(code) for code in vars(Code).values() if isinstance(code, int))
+    codes: list[Any] = [code for code in vars(Code).values() if isinstance(code, int)]
+    infos = map(OpCodeInfo, codes)
     return tuple(
         info
         for info in infos

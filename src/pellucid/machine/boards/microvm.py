@@ -20,7 +20,7 @@ from pellucid.machine.devices.i8042 import I8042
 from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
-from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, build_tables
+from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, InterruptOverride, build_tables
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.memory import MemoryRegion, MemoryTransaction
@@ -33,6 +33,9 @@ GED_SELECTOR, GED_REGISTERS, GED_GSI = 0xFEA0_0000, 0xFEA0_0200, 9
 ACPI_TABLES, ACPI_TABLES_SIZE, RSDP = 0xE_0000, 0x1_0000, 0xF_0000
 BIOS_DATA_AREA, EXTENDED_BIOS_DATA = 0x400, LOW_MEMORY_END
 RNG_SEED_SIZE = 32
+
+TIMER_ON_PIN_2 = InterruptOverride(isa_irq=0, gsi=2)
+"""How the hypervisor wires the PIT to the I/O APIC."""
 
 IN_HYPERVISOR = (
     ("kvm-pic", True, 0x20, 2),
@@ -178,6 +181,7 @@ def _acpi_tables(machine: Machine, *, has_rtc: bool) -> AcpiTables:
         reset_register=GED_REGISTERS + 2,
         reset_value=RESET_VALUE,
         devices=b"".join(part.device.acpi(part.resources) for part in machine.parts),
+        overrides=(TIMER_ON_PIN_2,),
         has_rtc=has_rtc,
     )
     tables = build_tables(platform, ACPI_TABLES, RSDP)

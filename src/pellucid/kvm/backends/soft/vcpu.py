@@ -369,5 +369,5 @@ class SoftVcpu:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self.processor.save()
+            self.processor.close()
             self.chips.destroy_lapic(self.lapic)

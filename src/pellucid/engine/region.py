@@ -1,0 +1,290 @@
+"""The region compiler: hot blocks of one page become one native function, registers and branches included.
+
+Nothing is written a second time: the function calls the very instances that the interpreter's handlers are made of,
+with each `Op` as a constant. LLVM inlines them, folds the operands, forwards guest registers through the state,
+drops flags that nobody reads and turns branches between the blocks into branches.
+
+A region is entered where the interpreter would run its first block: that block's first op gets the region as its
+handler. All blocks of a region lie in one guest page (chains never leave a page), so invalidation kills them together
+(`memory.invalidate_range`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.cpu.state import EXIT_LOOKUP, EXIT_PENDING, Block, CpuState, Op, slot_of
+from pellucid.engine import dispatch
+from pellucid.engine.handlers import roots as handler_roots
+from pellucid.native import ptr, u64
+from pellucid.native.errors import NativeError
+from pellucid.native.image import Root
+from pellucid.native.program import Instance, Program
+from pellucid.native.target import compile_object, link
+
+MAX_OPS = 400
+MAX_BLOCKS = 32
+_RIP, _PENDING, _REASON = slot_of("rip"), slot_of("pending"), slot_of("exit_reason")
+_TARGET, _FALL = Op.fields["target"].offset, Op.fields["fall"].offset
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op: its address, bytes, and the name of the root that its handler was compiled from."""
+
+    address: int
+    raw: bytes
+    root: str
+    handler: int
+    target: int
+    fall: int
+    imm: int
+    ip: int
+    next_ip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One block of a region."""
+
+    ops: int
+    steps: tuple[Step, ...]
+
+
+class RegionSource:
+    """Reads translated blocks back. `roots` names handlers by address; `original` undoes patched first ops."""
+
+    def __init__(self, roots: Mapping[int, str]) -> None:
+        self.roots = roots
+        self.original: dict[int, int] = {}
+
+    def block(self, ops: int) -> Piece | None:
+        """The block whose first op is at `ops`; None when it is dead or holds what a region cannot."""
+        header = Block.view(ops - Block.size)
+        if header.dead or header.ops != ops or header.host2:
+            return None
+        steps = []
+        for i in range(header.count):
+            address = ops + i * Op.size
+            view = Op.view(address)
+            handler = self.original.get(address, view.handler)
+            root = self.roots.get(handler)
+            if root is None:
+                return None
+            steps.append(Step(address, ctypes.string_at(address, Op.size), root, handler, view.target, view.fall,
+                              view.imm, view.ip, view.next_ip))
+        return Piece(ops, tuple(steps))
+
+    def region(self, start: int) -> list[Piece]:
+        """The blocks reached from `start` by filled chains, nearest first, within the bounds."""
+        pieces: dict[int, Piece] = {}
+        work, size = [start], 0
+        while work and len(pieces) < MAX_BLOCKS:
+            ops = work.pop(0)
+            if ops in pieces:
+                continue
+            piece = self.block(ops)
+            if piece is None or size + len(piece.steps) > MAX_OPS:
+                continue
+            pieces[ops] = piece
+            size += len(piece.steps)
+            last = piece.steps[-1]
+            work += [successor for successor in (last.target, last.fall) if successor]
+        return list(pieces.values()) if start in pieces else []
+
+
+class RegionWriter:
+    """LLVM text of one region."""
+
+    def __init__(self, program: Program, roots: Mapping[str, Root], pieces: list[Piece], name: str) -> None:
+        self.program, self.roots, self.pieces, self.name = program, roots, pieces, name
+        self.labels = {piece.ops: f"b{n}" for n, piece in enumerate(pieces)}
+        self.globals: list[str] = []
+        self.body: list[str] = []
+        self.used: dict[Instance, None] = {}
+        self.n = 0
+
+    def text(self) -> str:
+        for piece in self.pieces:
+            self._block(piece)
+        chained = [self._instance(dispatch.chain_target, ()), self._instance(dispatch.chain_fall, ())]
+        self.used.update(dict.fromkeys(chained))
+        head = f'define tailcc void @"{self.name}"(ptr noalias %s, ptr %o) nounwind {{\nentry:\n  br label %b0\n'
+        holder = Instance("holder", dispatch.dead, ())
+        holder.calls = self.used
+        support = self.program.support(holder)
+        return "\n".join([*self.globals, support, head + "\n".join(self.body), "}", ""])
+
+    def _instance(self, fn: Any, consts: tuple[Any, ...]) -> Instance:
+        extra = (u64,) if fn in (dispatch.chain_target, dispatch.chain_fall) else ()
+        return self.program.request(fn, (ptr[CpuState], ptr[Op], *consts, *extra))
+
+    def _fresh(self, word: str) -> str:
+        self.n += 1
+        return f"{word}{self.n}"
+
+    def _emit(self, text: str) -> None:
+        self.body.append("  " + text)
+
+    def _block(self, piece: Piece) -> None:
+        self.body.append(f"{self.labels[piece.ops]}:")
+        for step in piece.steps:
+            wrapper, params = self.roots[step.root]
+            if wrapper in (dispatch.plain, dispatch.plain_cc):
+                self._call(step, params)
+            elif wrapper is dispatch.branch:
+                self._branch(step, params)
+                return
+            elif wrapper is dispatch.next_block:
+                source = self._load_rip()
+                self._go(step, source, step.ip, step.fall, dispatch.chain_fall, _FALL)
+                return
+            else:
+                self._emit(f"musttail call tailcc void inttoptr (i64 {step.handler} to ptr)"
+                           f"(ptr %s, ptr inttoptr (i64 {step.address} to ptr))")
+                self._emit("ret void")
+                return
+        raise AssertionError("a block ends in an op that leaves it")
+
+    def _call(self, step: Step, params: tuple[Any, ...]) -> str:
+        """Call the semantics with the op as a constant; the name of the bool result, if there is one."""
+        fn = params[2].value
+        instance = self.program.request(fn, (*params[:2], *params[3:]))
+        self.used[instance] = None
+        constant = self._fresh("@op")
+        data = "".join(f"\\{byte:02X}" for byte in step.raw)
+        self.globals.append(f'{constant} = internal constant [{Op.size} x i8] c"{data}", align 64')
+        call = f'call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {constant})'
+        if not instance.raises:
+            if instance.result is None:
+                self._emit(call)
+                return ""
+            result = self._fresh("%r")
+            self._emit(f"{result} = {call}")
+            return result
+        outcome, fault, fine = self._fresh("%c"), self._fresh("fault"), self._fresh("ok")
+        self._emit(f"{outcome} = {call}")
+        flag = outcome
+        if instance.result is not None:
+            flag = self._fresh("%f")
+            self._emit(f"{flag} = extractvalue {instance.returns} {outcome}, 1")
+        self._emit(f"br i1 {flag}, label %{fault}, label %{fine}, !prof !1")
+        self.body.append(f"{fault}:")
+        self._add_rip(self._load_rip(), step.ip)
+        self._emit("ret void")
+        self.body.append(f"{fine}:")
+        if instance.result is None:
+            return ""
+        result = self._fresh("%r")
+        self._emit(f"{result} = extractvalue {instance.returns} {outcome}, 0")
+        return result
+
+    def _branch(self, step: Step, params: tuple[Any, ...]) -> None:
+        source = self._load_rip()
+        taken = self._call(step, params)
+        yes, no = self._fresh("taken"), self._fresh("fall")
+        self._emit(f"br i1 {taken or '1'}, label %{yes}, label %{no}")
+        self.body.append(f"{yes}:")
+        self._go(step, source, step.imm, step.target, dispatch.chain_target, _TARGET)
+        self.body.append(f"{no}:")
+        self._go(step, source, step.next_ip, step.fall, dispatch.chain_fall, _FALL)
+
+    def _go(self, step: Step, source: str, offset: int, successor: int, resolve: Any, field: int) -> None:
+        """Leave a block: move RIP, look at `pending`, go on inside the region or through the chain."""
+        self._add_rip(source, offset)
+        pending, idle = self._fresh("%p"), self._fresh("%i")
+        on, out = self._fresh("on"), self._fresh("out")
+        self._emit(f"{pending} = load i64, ptr {self._state(_PENDING)}")
+        self._emit(f"{idle} = icmp eq i64 {pending}, 0")
+        self._emit(f"br i1 {idle}, label %{on}, label %{out}, !prof !2")
+        self.body.append(f"{out}:")
+        self._emit(f"store i32 {EXIT_PENDING}, ptr {self._state(_REASON)}")
+        self._emit("ret void")
+        self.body.append(f"{on}:")
+        if successor in self.labels:
+            self._emit(f"br label %{self.labels[successor]}")
+            return
+        self._leave_by_chain(step, source, resolve, field)
+
+    def _leave_by_chain(self, step: Step, source: str, resolve: Any, field: int) -> None:
+        instance = self._instance(resolve, ())
+        known, absent, join = self._fresh("%k"), self._fresh("absent"), self._fresh("join")
+        zero, found, ops, handler = (self._fresh(w) for w in ("%z", "%g", "%t", "%h"))
+        here, none, some = self._fresh("here"), self._fresh("none"), self._fresh("some")
+        self._emit(f"br label %{here}")
+        self.body.append(f"{here}:")
+        self._emit(f"{known} = load i64, ptr inttoptr (i64 {step.address + field} to ptr)")
+        self._emit(f"{zero} = icmp eq i64 {known}, 0")
+        self._emit(f"br i1 {zero}, label %{absent}, label %{join}, !prof !1")
+        self.body.append(f"{absent}:")
+        self._emit(f'{found} = call i64 @"{instance.symbol}"(ptr %s, ptr inttoptr (i64 {step.address} to ptr), '
+                   f"i64 {source})")
+        self._emit(f"br label %{join}")
+        self.body.append(f"{join}:")
+        self._emit(f"{ops} = phi i64 [ {known}, %{here} ], [ {found}, %{absent} ]")
+        missing = self._fresh("%m")
+        self._emit(f"{missing} = icmp eq i64 {ops}, 0")
+        self._emit(f"br i1 {missing}, label %{none}, label %{some}, !prof !1")
+        self.body.append(f"{none}:")
+        self._emit(f"store i32 {EXIT_LOOKUP}, ptr {self._state(_REASON)}")
+        self._emit("ret void")
+        self.body.append(f"{some}:")
+        place = self._fresh("%a")
+        self._emit(f"{place} = inttoptr i64 {ops} to ptr")
+        self._emit(f"{handler} = load ptr, ptr {place}")
+        self._emit(f"musttail call tailcc void {handler}(ptr %s, ptr {place})")
+        self._emit("ret void")
+
+    def _state(self, offset: int) -> str:
+        name = self._fresh("%s")
+        self._emit(f"{name} = getelementptr i8, ptr %s, i64 {offset}")
+        return name
+
+    def _load_rip(self) -> str:
+        place, value = self._state(_RIP), self._fresh("%q")
+        self._emit(f"{value} = load i64, ptr {place}")
+        return value
+
+    def _add_rip(self, source: str, offset: int) -> None:
+        total, place = self._fresh("%n"), self._state(_RIP)
+        signed = offset - (1 << 64) if offset >> 63 else offset
+        self._emit(f"{total} = add i64 {source}, {signed}")
+        self._emit(f"store i64 {total}, ptr {place}")
+
+
+METADATA = '!1 = !{!"branch_weights", i32 1, i32 4000}\n!2 = !{!"branch_weights", i32 4000, i32 1}\n'
+
+
+class CompiledRegion:
+    """A linked region; keeps its code alive."""
+
+    def __init__(self, image: bytes, name: str, library: str) -> None:
+        self._library = link([image], [name], [library])
+        self.address: int = self._library[name]
+
+
+def serve() -> None:
+    """The compile worker: (name, pieces) come pickled on standard input, object images go out, empty for a failure.
+
+    A process of its own, since translating holds Python's lock for longer than a running guest can wait. Both ends
+    are the same program; nothing else writes to the pipe.
+    """
+    program, roots = Program(), handler_roots()
+    output = sys.stdout.buffer
+    while True:
+        try:
+            name, pieces = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            image = compile_object(RegionWriter(program, roots, pieces, name).text() + METADATA)
+        except (NativeError, RuntimeError) as error:
+            print(f"pellucid: {name} stays interpreted: {error}", file=sys.stderr)
+            image = b""
+        output.write(len(image).to_bytes(8, "little") + image)
+        output.flush()
