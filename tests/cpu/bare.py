@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pellucid.cpu.state import (
-    CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_OSFXSR, CR4_PAE, EFER_LMA, EFER_LME, EXIT_IO, EXIT_MMIO, EXIT_PENDING, TR)
+    CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_OSFXSR, CR4_PAE, EFER_LMA, EFER_LME, EXIT_IO, EXIT_MMIO, EXIT_PENDING, PAGE, TR)
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
@@ -39,20 +39,23 @@ class Bare:
     """A processor in real mode (16), flat 32-bit protected mode without paging (32), or 64-bit mode (64), at CPL 0.
 
     In 64-bit mode memory is mapped one to one by pages of 2 MiB, for user and supervisor. Exceptions end the run.
-    `read` gives what ports and devices answer, by address and size.
+    `read` gives what ports and devices answer, by address and size. `beside` is another one to share memory with.
     """
 
-    def __init__(self, bits: int, read: Callable[[int, int], int] = lambda address, size: 0) -> None:
+    def __init__(self, bits: int, read: Callable[[int, int], int] = lambda address, size: 0,
+                 beside: Bare | None = None) -> None:
         self.bits, self.read = bits, read
-        self.ram = Array(RAM)
-        memory = SlotMemory()
-        memory.set_slot(0, 0, RAM, self.ram.address)
-        self.processor = Processor(Engine.get(), memory)
+        self.ram: Array = Array(RAM) if beside is None else beside.ram
+        self.memory: SlotMemory = SlotMemory() if beside is None else beside.memory
+        if beside is None:
+            self.memory.set_slot(0, 0, RAM, self.ram.address)
+        self.processor = Processor(Engine.get(), self.memory)
         self.state = self.processor.state
         self.accesses: list[Access] = []
-        self._mode()
+        self.reset_mode()
 
-    def _mode(self) -> None:
+    def reset_mode(self) -> None:
+        """Control registers and segments as they are at the start, and the page tables with them."""
         s = self.state
         s.trap_exceptions = 1
         s.cr0 = CR0_ET | CR0_NE | (0 if self.bits == 16 else CR0_PE)
@@ -75,8 +78,10 @@ class Bare:
         self.load(at, value.to_bytes(8, "little"))
 
     def load(self, at: int, data: bytes) -> None:
-        """Put bytes into memory, before they are executed for the first time."""
+        """Put bytes into memory from outside, as a device does: code that was translated there is forgotten."""
         ctypes.memmove(self.ram.address + at, data, len(data))
+        for page in range(at & -PAGE, at + len(data), PAGE):
+            self.processor.engine.forget_code(self.processor.address, page, PAGE)
 
     def bytes(self, at: int, size: int) -> bytes:
         """`size` bytes of memory."""

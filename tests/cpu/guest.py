@@ -26,8 +26,8 @@ from pellucid.engine.translate import step_block
 from pellucid.native import TailCall, ptr, u64
 
 from .oracle import layout
-from .oracle.outcome import BP, GP, OF, Fault, Outcome, check_placement, classify
-from .oracle.state import RFLAGS_RESET, UserState
+from .oracle.outcome import BP, GP, OF, Outcome, check_placement, classify
+from .oracle.state import UserState
 
 _PAGE = layout.PAGE
 _RAM_PAGES = 64
@@ -219,6 +219,8 @@ class Guest:
     def _leave(self, code: bytes, case: UserState, bits: int, reason: int) -> Outcome:
         s = self.state
         out = UserState(list(s.gpr), fs_base=s.seg_base[4], gs_base=s.seg_base[5])
+        if not s.seg_attr[1] & ATTR_L:
+            out.gpr[4] &= 0xFFFF_FFFF  # as an exception's frame would hold it
         if bits == 32:
             out.gpr[:8] = [value & 0xFFFF_FFFF for value in out.gpr[:8]]
             out.gpr[8:] = case.gpr[8:]
@@ -352,6 +354,3 @@ class PythonGuest(Guest):
                 target, arguments = call.target, call.args_
             else:
                 return
-
-
-__all__ = ["BP", "RFLAGS_RESET", "Fault", "Guest", "NativeGuest", "PythonGuest"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import iced_x86
 import pytest
 from tests.cpu.guest import Guest, NativeGuest, PythonGuest
-from tests.cpu.oracle import BASE, HostCpu, Report, UserState, catalog, instructions, random_cases, run_cases, run_family
-from tests.cpu.oracle import layout, unavailable
+from tests.cpu.oracle import (
+    BASE, HostCpu, Report, UserState, catalog, instructions, layout, random_cases, run_cases, run_family, unavailable)
 from tests.cpu.oracle import outcome as o
 from tests.cpu.oracle.state import RAX, RBP, RCX, RDI, RSI, RSP
 

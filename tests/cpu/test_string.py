@@ -190,7 +190,7 @@ def test_a_request_stops_between_two_chunks_with_registers_at_the_next_element()
     state, cpu = machine.state, ptr[CpuState](machine.processor.address)
     machine.load(0x2800, bytes(range(256)) * 20)
     set_up(machine, rcx=5000, rsi=0x2800, rdi=0x8900)
-    op = Op.view(machine.processor.code.scratch)
+    op = ptr[Op](machine.processor.code.scratch)
     op.seg = slot_of("zero")
     form = Form(kinds="--", w=1, widths=(0, 0), rep="rep")
     counts = [5000]
@@ -198,7 +198,7 @@ def test_a_request_stops_between_two_chunks_with_registers_at_the_next_element()
     while counts[-1]:
         state.exit_reason = 0
         try:
-            string.movs(cpu, ptr[Op](machine.processor.code.scratch), form)
+            string.movs(cpu, op, form)
         except Stop:
             assert state.exit_reason == EXIT_PENDING
         counts.append(state.gpr[RCX])
@@ -238,7 +238,7 @@ def test_single_step_traps_after_each_iteration() -> None:
     machine = Bare(64)
     set_up(machine, rax=0x55, rcx=3, rdi=0x3000)
     machine.load(CODE, REP + encode("stos", 1, 64) + HLT)
-    ends = []
+    ends: list[tuple[int, int, int]] = []
     for _ in range(3):
         machine.state.flags = 0x102
         assert machine.run(None if ends else CODE) == EXIT_EXCEPTION

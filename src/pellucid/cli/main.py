@@ -31,9 +31,16 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from pellucid.cli.bench import bench
+
+    return bench(arguments)
+
+
 COMMANDS = {
     "run": Command("run a machine; takes QEMU's options, and without -kernel boots the default guest", _run),
     "doctor": Command("show what this computer offers, the caches, and what is missing", _doctor),
+    "bench": Command("compare the speed with QEMU's, in a table", _bench),
 }
 
 

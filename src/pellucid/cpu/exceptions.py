@@ -5,7 +5,7 @@ state of the interrupted instruction.
 """
 
 from pellucid.cpu.descriptors import (
-    DESC_P, DESC_S, desc_base, desc_dpl, desc_type, in_long_mode, in_real_mode, in_v86, load_stack_segment,
+    DESC_P, DESC_S, desc_base, desc_dpl, desc_type, in_64bit, in_long_mode, in_real_mode, in_v86, load_stack_segment,
     mark_accessed, read_descriptor, set_null, set_segment)
 from pellucid.cpu.faults import Stop, fault, general_protection, stack_fault
 from pellucid.cpu.flags import get_rflags
@@ -212,7 +212,9 @@ def deliver_long(s, vector: u32, error: u32, has_error: bool, soft: u32) -> None
 @native
 def push_long(s, sp, vector, error, has_error, soft):
     store_sys(s, sp - 8, u64(s.seg_selector[SS]), u64)
-    store_sys(s, sp - 16, s.gpr[RSP], u64)
+    # Compatibility mode has no upper half of RSP to save.
+    old = s.gpr[RSP] if in_64bit(s) else s.gpr[RSP] & 0xFFFF_FFFF
+    store_sys(s, sp - 16, old, u64)
     store_sys(s, sp - 24, saved_flags(s, vector, soft), u64)
     store_sys(s, sp - 32, u64(s.seg_selector[CS]), u64)
     store_sys(s, sp - 40, return_address(s, soft), u64)

@@ -95,6 +95,8 @@ def check_alignment(s, lin, size, index):
     """#AC(0) for a misaligned data access of 2, 4 or 8 bytes while alignment is checked (SDM vol. 3, 6.15)."""
     if unlikely(s.align_check != 0):
         if index == TLB_USER and size <= 8 and (lin & (size - 1)) != 0:
+            if (s.mode & MODE_SIZE) == MODE_64 and not canonical(s, lin):
+                non_canonical(s, lin)
             alignment(s)
 
 

@@ -66,8 +66,7 @@ class RegionCompiler:
             time.sleep(SAMPLE_SECONDS)
             for hot in self._watched:
                 if hot.running:
-                    hot.wanted = True
-                    hot.processor.state.pending = 1
+                    hot.processor.ask_for_sample()
 
     def _work(self) -> None:
         worker: subprocess.Popen[bytes] | None = None

@@ -10,7 +10,8 @@ import threading
 from typing import Any
 
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_TRANSLATE, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, STATE_BYTES, TLB_BYTES, TLB_INVALID,
+    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST,
+    PENDING_SAMPLE, STATE_BYTES, TLB_BYTES, TLB_INVALID,
     TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
@@ -40,6 +41,8 @@ class Engine:
         self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
         self.refresh_mode = image.function("refresh_mode", None, s)
         self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.raise_pending = image.function("raise_pending", None, s, ctypes.c_uint64)
+        self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
         self._regions: RegionCompiler | None = None
         self.read_tsc = image.function("read_tsc", ctypes.c_uint64)
@@ -131,6 +134,9 @@ class Processor:
             hot.running = False
             if hot.wanted:
                 hot.sample()
+                if not self.engine.drop_pending(address, PENDING_SAMPLE) and reason == EXIT_PENDING \
+                        and not self.state.irq_window:
+                    continue
             if reason == EXIT_TRANSLATE:
                 self._teach()
             elif reason == EXIT_COLD:
@@ -168,6 +174,15 @@ class Processor:
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""
         self.engine.flush_all(self.address)
+
+    def ask_for_sample(self) -> None:
+        """Make `run` look at where it is; from any thread."""
+        self.hot.wanted = True
+        self.engine.raise_pending(self.address, PENDING_SAMPLE)
+
+    def kick(self) -> None:
+        """Make `run` return EXIT_PENDING soon; from any thread."""
+        self.engine.raise_pending(self.address, PENDING_REQUEST)
 
     def current_block(self) -> int:
         """The first op of the translated block at RIP, or 0."""

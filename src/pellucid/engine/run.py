@@ -147,6 +147,18 @@ def read_rflags(s: ptr[CpuState]) -> u64:
 
 
 @native
+def raise_pending(s: ptr[CpuState], bits: u64):
+    """Make the processor leave at its next block end; from any thread."""
+    atomic_or(ref(s, "pending"), bits)
+
+
+@native
+def drop_pending(s: ptr[CpuState], bits: u64) -> u64:
+    """Clear bits of `pending`; what remains."""
+    return atomic_and(ref(s, "pending"), ~bits) & ~bits
+
+
+@native
 def current_block(s: ptr[CpuState]) -> u64:
     """The first op of the block at RIP where it is translated and at hand, else 0."""
     return quick_lookup(s)
@@ -157,6 +169,7 @@ ROOTS = {
     "run": (run, _S), "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
+    "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
     "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)), "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()), "read_rflags": (read_rflags, _S),

@@ -97,12 +97,12 @@ class SoftVcpu:
 
     def request(self, request: int) -> None:
         self.requests.make(request)
-        self.state.pending = 1
+        self.processor.kick()
         self._wake.set()
 
     def kick(self) -> None:
         self._kicked = True
-        self.state.pending = 1
+        self.processor.kick()
         self._wake.set()
 
     def nmi(self) -> None:

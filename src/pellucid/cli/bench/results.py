@@ -1,0 +1,143 @@
+"""From measurements to rows: medians, ratios to QEMU's, and the limits that the project sets itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from statistics import median
+from typing import Any
+
+from pellucid.cli.bench.loops import BY_NAME
+from pellucid.cli.bench.runs import Boot, LoopTime, Measurements, Series
+
+COLD_BOOT_RATIO = 3.0
+WARM_BOOT_RATIO = 1.5
+LOOPS_MEAN_RATIO = 4.0
+"""For the geometric mean over all loops."""
+LOOP_RATIO = 8.0
+FLOATING_RATIO = 1.0
+START_SECONDS = 0.5
+IMAGE_SECONDS = 60.0
+OVERHEAD_BYTES = 300_000_000
+"""Resident memory beyond the guest RAM touched."""
+
+GUEST_CLOCK_SHARE = 0.1
+GUEST_CLOCK_SECONDS = 0.02
+"""How far a guest's clock may be from the host's over a loop before it is worth a note; both must be exceeded."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing. Medians in `unit` (s, or B for bytes).
+
+    `ratio` is ours to QEMU's, `limit` is for the ratio, or for our own value where `limit_is_ratio` is false; `met` is
+    None where there is no limit or nothing to compare with.
+    """
+
+    group: str
+    name: str
+    qemu: float | None
+    ours: float | None
+    limit: float | None
+    unit: str = "s"
+    limit_is_ratio: bool = True
+    given_ratio: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours to QEMU's."""
+        if self.given_ratio is not None:
+            return self.given_ratio
+        return self.ours / self.qemu if self.ours is not None and self.qemu else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the limit is kept."""
+        value = self.ratio if self.limit_is_ratio else self.ours
+        return None if value is None or self.limit is None else value <= self.limit
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = asdict(self)
+        del fields["given_ratio"]
+        return {**fields, "ratio": self.ratio, "met": self.met}
+
+
+def rows(found: Measurements) -> list[Row]:
+    """Every row of the table, in its order."""
+    qemu, ours = found.qemu, found.ours
+    qemu_boot = _median([boot.userspace for boot in qemu.warm]) if qemu else None
+    result = [
+        Row("boot to user space", "cold cache", qemu_boot, _median([boot.userspace for boot in ours.cold]),
+            COLD_BOOT_RATIO),
+        Row("boot to user space", "warm cache", qemu_boot, _median([boot.userspace for boot in ours.warm]),
+            WARM_BOOT_RATIO),
+        Row("start", "to the first guest instruction", _median(qemu.starts) if qemu else None, _median(ours.starts),
+            START_SECONDS, limit_is_ratio=False),
+    ]  # fmt: skip
+    if found.image is not None:
+        result.append(Row("start", "compiling the processor", None, found.image, IMAGE_SECONDS, limit_is_ratio=False))
+    loops = list(_loop_rows(qemu, ours))
+    ratios = [row.ratio for row in loops if row.ratio is not None]
+    result += loops
+    if ratios:
+        mean = prod(ratios) ** (1 / len(ratios))
+        result.append(Row("guest loops", "geometric mean", None, None, LOOPS_MEAN_RATIO, given_ratio=mean))
+    return result + list(_memory_rows(qemu, ours))
+
+
+def notes(found: Measurements) -> list[str]:
+    """What a reader must know beside the table."""
+    return found.notes + [note for series in (found.qemu, found.ours) if series for note in _clock_notes(series)]
+
+
+def wrong_results(found: Measurements) -> list[str]:
+    """The loops that computed different things, on different machines or in different runs: one line each."""
+    lines = []
+    for name in found.ours.warm[0].loops if found.ours.warm else ():
+        values = {
+            series.name: sorted({time.result for time in series.loop_times(name)})
+            for series in (found.qemu, found.ours)
+            if series
+        }
+        if len({value for results in values.values() for value in results}) > 1:
+            said = ", ".join(f"{', '.join(map(str, results))} on {machine}" for machine, results in values.items())
+            lines.append(f"{name} computed {said}")
+    return lines
+
+
+def _loop_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:
+    for name in ours.warm[0].loops if ours.warm else ():
+        limit = FLOATING_RATIO if BY_NAME[name].floating else LOOP_RATIO
+        theirs = _seconds(qemu.loop_times(name)) if qemu else None
+        yield Row("guest loops", name, theirs, _seconds(ours.loop_times(name)), limit)
+
+
+def _memory_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:
+    peaks = [boot.memory.peak for boot in qemu.warm if boot.memory] if qemu else []
+    memories = [boot.memory for boot in _all_boots(ours) if boot.memory]
+    if memories:
+        yield Row("memory", "most resident", _median(peaks), max(memory.peak for memory in memories), None, "B")
+        yield Row("memory", "most resident without guest RAM", None,
+                  max(memory.peak - memory.guest for memory in memories), OVERHEAD_BYTES, "B",
+                  limit_is_ratio=False)  # fmt: skip
+
+
+def _all_boots(series: Series) -> list[Boot]:
+    return series.cold + series.warm
+
+
+def _seconds(times: Sequence[LoopTime]) -> float | None:
+    return _median([time.seconds for time in times])
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _clock_notes(series: Series) -> Iterator[str]:
+    for name in series.warm[0].loops if series.warm else ():
+        host, own = (
+            median(getattr(time, field) for time in series.loop_times(name)) for field in ("seconds", "guest_seconds")
+        )
+        if abs(own - host) > max(GUEST_CLOCK_SECONDS, GUEST_CLOCK_SHARE * host):
+            yield f"{name} on {series.name}: {own:.2f} s by the guest's clock, {host:.2f} s by the host's, which counts"

@@ -1,0 +1,147 @@
+"""Ports: what leaves the engine, once each, and who may use them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pellucid.cpu.state import EXIT_EXCEPTION, EXIT_HLT, GP, RFLAGS_VM, TR
+from tests.cpu.bare import MMIO, Access, Bare
+
+RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
+CODE, TSS, HLT = 0x1000, 0x6000, b"\xf4"
+IO_MAP_BASE = 102
+
+
+def execute(machine: Bare, code: bytes) -> int:
+    machine.load(CODE, code + HLT)
+    return machine.run(CODE)
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize(("code", "size"), [("e471", 1), ("e571", 4), ("66e571", 2), ("ec", 1), ("ed", 4)])
+def test_in(bits: int, code: str, size: int) -> None:
+    if bits == 16 and size > 1:
+        size = 6 - size
+    machine = Bare(bits, read=lambda address, length: 0x8899_AABB)
+    machine.state.gpr[RAX], machine.state.gpr[RDX] = 0x1122_3344_5566_7788, 0x1_0000_0071
+    assert execute(machine, bytes.fromhex(code)) == EXIT_HLT
+    assert machine.accesses == [Access(0x71, size, None)]
+    expected = {1: 0x1122_3344_5566_77BB, 2: 0x1122_3344_5566_AABB, 4: 0x8899_AABB}
+    assert machine.state.gpr[RAX] == expected[size]
+
+
+@pytest.mark.parametrize(("code", "size"), [("e680", 1), ("e780", 4), ("66e780", 2), ("ee", 1), ("ef", 4)])
+def test_out(code: str, size: int) -> None:
+    machine = Bare(64)
+    machine.state.gpr[RAX], machine.state.gpr[RDX] = 0x1122_3344, 0x80
+    assert execute(machine, bytes.fromhex(code)) == EXIT_HLT
+    assert machine.accesses == [Access(0x80, size, 0x1122_3344 & (1 << 8 * size) - 1)]
+    assert machine.state.gpr[RAX] == 0x1122_3344
+
+
+def test_rep_insw_reads_once_for_each_element_and_outsb_writes_once() -> None:
+    words = iter(range(0x100, 0x200))
+    machine = Bare(64, read=lambda address, size: next(words))
+    s = machine.state
+    s.gpr[RDX], s.gpr[RCX], s.gpr[RDI] = 0x1F0, 200, 0x2FF1
+    assert execute(machine, bytes.fromhex("f3666d")) == EXIT_HLT
+    assert machine.accesses == [Access(0x1F0, 2, None)] * 200
+    assert machine.bytes(0x2FF1, 400) == b"".join(i.to_bytes(2, "little") for i in range(0x100, 0x100 + 200))
+    machine.accesses.clear()
+    s.gpr[RCX], s.gpr[RSI] = 3, 0x2FF1
+    assert execute(machine, bytes.fromhex("f36e")) == EXIT_HLT
+    assert [access.value for access in machine.accesses] == [0, 1, 1]
+    assert (s.gpr[RCX], s.gpr[RSI]) == (0, 0x2FF4)
+
+
+def test_a_port_is_not_read_when_the_destination_faults() -> None:
+    machine = Bare(64)
+    machine.state.gpr[RDI], machine.state.gpr[RDX] = 1 << 63, 0x60
+    assert execute(machine, b"\x6c") == EXIT_EXCEPTION
+    assert machine.accesses == []
+
+
+def test_outs_from_a_device_to_a_port() -> None:
+    machine = Bare(64, read=lambda address, size: 0x5A)
+    machine.state.gpr[RSI], machine.state.gpr[RDX] = MMIO, 0x60
+    assert execute(machine, b"\x6e") == EXIT_HLT
+    assert machine.accesses == [Access(MMIO, 1, None), Access(0x60, 1, 0x5A)]
+
+
+# --- permission ------------------------------------------------------------------------------------------
+
+
+def user(bits: int, denied: set[int], limit: int = 0x1100, iopl: int = 0) -> Bare:
+    """CPL 3 with a TSS that denies these ports."""
+    machine = Bare(bits)
+    s = machine.state
+    s.cpl, s.flags = 3, 2 | iopl << 12
+    s.seg_base[TR], s.seg_limit[TR], s.seg_attr[TR] = TSS, limit, 0x8B
+    bitmap = bytearray(0x400)
+    for port in denied:
+        bitmap[port >> 3] |= 1 << (port & 7)
+    machine.load(TSS + IO_MAP_BASE, (0x80).to_bytes(2, "little"))
+    machine.load(TSS + 0x80, bytes(bitmap) + b"\xff" * 8)
+    machine.processor.refresh_mode()
+    return machine
+
+
+def allowed(machine: Bare, port: int, size: int) -> bool:
+    machine.state.gpr[RDX] = port
+    machine.accesses.clear()
+    code = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size] if machine.bits != 16 else {1: b"\xec", 2: b"\xed"}[size]
+    assert execute(machine, code + b"\x0f\x0b") == EXIT_EXCEPTION
+    if machine.state.exc_vector == 6:
+        assert machine.accesses == [Access(port, size, None)]
+        return True
+    assert (machine.state.exc_vector, machine.state.exc_error, machine.state.rip) == (GP, 0, CODE)
+    assert machine.accesses == []
+    return False
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_bitmap_decides_for_every_byte_of_the_access(bits: int) -> None:
+    denied = {0x61, 0x67, 0x70, 0x3F8, 0x1FFF}
+    machine = user(bits, denied)
+    rng = random.Random(bits)
+    for port in [0x5F, 0x60, 0x61, 0x64, 0x66, 0x68, 0x6D, 0x3F5, 0x3F8, 0x1FFC] + rng.sample(range(0x2000), 20):
+        for size in (1, 2, 4):
+            assert allowed(machine, port, size) == denied.isdisjoint(range(port, port + size)), (port, size)
+
+
+def test_a_port_beyond_the_limit_of_the_tss_is_denied() -> None:
+    machine = user(64, set(), limit=0x80 + 4)
+    assert allowed(machine, 0x1F, 1)          # bytes 3 and 4 of the map
+    assert not allowed(machine, 0x20, 1)      # bytes 4 and 5
+    machine = user(64, set(), limit=IO_MAP_BASE)
+    assert not allowed(machine, 0, 1)
+
+
+def test_iopl_and_the_kind_of_tss() -> None:
+    machine = user(64, {0x60}, iopl=3)
+    assert allowed(machine, 0x60, 1)
+    machine = user(32, set())
+    machine.state.seg_attr[TR] = 0x83         # a 16-bit TSS has no map
+    assert not allowed(machine, 0x60, 1)
+
+
+def test_virtual_8086_mode_asks_the_bitmap_whatever_the_iopl() -> None:
+    machine = user(32, {0x60}, iopl=3)
+    s = machine.state
+    s.flags |= RFLAGS_VM
+    for number in range(6):
+        s.seg_attr[number], s.seg_limit[number] = 0xF3, 0xFFFF
+    machine.bits = 16
+    machine.processor.refresh_mode()
+    assert not allowed(machine, 0x60, 1)
+    assert allowed(machine, 0x61, 1)
+    assert allowed(machine, 0x61, 2)
+    assert not allowed(machine, 0x5F, 2)
+
+
+def test_rep_checks_the_port_even_for_a_count_of_zero() -> None:
+    machine = user(64, {0x60})
+    machine.state.gpr[RCX], machine.state.gpr[RDX] = 0, 0x60
+    assert execute(machine, b"\xf3\x6c") == EXIT_EXCEPTION
+    assert machine.state.exc_vector == GP
