@@ -15,6 +15,7 @@ RESETS = {
     "ACPI reset register": b"\xbb\x02\x02\xa0\xfe\xc6\x03\x42",  # mov ebx, 0xfea00202; mov byte [rbx], 0x42
     "keyboard controller": b"\xb0\xfe\xe6\x64",  # mov al, 0xfe; out 0x64, al
     "port 0x92": b"\xb0\x01\xe6\x92",  # mov al, 1; out 0x92, al
+    "firmware's entry": b"\xb8\xf0\xff\x0f\x00\xff\xe0",  # mov eax, 0xffff0; jmp rax
     "triple fault": b"\x0f\x0b",  # ud2, without an interrupt table
 }
 

@@ -2,10 +2,11 @@
 
 from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE
 from pellucid.native import native, ptr, struct, u32, u64
+from pellucid.native.layout import Struct
 
 
 @struct
-class CpuidEntry:
+class CpuidEntry(Struct):
     """One leaf. `indexed` is 1 where ECX selects a subleaf."""
 
     leaf: u32

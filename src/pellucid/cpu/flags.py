@@ -157,14 +157,14 @@ def condition(s, cond, kind):
     family = kind >> 2
     w = 1 << (kind & 3)
     T = uint(w)
-    I = sint(w)
+    S = sint(w)
     base = cond & 14
     r = T(s.cc_dst)
     negate = (cond & 1) != 0
     if base == COND_E:
         return (r != 0) if negate else (r == 0)
     if base == COND_S:
-        return (I(r) >= 0) if negate else (I(r) < 0)
+        return (S(r) >= 0) if negate else (S(r) < 0)
     if family == CC_SUB:
         b = T(s.cc_src)
         a = r + b
@@ -173,14 +173,14 @@ def condition(s, cond, kind):
         if base == COND_BE:
             return (a > b) if negate else (a <= b)
         if base == COND_L:
-            return (I(a) >= I(b)) if negate else (I(a) < I(b))
+            return (S(a) >= S(b)) if negate else (S(a) < S(b))
         if base == COND_LE:
-            return (I(a) > I(b)) if negate else (I(a) <= I(b))
+            return (S(a) > S(b)) if negate else (S(a) <= S(b))
     if family == CC_LOGIC:
         if base == COND_BE:
             return (r != 0) if negate else (r == 0)
         if base == COND_L:
-            return (I(r) >= 0) if negate else (I(r) < 0)
+            return (S(r) >= 0) if negate else (S(r) < 0)
         if base == COND_LE:
-            return (I(r) > 0) if negate else (I(r) <= 0)
+            return (S(r) > 0) if negate else (S(r) <= 0)
     return flags_condition(kind_flags(s.cc_dst, s.cc_src, family, w), cond)

@@ -13,7 +13,7 @@ from pellucid.cpu.state import (
     EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, REPLAY_SLOTS, SLOT_READONLY, TLB_BYTES,
     TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE, Block, CodeCache,
     CR0_AM, CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
-from pellucid.native import likely, local, native, ptr, u8, u16, u32, u64, unlikely
+from pellucid.native import i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely
 
 @native
 def tlb_entry(s, tlb, lin):
@@ -100,9 +100,15 @@ def check_alignment(s, lin, size, index):
             alignment(s)
 
 
-@native(inline=False)
-def check_canonical(s, lin: u64) -> None:
+@native
+def check_canonical(s, lin):
     """#GP(0) for a non-canonical address in 64-bit mode (SDM vol. 1, 3.3.7.1)."""
+    if unlikely(u64(i64(lin << 16) >> 16) != lin):
+        check_canonical_slowly(s, lin)
+
+
+@native(inline=False)
+def check_canonical_slowly(s, lin: u64) -> None:
     if (s.efer & EFER_LMA) != 0:
         if not canonical(s, lin):
             general_protection(s, 0)

@@ -10,6 +10,7 @@ from pellucid.cpu.state import (
     CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE, FETCH,
     PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE, RFLAGS_AC, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
 from pellucid.native import cas, i64, native, ptr, struct, u32, u64
+from pellucid.native.layout import Struct
 
 PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_G = 1, 2, 4, 0x20, 0x40, 0x80, 0x100
 PTE_NX = 1 << 63
@@ -17,7 +18,7 @@ ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
 @struct
-class Walk:
+class Walk(Struct):
     """A finished translation."""
 
     gpa: u64         # of the byte asked for

@@ -4,7 +4,8 @@ from pellucid.cpu.faults import general_protection, stack_fault
 from pellucid.cpu.memory import select_tlb
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CS, DS, EFER_LMA, ES, MODE_16,
-    MODE_32, MODE_64, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD, MODE_STACK32, MODE_STEP, RFLAGS_TF, SS)
+    MODE_32, MODE_64, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD, MODE_STACK32, MODE_STEP,
+    RFLAGS_TF, SS)
 from pellucid.native import native, static, u32, u64
 
 

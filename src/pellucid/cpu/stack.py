@@ -1,9 +1,8 @@
 """The stack: PUSH and POP as every instruction does them, in 64-bit mode and, by SS, in the others."""
 
-from pellucid.cpu.memory import load, load_sys, store, store_sys
-from pellucid.cpu.state import SS
+from pellucid.cpu.memory import load, store
 from pellucid.cpu.segments import check_stack
-from pellucid.native import native, u64, uint
+from pellucid.native import native, uint
 
 RSP = 4
 

@@ -9,13 +9,15 @@ Lazy flags: the status flags stand in (cc_kind, cc_dst, cc_src) until someone as
 """
 
 from pellucid.native import array, struct, u8, u16, u32, u64
+from pellucid.native.layout import Struct
 from pellucid.native.types import i64
 
 # Segment register numbers (Intel SDM vol. 2, table 3-1), then the two system segments.
 ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
 
 # Segment attributes, in the layout of VMX access rights (SDM vol. 3, table 25-2).
-ATTR_TYPE, ATTR_S, ATTR_P, ATTR_L, ATTR_DB, ATTR_G, ATTR_UNUSABLE = 0xF, 1 << 4, 1 << 7, 1 << 13, 1 << 14, 1 << 15, 1 << 16
+ATTR_TYPE, ATTR_S, ATTR_P = 0xF, 1 << 4, 1 << 7
+ATTR_L, ATTR_DB, ATTR_G, ATTR_UNUSABLE = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 ATTR_DPL_SHIFT = 5
 
 RFLAGS_CF, RFLAGS_PF, RFLAGS_AF, RFLAGS_ZF, RFLAGS_SF, RFLAGS_OF = 1, 4, 0x10, 0x40, 0x80, 0x800
@@ -71,7 +73,7 @@ XMM_BYTES = 64
 
 
 @struct
-class Op:
+class Op(Struct):
     """One pre-decoded operation, 64 bytes. Slots are byte offsets into CpuState."""
 
     handler: u64   # address of the native handler; in a template, its number
@@ -104,7 +106,7 @@ OP_TAKES_CC = 4          # handler number is the first of a run, one for each kn
 
 
 @struct
-class TlbEntry:
+class TlbEntry(Struct):
     """One translation. A tag is the linear page where that access needs no slow path, else not a page address."""
 
     rtag: u64
@@ -114,7 +116,7 @@ class TlbEntry:
 
 
 @struct
-class Slot:
+class Slot(Struct):
     """A KVM memory slot: guest-physical range backed by host memory."""
 
     gpa: u64
@@ -130,7 +132,7 @@ MAX_SLOTS = 64
 
 
 @struct
-class PageInfo:
+class PageInfo(Struct):
     """What the engine knows of one guest page."""
 
     code: u64      # bit n: bytes n*64..n*64+63 were translated
@@ -138,7 +140,7 @@ class PageInfo:
 
 
 @struct
-class SlotTable:
+class SlotTable(Struct):
     """The memory of a VM, sorted by guest-physical address."""
 
     count: u64
@@ -146,7 +148,7 @@ class SlotTable:
 
 
 @struct
-class Block:
+class Block(Struct):
     """Header of a translated block; its ops follow."""
 
     host: u64      # host address of its first code byte
@@ -164,7 +166,7 @@ class Block:
 
 
 @struct
-class JumpEntry:
+class JumpEntry(Struct):
     """One line of the direct-mapped block cache, keyed by host address and mode."""
 
     host: u64
@@ -177,7 +179,7 @@ JUMP_ENTRIES = 1 << 15
 
 
 @struct
-class CpuState:
+class CpuState(Struct):
     """One guest CPU. Everything native code touches while it runs."""
 
     gpr: array[u64, 16]
@@ -256,7 +258,6 @@ class CpuState:
     fpu_ds: u16
     guest_mxcsr: u32
     host_mxcsr: u32
-    host_mxcsr: u32
     xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
     # one access of a device at a time
     io_address: u64
@@ -312,7 +313,7 @@ def slot_of(name: str, index: int = 0) -> int:
 
 
 @struct
-class CodeCache:
+class CodeCache(Struct):
     """Translated code of one CPU: arena of blocks and ops, shape trie, templates."""
 
     arena: u64
@@ -335,11 +336,12 @@ class CodeCache:
     next_handler: u64
     leave_handler: u64
     dead_handler: u64
+    fused: u64             # address of u32[]: handler number -> first of its sixteen fused with a jump, or 0
     blocks: u64            # blocks translated, for statistics
 
 
 @struct
-class TrieEdge:
+class TrieEdge(Struct):
     """node * 256 + byte + 1 -> node or TERMINAL | template."""
 
     key: u32
@@ -353,7 +355,7 @@ MAX_TEMPLATE_OPS = 1 << 17
 
 
 @struct
-class Template:
+class Template(Struct):
     """One instruction shape: everything but displacement and immediate."""
 
     length: u8
@@ -367,4 +369,5 @@ class Template:
     cc_out: u32            # cc_kind after it where that is known, else CC_UNKNOWN; CC_SAME: unchanged
 
 
+T_JCC = 2                  # a conditional jump of 64-bit mode; its op's src is the condition
 T_ENDS = 1                 # ends the block

@@ -115,25 +115,44 @@ def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
     except Stop:
         leave(s, o)
         return
+    ops = follow(s, o, f, source, taken)
+    if unlikely(ops == 0):
+        return
+    tail(ptr[u64](ops)[0], s, ptr[Op](ops))
+
+
+@native
+def follow(s, o, f, source, taken):
+    """Move RIP past a branch and find the next block; 0, with the exit reason set, when the run loop must."""
     ops: u64 = 0
     if taken:
         s.rip = branch_target(s, source, o.imm, f)
-        ops = o.target
-        if unlikely(s.pending != 0):
-            s.exit_reason = EXIT_PENDING
-            return
-        if unlikely(ops == 0):
-            ops = chain_target(s, o, source)
+        if likely(s.pending == 0):
+            ops = o.target
+            if unlikely(ops == 0):
+                ops = chain_target(s, o, source)
     else:
         s.rip = next_rip(source, u64(o.next_ip), f)
-        ops = o.fall
-        if unlikely(s.pending != 0):
-            s.exit_reason = EXIT_PENDING
-            return
-        if unlikely(ops == 0):
-            ops = chain_fall(s, o, source)
+        if likely(s.pending == 0):
+            ops = o.fall
+            if unlikely(ops == 0):
+                ops = chain_fall(s, o, source)
     if unlikely(ops == 0):
         s.exit_reason = EXIT_LOOKUP
+    return ops
+
+
+@native(tail=True)
+def fused(s: ptr[CpuState], o: ptr[Op], fn, f, condition_fn, condition_f, kind):
+    """A flag-setting instruction and the conditional jump behind it, as one handler."""
+    try:
+        fn(s, o, f)
+    except Stop:
+        leave(s, o)
+        return
+    jump_op = ptr[Op](u64(o) + Op.size)
+    ops = follow(s, jump_op, condition_f, s.rip, condition_fn(s, jump_op, condition_f, kind))
+    if unlikely(ops == 0):
         return
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pellucid
 from pellucid.cpu.flags import CC_KINDS, CC_UNKNOWN
@@ -25,7 +24,8 @@ PACKAGES = [ROOT / "native", ROOT / "cpu", ROOT / "isa", ROOT / "engine"]
 
 def _row_roots(row: Row) -> dict[str, Root]:
     roots: dict[str, Root] = {}
-    wrappers = {BRANCH: dispatch.branch, JUMP: dispatch.jump, LEAVE: dispatch.leaving, LEAVE_JUMP: dispatch.leaving_jump}
+    wrappers = {BRANCH: dispatch.branch, JUMP: dispatch.jump, LEAVE: dispatch.leaving,
+                LEAVE_JUMP: dispatch.leaving_jump}
     for form in forms.all_forms(row):
         name = forms.root_name(row, form)
         wrapper = wrappers.get(row.ends, dispatch.plain)
@@ -43,14 +43,51 @@ def _row_roots(row: Row) -> dict[str, Root]:
     return roots
 
 
+# Which instructions are fused with a conditional jump behind them: operand kinds and widths by row.
+FUSED = {"cmp": ("rr", "ri", "rm", "mi", "mr"), "test": ("rr", "ri", "mr", "mi"), "and": ("rr", "ri"), "sub": ("rr", "ri"),
+         "add": ("ri", "rr"), "dec": ("r",), "inc": ("r",)}
+FUSED_WIDTHS = (1, 4, 8)
+
+
+def fusible(row: Row, form: Form) -> bool:
+    """Whether this instruction has a handler that takes the conditional jump behind it along."""
+    return form.kinds in FUSED.get(row.name, ()) and form.widths[0] in FUSED_WIDTHS and not form.lock and form.m64
+
+
+def _fused_roots() -> dict[str, Root]:
+    """`fused:ROOT:n` for condition n, sixteen in a row."""
+    roots: dict[str, Root] = {}
+    jcc = next(row for row in TABLE.rows if row.name == "jcc")
+    jumps = {form.extra: form for form in forms.all_forms(jcc) if form.m64 and form.w == 8}
+    for row in TABLE.rows:
+        for form in forms.all_forms(row) if row.name in FUSED else ():
+            if not fusible(row, form):
+                continue
+            kind = row.cc_out * 4 + form.widths[0].bit_length() - 1
+            known = kind if row.cc_out in jcc.cc_families else CC_UNKNOWN
+            for number, jump in sorted(jumps.items()):
+                roots[f"fused:{forms.root_name(row, form)}:{number}"] = (
+                    dispatch.fused, (*_OPS, constant(row.fn), constant(form), constant(jcc.fn), constant(jump),
+                                     constant(known)))
+    return roots
+
+
+def fused_table(numbers: Mapping[str, int]) -> list[int]:
+    """For each handler number, the number of its first fused handler, or 0."""
+    table = [0] * len(numbers)
+    for name, number in numbers.items():
+        if name.startswith("fused:") and name.endswith(":0"):
+            table[numbers[name.removeprefix("fused:").removesuffix(":0")]] = number
+    return table
+
+
 def _engine_roots() -> dict[str, Root]:
     roots: dict[str, Root] = {
         "next": (dispatch.next_block, (*_OPS, constant(True))),
         "next_legacy": (dispatch.next_block, (*_OPS, constant(False))),
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS)}
-    helper_forms = [(helpers.undefined_op, Form()), (helpers.fpu_trap, Form(extra=0)), (helpers.fpu_trap, Form(extra=1)),
-                    (helpers.fpu_trap, Form(extra=2))]
+    helper_forms = [(helpers.undefined_op, Form()), *((helpers.fpu_trap, Form(extra=e)) for e in range(3))]
     helper_forms += [(helpers.address_op, Form(asize=a, m64=wide, extra=e))
                      for a in (2, 4) for wide in (False, True) for e in (0, 1)]
     for fn, form in helper_forms:
@@ -63,6 +100,7 @@ def roots() -> Mapping[str, Root]:
     result = _engine_roots()
     for row in TABLE.rows:
         result.update(_row_roots(row))
+    result.update(_fused_roots())
     result.update(run.ROOTS)
     return result
 

@@ -18,7 +18,7 @@ from pellucid.cpu.operands import Form
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_FPU_TRAP, MODE_SEGMENTED,
     MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC,
-    SS, T_ENDS, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+    SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
 from pellucid.isa import forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
@@ -46,7 +46,7 @@ def _slots() -> dict[int, int]:
         slots[_R.ST0 + number] = number
         slots[_R.CR0 + number] = slots[_R.DR0 + number] = number
     slots[_R.CR8] = 8
-    slots.update(_SEGMENTS)
+    slots.update({int(register): number for register, number in _SEGMENTS.items()})
     return slots
 
 
@@ -118,7 +118,8 @@ class Learner:
             template.disp_at = template.disp_size = 0
         if not constants.has_immediate:
             template.imm_at = template.imm_size = 0
-        template.flags, template.cc_out = (T_ENDS if ends else 0), cc_out
+        jcc = len(ops) == 1 and ops[0]["flags"] & OP_TAKES_CC and ends and mode & MODE_SIZE == MODE_64
+        template.flags, template.cc_out = (T_ENDS if ends else 0) | (T_JCC if jcc else 0), cc_out
         for fields in ops:
             view = Op.view(self.cache.template_ops + self.ops * Op.size)
             ctypes.memset(ctypes.addressof(view), 0, Op.size)
@@ -157,6 +158,8 @@ class Learner:
         op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
         if row.cc:
             op["flags"] |= OP_TAKES_CC
+            if row.ends == BRANCH:
+                op["src"] = form.extra
         if mode & MODE_SIZE == MODE_64:
             op["flags"] |= self._stack_flags(instr)
         ops.append(op)

@@ -35,6 +35,7 @@ class Engine:
         self.image = image
         self.numbers = handlers.numbers(image)
         self.table = (ctypes.c_uint64 * len(self.numbers))(*image.address.values())
+        self.fused = (ctypes.c_uint32 * len(self.numbers))(*handlers.fused_table(self.numbers))
         s = ctypes.c_void_p
         self.run = image.function("run", ctypes.c_uint32, s)
         self.flush_all = image.function("flush_all", None, s)
@@ -58,7 +59,6 @@ class Engine:
             if cls._only is None:
                 cls._only = cls(handlers.load(progress))
             return cls._only
-
 
     def regions(self) -> RegionCompiler:
         """The region compiler, started on first use."""
@@ -99,9 +99,11 @@ class Processor:
         for i in range(3 * TLB_BYTES // TlbEntry.size):
             entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
             entry.rtag = entry.wtag = entry.xtag = TLB_INVALID
-        code.arena, code.arena_size, code.handlers = self._arena.address, ARENA_BYTES, ctypes.addressof(self.engine.table)
+        code.arena, code.arena_size = self._arena.address, ARENA_BYTES
+        code.handlers = ctypes.addressof(self.engine.table)
         code.trie, code.templates, code.template_ops = (
             self._trie.address, self._templates.address, self._template_ops.address)
+        code.fused = ctypes.addressof(self.engine.fused)
         code.scratch, code.fetch = self._scratch.address, self._fetch.address
         numbers = self.engine.numbers
         code.ud_handler = numbers["undefined_op:-_0_"]

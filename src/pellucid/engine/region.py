@@ -135,7 +135,9 @@ class RegionWriter:
         self.body.append(f"{self.labels[piece.ops]}:")
         for step in piece.steps:
             wrapper, params = self.roots[step.root]
-            if wrapper in (dispatch.plain, dispatch.plain_cc):
+            if wrapper is dispatch.fused:  # the jump behind it is an op of its own here
+                self._call(step, params[:4])
+            elif wrapper in (dispatch.plain, dispatch.plain_cc):
                 self._call(step, params)
             elif wrapper is dispatch.branch:
                 self._branch(step, params)

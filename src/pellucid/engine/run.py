@@ -171,6 +171,7 @@ ROOTS = {
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
     "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
     "current_block": (current_block, _S),
-    "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)), "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
+    "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
+    "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

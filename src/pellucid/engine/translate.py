@@ -11,10 +11,10 @@ from pellucid.cpu.faults import general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, granules, jump_entry, protect_page
 from pellucid.cpu.physical import find_slot, page_info
-from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import (
     CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
-    OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
+    OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op,
+    Template, TrieEdge)
 from pellucid.native import i64, memcpy, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
@@ -133,6 +133,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     count: u64 = 0
     n: u64 = 0
     known_cc: u32 = 0
+    previous: u64 = 0
     ended: bool = False
     while n < limit and count < MAX_BLOCK_OPS - 8 and not ended:
         number = match(c, code + ip, available - ip, root)
@@ -154,6 +155,15 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             return u64(NEEDS_PYTHON)
         t = ptr[Template](c.templates + u64(number) * Template.size)
         emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc)
+        if (t.flags & T_JCC) != 0 and previous != 0:
+            first = ptr[u32](c.fused)[previous]
+            if first != 0:
+                condition = ptr[Op](out + count * Op.size).src
+                ptr[Op](out + (count - 1) * Op.size).handler = ptr[u64](c.handlers)[first + u32(condition)]
+        last = ptr[Op](c.template_ops + u64(t.first + u32(t.count) - 1) * Op.size)
+        previous = 0
+        if (last.flags & OP_TAKES_CC) == 0:
+            previous = last.handler
         count += u64(t.count)
         ip += u64(t.length)
         n += 1

@@ -20,7 +20,8 @@ def _transfer_width(code):
     return 8 if size.endswith("64") else 4 if size.endswith("32") else 2
 
 
-@instruction(*("J" + c for c in CONDITIONS), ends=BRANCH, cc=True, cc_families=(2, 3, 4, 5), extra=condition_number("J"), width=_transfer_width)
+@instruction(*("J" + c for c in CONDITIONS), ends=BRANCH, cc=True, cc_families=(2, 3, 4, 5),
+             extra=condition_number("J"), width=_transfer_width)
 @native
 def jcc(s, o, f, kind):
     return condition(s, f.extra, kind)

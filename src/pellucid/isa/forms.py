@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from typing import Any
+from typing import Any, cast
 
 import iced_x86 as iced
 
@@ -44,7 +44,7 @@ def _operand(kind: str) -> tuple[tuple[str, int], ...]:
 @functools.cache
 def describe(code: int) -> tuple[tuple[tuple[tuple[str, int], ...], ...], int, int]:
     """Operand alternatives of a code, its memory size in bytes, and its operand size in bytes (0: none)."""
-    info = iced.OpCodeInfo(code)
+    info = iced.OpCodeInfo(cast(Any, code))
     operands = tuple(_operand(_KINDS[info.op_kind(i)]) for i in range(info.op_count))
     return operands, iced.MemorySizeExt.size(info.memory_size), info.operand_size // 8
 
@@ -68,7 +68,7 @@ def all_forms(row: Row) -> list[Form]:
     """Every specialization of a row, without repetition, in a stable order."""
     forms: dict[Form, None] = {}
     for code, name in sorted(CODE_NAMES.items()):
-        info = iced.OpCodeInfo(code)
+        info = iced.OpCodeInfo(cast(Any, code))
         if MNEMONIC_NAMES[info.mnemonic] not in row.mnemonics or not _wanted(row, info, name):
             continue
         operands, _, _ = describe(code)

@@ -1,10 +1,11 @@
 """Data movement between general registers and memory: MOV, MOVZX, MOVSX, LEA, XCHG, PUSH, POP, CMOVcc, SETcc."""
 
+from typing import Any
+
 from pellucid.cpu.flags import condition
-from pellucid.cpu.operands import offset, read, read_rw, set_register, slot_pointer, update, write
-from pellucid.cpu.stack import drop, peek, push
 from pellucid.cpu.memory import store
-from pellucid.cpu.operands import address
+from pellucid.cpu.operands import address, offset, read, read_rw, set_register, slot_pointer, update, write
+from pellucid.cpu.stack import drop, peek, push
 from pellucid.isa.table import instruction
 from pellucid.native import native, sint, u8, u64, uint
 
@@ -69,7 +70,7 @@ def exchange(s, o, f, b):
     write(s, o, f, 1, a)
 
 
-class _Locked(dict):
+class _Locked(dict[Any, Any]):
     """A form with LOCK: XCHG with memory always locks (SDM vol. 2)."""
 
     def __missing__(self, form):
@@ -82,7 +83,11 @@ class _Locked(dict):
 LOCKED = _Locked()
 
 
-@instruction("PUSH", codes=lambda code: not code.endswith(("S", "PUSHW_ES")) or "_" in code and code.split("_")[1][0] in "RI",
+def _pushes_no_segment(code):
+    return not code.endswith(("S", "PUSHW_ES")) or "_" in code and code.split("_")[1][0] in "RI"
+
+
+@instruction("PUSH", codes=_pushes_no_segment,
              stack=True, name="push", width=lambda code: push_width(code))
 @native
 def push_(s, o, f):

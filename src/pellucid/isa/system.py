@@ -2,8 +2,8 @@
 
 from pellucid.cpu.control import write_cr0, write_cr3, write_cr4, write_cr8
 from pellucid.cpu.descriptors import (
-    desc_attr, desc_base, desc_dpl, desc_limit, desc_type, in_64bit, in_long_mode, in_real_mode, in_v86, read_descriptor,
-    set_flat, set_null)
+    desc_attr, desc_base, desc_dpl, desc_limit, desc_type, in_64bit, in_long_mode, in_real_mode, in_v86,
+    read_descriptor, set_flat, set_null)
 from pellucid.cpu.faults import fault, fault_plain, general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags
 from pellucid.cpu.memory import check_canonical, flush_page, load, load_sys, select_tlb, store, store_sys

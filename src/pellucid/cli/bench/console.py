@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -149,5 +150,5 @@ def memfd_resident(smaps: str) -> int:
 
 def _keep(folder: Path, name: str, log: Sequence[str]) -> None:
     stem = re.sub(r"\W+", "-", name)
-    number = 1 + sum(1 for _ in folder.glob(f"{stem}-*.log"))
-    (folder / f"{stem}-{number}.log").write_text("\n".join(log) + "\n")
+    free = next(number for number in count(1) if not (folder / f"{stem}-{number}.log").exists())
+    (folder / f"{stem}-{free}.log").write_text("\n".join(log) + "\n")

@@ -18,7 +18,10 @@ TRANSLATIONS = "translations"
 
 @dataclass(frozen=True)
 class Emulator:
-    """A machine by its name and the words that start it. `attempts`: starts before a hang at boot is an error."""
+    """A machine by its name and the words that start it.
+
+    `silence`: seconds without a line at boot after which it counts as hung; `attempts`: how often it is then started.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -36,7 +39,7 @@ class Emulator:
 
 def qemu(program: str) -> Emulator:
     """QEMU. On a busy host its guest can fail to calibrate its clock and stop at boot; it is then started again."""
-    return Emulator("qemu", (program,), silence=30, attempts=5)
+    return Emulator("qemu", (program,), silence=15, attempts=8)
 
 
 def qemu_version(program: str) -> str:

@@ -14,11 +14,12 @@ from pellucid.cli.bench.results import Row
 VERDICT = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}
 
 
-def show(rows: Sequence[Row], notes: Sequence[str], machines: str) -> None:
+def show(rows: Sequence[Row], notes: Sequence[str], heading: str) -> None:
     """Print the table, its notes below."""
     console = Console()
-    table = Table(title=machines, title_justify="left", title_style="")
-    table.add_column("")
+    console.print(heading, highlight=False)
+    table = Table()
+    table.add_column("", no_wrap=True)
     for heading in ("QEMU", "Pellucid", "ratio", "limit", "kept"):
         table.add_column(heading, justify="right")
     group = ""

@@ -20,7 +20,7 @@ IMAGE_SECONDS = 60.0
 OVERHEAD_BYTES = 300_000_000
 """Resident memory beyond the guest RAM touched."""
 
-GUEST_CLOCK_SHARE = 0.1
+GUEST_CLOCK_SHARE = 0.25
 GUEST_CLOCK_SECONDS = 0.02
 """How far a guest's clock may be from the host's over a loop before it is worth a note; both must be exceeded."""
 
@@ -87,7 +87,9 @@ def rows(found: Measurements) -> list[Row]:
 
 def notes(found: Measurements) -> list[str]:
     """What a reader must know beside the table."""
-    return found.notes + [note for series in (found.qemu, found.ours) if series for note in _clock_notes(series)]
+    hangs = [f"{name}: hung at boot {count} times and was started again" for name, count in found.hangs.items()]
+    clocks = [note for series in (found.qemu, found.ours) if series for note in _clock_notes(series)]
+    return found.notes + hangs + clocks
 
 
 def wrong_results(found: Measurements) -> list[str]:

@@ -20,6 +20,8 @@ Progress = Callable[[str, float], None]
 
 BUILD_SILENCE = 1800.0
 """Seconds that a first compile of the processor may take before the first line."""
+LOOP_SILENCE = 180.0
+"""Seconds that one loop may take, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,15 @@ class Plan:
 
 @dataclass
 class Measurements:
-    """Everything measured. `qemu` is None where there is none; `image`: seconds to the first instruction, all built."""
+    """Everything measured. `qemu` is None where there is none.
+
+    `image`: seconds to the first guest instruction with nothing compiled yet. `hangs`: boots that were tried again.
+    """
 
     qemu: Series | None
     ours: Series
     image: float | None = None
+    hangs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -135,11 +141,12 @@ class _Run:
 
     def _boot(self, emulator: Emulator, name: str, loops: Sequence[GuestProgram]) -> Boot:
         """One boot, again where it hangs and may."""
-        for _ in range(emulator.attempts - 1):
+        for attempt in range(1, emulator.attempts):
             try:
                 return self._boot_once(emulator, name, loops)
             except GuestHung:
-                self.found.notes.append(f"{name}: hung once and was started again")
+                self.progress(f"{self.label}{name}, hung, attempt {attempt + 1}", 0)
+                self.found.hangs[name] = self.found.hangs.get(name, 0) + 1
         return self._boot_once(emulator, name, loops)
 
     def _boot_once(self, emulator: Emulator, name: str, loops: Sequence[GuestProgram]) -> Boot:
@@ -162,6 +169,7 @@ class _Run:
         for line in run.lines():
             if line.text == BANNER:
                 boot.userspace = line.at
+                run.silence = max(run.silence, LOOP_SILENCE)
             elif name := workload.started(line.text):
                 begun[name] = line
             elif (result := workload.finished(line.text)) and result.name in begun:

@@ -32,6 +32,13 @@ FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
 GED_SELECTOR, GED_REGISTERS, GED_GSI = 0xFEA0_0000, 0xFEA0_0200, 9
 ACPI_TABLES, ACPI_TABLES_SIZE, RSDP = 0xE_0000, 0x1_0000, 0xF_0000
 BIOS_DATA_AREA, EXTENDED_BIOS_DATA = 0x400, LOW_MEMORY_END
+RESET_VECTOR = 0xF_FFF0
+RESET_CODE = bytes.fromhex("b0fe e664 f4 ebfd")
+"""mov al, 0xfe; out 0x64, al; hlt; jmp to the hlt: what a PC's firmware does when it is entered a second time.
+
+Linux comes here to reboot: on hardware-reduced ACPI it tries EFI first, and without that the firmware's entry in real
+mode (arch/x86/kernel/reboot.c), never the reset register.
+"""
 RNG_SEED_SIZE = 32
 
 TIMER_ON_PIN_2 = InterruptOverride(isa_irq=0, gsi=2)
@@ -157,7 +164,7 @@ def _set_boot(machine: Machine, ram: GuestRam, *, has_rtc: bool) -> None:
     kernel: KernelImage = read_kernel(config.kernel)
     initrd = read_file(config.initrd, "initrd") if config.initrd is not None else b""
     tables = _acpi_tables(machine, has_rtc=has_rtc)
-    firmware = [(BIOS_DATA_AREA, bios_data_area(machine)), *tables.segments]
+    firmware = [(BIOS_DATA_AREA, bios_data_area(machine)), *tables.segments, (RESET_VECTOR, RESET_CODE)]
 
     def plan() -> BootPlan:
         started = kernel.plan(

@@ -21,7 +21,8 @@ PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
 # MSRs whose value is a field of CpuState, with the bits that may be set.
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
-          0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64), 0xC000_0103: ("tsc_aux", 0xFFFF_FFFF)}
+          0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64),
+          0xC000_0103: ("tsc_aux", 0xFFFF_FFFF)}
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 
 _log = logging.getLogger("pellucid.kvm")
-VECTORS = ("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "coprocessor overrun", "#TS", "#NP", "#SS", "#GP",
-           "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP")
+VECTORS = ("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "coprocessor overrun", "#TS", "#NP", "#SS",
+           "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP")
 _seen: set[int] = set()
 
 
@@ -44,7 +44,7 @@ def triple_fault(vcpu: SoftVcpu) -> str:
         text = f"  {vector_name(vector)} error={what >> 32:#x} at {where & 0xFFFF:04x}:{rip:016x} CPL={where >> 32}"
         lines.append(text + (f" CR2={address:016x}" if vector == 14 else ""))
     regs = vcpu.get_regs()
-    names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
+    names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
     for i in range(0, 16, 4):
         lines.append(" ".join(f"{name.upper():>3}={getattr(regs, name):016x}" for name in names[i:i + 4]))
     lines.append(f"RIP={regs.rip:016x} RFL={regs.rflags:08x} CR0={state.cr0:08x} CR2={state.cr2:016x} "

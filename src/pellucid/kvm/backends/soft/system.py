@@ -65,7 +65,7 @@ class SoftVm:
 
     def guest_tsc(self) -> int:
         """The TSC that the VM's processors started with."""
-        return (self.engine.read_tsc() + self.tsc_offset) & (1 << 64) - 1
+        return int(self.engine.read_tsc() + self.tsc_offset) & (1 << 64) - 1
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         with self._stopped():

@@ -33,7 +33,8 @@ NS = 10**9
 U64 = (1 << 64) - 1
 NMI_VECTOR = 2
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
-# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, GDS_NO, RFDS_NO).
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, GDS_NO,
+# RFDS_NO).
 ARCH_CAPABILITIES = 0x0C10_E179
 
 
@@ -84,10 +85,10 @@ class SoftVcpu:
     def _tsc_to_ns(self, tsc: int) -> int:
         """The clock's time at which this vCPU's TSC reads `tsc`."""
         ahead = tsc - self.guest_tsc()
-        return self._vm.clock.now_ns() + ahead * NS // self._vm.tsc_hz
+        return int(self._vm.clock.now_ns() + ahead * NS // self._vm.tsc_hz)
 
     def _tsc_moved_by(self) -> int:
-        return (self.state.tsc_offset - self._vm.tsc_offset) & U64
+        return int(self.state.tsc_offset - self._vm.tsc_offset) & U64
 
     def tsc_moved(self) -> None:
         """The guest wrote its TSC: the time page follows."""
