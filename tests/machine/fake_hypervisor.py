@@ -142,6 +142,9 @@ class FakeVm:
         self.chips: list[str] = []
         self.chips_put_back = 0
 
+    def memory_written(self, hva: int, size: int) -> None:
+        """Nothing is translated here."""
+
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         if size:
             self.slots[slot] = (gpa, size)

@@ -31,6 +31,9 @@ class StrictVm:
         self.calls: list[str] = []
         self.bells: list[tuple[int, int, int, bool, int | None]] = []
 
+    def memory_written(self, hva: int, size: int) -> None:
+        """Nothing is translated here."""
+
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         assert gpa % 4096 == size % 4096 == hva % 4096 == 0
         if size == 0:

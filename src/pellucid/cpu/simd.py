@@ -7,13 +7,13 @@ MMX registers are the significands of the x87's physical registers (SDM vol. 1, 
 EMMS makes all tags valid and TOP 0, and a write sets the sixteen bits above the significand.
 """
 
-from pellucid.cpu.faults import fault_plain, general_protection
+from pellucid.cpu.faults import general_protection
 from pellucid.cpu.memory import slow_load, slow_store, tlb_entry
 from pellucid.cpu.operands import address, slot_pointer
-from pellucid.cpu.state import MF, PAGE_MASK
+from pellucid.cpu.state import PAGE_MASK
+from pellucid.cpu.x87 import X87_ES, pending_exception
 from pellucid.native import at, bitcast, likely, native, ptr, u16, u64, uint, unlikely, vec
 
-FSW_ES = 0x80
 
 
 def lanes(f, T):
@@ -70,8 +70,8 @@ def check_aligned(s, lin, size):
 @native
 def check_x87(s):
     """#MF for an x87 exception still pending, before an MMX instruction does anything (SDM vol. 1, 9.5.1)."""
-    if unlikely((s.fpu_sw & FSW_ES) != 0):
-        fault_plain(s, MF)
+    if unlikely((s.fpu_sw & X87_ES) != 0):
+        pending_exception(s)
 
 
 @native

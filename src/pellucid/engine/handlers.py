@@ -44,8 +44,8 @@ def _row_roots(row: Row) -> dict[str, Root]:
 
 
 # Which instructions are fused with a conditional jump behind them: operand kinds and widths by row.
-FUSED = {"cmp": ("rr", "ri", "rm", "mi", "mr"), "test": ("rr", "ri", "mr", "mi"), "and": ("rr", "ri"), "sub": ("rr", "ri"),
-         "add": ("ri", "rr"), "dec": ("r",), "inc": ("r",)}
+FUSED = {"cmp": ("rr", "ri", "rm", "mi", "mr"), "test": ("rr", "ri", "mr", "mi"), "and": ("rr", "ri"),
+         "sub": ("rr", "ri"), "add": ("ri", "rr"), "dec": ("r",), "inc": ("r",)}
 FUSED_WIDTHS = (1, 4, 8)
 
 

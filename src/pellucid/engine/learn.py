@@ -19,6 +19,7 @@ from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_FPU_TRAP, MODE_SEGMENTED,
     MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC,
     SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+from pellucid.engine import shapes
 from pellucid.isa import forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
@@ -71,7 +72,7 @@ class Learner:
         self.cache = CodeCache.view(cache)
         self.handlers, self.table = handlers, table
         self.info = iced.InstructionInfoFactory()
-        self.nodes = 257
+        self.nodes = shapes.FIRST_NODE
         self.templates = 0
         self.ops = 0
         self.edges = 0
@@ -264,7 +265,7 @@ class Learner:
         return 8 if instr.memory_displ_size == 8 else 4
 
     def _stack_flags(self, instr: Any) -> int:
-        """Whether the instruction reaches memory through SS; 64-bit mode ignores prefixes for segments but FS and GS."""
+        """Whether the instruction reaches memory through SS; in 64-bit mode only FS and GS prefixes change segments."""
         stack = (_R.RSP, _R.RBP, _R.ESP, _R.EBP)
         through = [m.base in stack and m.segment not in (_R.FS, _R.GS) for m in self.info.info(instr).used_memory()]
         return (OP_STACK if all(through) else OP_STACK_TOO) if any(through) else 0
@@ -314,24 +315,16 @@ class Learner:
     def reset(self) -> None:
         """Forget every shape (the arrays are full)."""
         ctypes.memset(self.cache.trie, 0, TRIE_EDGES * TrieEdge.size)
-        self.nodes, self.templates, self.ops, self.edges = 257, 0, 0, 0
+        self.nodes, self.templates, self.ops, self.edges = shapes.FIRST_NODE, 0, 0, 0
 
     def save(self) -> bytes:
         """Everything learned, for the disk."""
-        head = b"".join(n.to_bytes(4, "little") for n in (self.nodes, self.templates, self.ops, self.edges))
-        used = [(self.cache.templates, self.templates * Template.size), (self.cache.template_ops, self.ops * Op.size),
-                (self.cache.trie, TRIE_EDGES * TrieEdge.size)]
-        return head + b"".join(ctypes.string_at(address, size) for address, size in used)
+        return shapes.pack(self.cache, shapes.Counts(self.nodes, self.templates, self.ops, self.edges))
 
-    def restore(self, raw: bytes) -> None:
-        """Take over what `save` gave; the caller has checked that it is whole and of this image."""
-        self.nodes, self.templates, self.ops, self.edges = (int.from_bytes(raw[i:i + 4], "little") for i in (0, 4, 8, 12))
-        at = 16
-        for address, size in ((self.cache.templates, self.templates * Template.size),
-                              (self.cache.template_ops, self.ops * Op.size),
-                              (self.cache.trie, TRIE_EDGES * TrieEdge.size)):
-            ctypes.memmove(address, raw[at:at + size], size)
-            at += size
-
-
-
+    def restore(self, raw: bytes) -> bool:
+        """Take over what `save` gave, for the same image; False, nothing changed, where it is not sound."""
+        counts = shapes.unpack(self.cache, raw, len(self.handlers))
+        if counts is None:
+            return False
+        self.nodes, self.templates, self.ops, self.edges = counts.nodes, counts.templates, counts.ops, counts.edges
+        return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pellucid.cpu.state import MAX_SLOTS, PAGE, SLOT_READONLY, PageInfo, Slot, SlotTable
 from pellucid.engine.arrays import Array
 
@@ -41,6 +43,17 @@ class SlotMemory:
             slot.gpa, slot.size, slot.hva, slot.pages = gpa, size, hva, pages.address
             slot.flags, slot.number = (SLOT_READONLY if readonly else 0), number
         self._table.count = len(self._slots)
+
+    def translated(self, hva: int, size: int) -> Iterator[tuple[int, int]]:
+        """The guest-physical ranges, each in one page, of [hva, hva+size) where translated code stands."""
+        for gpa, length, base, _, pages in self._slots.values():
+            first, last = max(hva, base), min(hva + size, base + length)
+            while first < last:
+                offset = first - base
+                here = min(last - first, PAGE - offset % PAGE)
+                if PageInfo.view(pages.address + offset // PAGE * PageInfo.size).code:
+                    yield gpa + offset, here
+                first += here
 
     def forget_code(self) -> None:
         """No page holds translated code any more."""

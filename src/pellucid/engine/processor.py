@@ -6,6 +6,7 @@ Everything here is the engine's own; what an exit means is for the KVM floor to 
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 from typing import Any
 
@@ -22,6 +23,7 @@ from pellucid.isa.all import TABLE
 from pellucid.native import cache as disk
 from pellucid.native.image import Image
 
+log = logging.getLogger("pellucid.translate")
 ARENA_BYTES = 96 << 20
 
 
@@ -115,8 +117,8 @@ class Processor:
 
     def _restore(self) -> None:
         raw = disk.get("translations", handlers.key())
-        if raw is not None:
-            self.learner.restore(raw)
+        if raw is not None and not self.learner.restore(raw):
+            log.warning("the saved translations are damaged; starting without")
         self._saved = self.learner.templates
 
     def save(self) -> None:

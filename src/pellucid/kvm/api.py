@@ -253,6 +253,13 @@ class Vm(Protocol):
         """Raise `gsi` whenever eventfd `fd` is signalled; with `resamplefd`, as a level that the guest's EOI drops."""
         ...
 
+    def memory_written(self, hva: int, size: int) -> None:
+        """This process wrote memory that backs a slot (DMA, a loader): what is translated from it is stale.
+
+        Call it after the write, from any thread. Hardware keeps its own instruction caches coherent and does nothing.
+        """
+        ...
+
     def get_irqchip(self, chip: int) -> PicState | IoapicState:
         """State of KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE or _IOAPIC."""
         ...

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pellucid.memory.access import IoEventfd
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
-from pellucid.memory.ram_block import PAGE_SIZE
+from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 from pellucid.memory.region import RegionKind
 
 
@@ -20,6 +20,10 @@ class SlotVm(Protocol):
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         """Back [gpa, gpa+size) with host memory at `hva`; size 0 deletes the slot."""
+        ...
+
+    def memory_written(self, hva: int, size: int) -> None:
+        """Memory that backs a slot was written by this process."""
         ...
 
 
@@ -65,6 +69,7 @@ class MemorySlots(MemoryListener):
         self._vm = vm
         self._exclusive = exclusive
         self._slots: dict[int, MemorySlot] = {}
+        self._hooked: set[RamBlock] = set()
         self._gone: list[MemorySlot] = []
         self._come: list[MemoryRegionSection] = []
 
@@ -106,12 +111,20 @@ class MemorySlots(MemoryListener):
             backed = _backed(section)
             assert backed is not None
             gpa, size, hva = backed
+            if section.region.block is not None:
+                self._watch(section.region.block)
             readonly = section.readonly or section.region.kind is RegionKind.ROM_DEVICE
             slot = MemorySlot(self._free_number(), gpa, size, hva, readonly)
             self._vm.set_user_memory_region(slot.number, gpa, size, hva, readonly)
             self._slots[gpa] = slot
         self._gone.clear()
         self._come.clear()
+
+    def _watch(self, block: RamBlock) -> None:
+        """Pass writes that do not come from a vCPU on to the hypervisor."""
+        if block not in self._hooked:
+            self._hooked.add(block)
+            block.add_write_hook(lambda offset, length: self._vm.memory_written(block.hva + offset, length))
 
     def _free_number(self) -> int:
         used = {slot.number for slot in self._slots.values()}

@@ -106,7 +106,8 @@ class Serial(Device):
     @thr.on_write
     def _write_thr(self, value: int) -> None:
         self.thr_interrupt = False
-        self._update_irq()
+        if self._level:
+            self._update_irq()
         byte = bytes((value,))
         if self.mcr & MCR_LOOP:
             self._push(byte)

@@ -167,6 +167,11 @@ class SoftVm:
             vcpu.forget_code(gpa, len(content))
         return True
 
+    def memory_written(self, hva: int, size: int) -> None:
+        for gpa, length in self.memory.translated(hva, size):
+            for vcpu in self.vcpus:
+                vcpu.drop_code(gpa, length)
+
     def close(self) -> None:
         for vcpu in self.vcpus:
             vcpu.close()

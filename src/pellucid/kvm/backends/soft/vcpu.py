@@ -8,11 +8,12 @@ through requests and `kick`, both of which set the processor's `pending` word.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
-from pellucid.cpu.state import EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN, RFLAGS_IF
+from pellucid.cpu.state import EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN, RFLAGS_IF
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, CpuidEntry, DebugRegs, Exit, Fpu,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 NS = 10**9
 U64 = (1 << 64) - 1
 NMI_VECTOR = 2
+SOFT_REQ_STALE_CODE = 48
+"""A request of this backend alone: `_stale` names guest memory whose translations must go."""
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, GDS_NO,
 # RFDS_NO).
@@ -49,6 +52,7 @@ class SoftVcpu:
         self.guest_lock = threading.Lock()
         self.requests = VcpuRequests()
         self._events = PendingEvents()
+        self._stale: deque[tuple[int, int]] = deque()
         self._kicked = False
         self._halted = False
         self._wake = threading.Event()
@@ -70,7 +74,7 @@ class SoftVcpu:
         self.state.apic_base = self.lapic.apic_base
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
-            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown}
+            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr}
 
     @property
     def apic_id(self) -> int:
@@ -106,6 +110,11 @@ class SoftVcpu:
         self.processor.kick()
         self._wake.set()
 
+    def drop_code(self, gpa: int, size: int) -> None:
+        """Have translations of guest memory dropped before the guest goes on; from any thread."""
+        self._stale.append((gpa, size))
+        self.request(SOFT_REQ_STALE_CODE)
+
     def nmi(self) -> None:
         self._events.queue_nmi()
         self.request(KVM_REQ_NMI)
@@ -137,6 +146,9 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
+        if requests.check(SOFT_REQ_STALE_CODE):
+            while self._stale:
+                self.processor.forget_code(*self._stale.popleft())
         if requests.check(KVM_REQ_TLB_FLUSH):
             self.processor.flush_tlb()
         if requests.check(KVM_REQ_CLOCK_UPDATE):
@@ -279,6 +291,9 @@ class SoftVcpu:
         self.state.shadow = 0
         self.requests.make(KVM_REQ_EVENT)
         return None
+
+    def _on_ferr(self) -> Exit:
+        return InternalErrorExit("an x87 exception with CR0.NE clear: FERR# and IRQ 13 are not built yet")
 
     def _on_shutdown(self) -> Exit:
         return ShutdownExit(report.triple_fault(self))
