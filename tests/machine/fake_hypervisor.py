@@ -47,10 +47,6 @@ class FakeVcpu:
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
         self._kicked = threading.Event()
-        self.forgotten: list[tuple[int, int]] = []
-
-    def forget_code(self, gpa: int, size: int) -> None:
-        self.forgotten.append((gpa, size))
 
     def run(self) -> Exit:
         if self.script:
@@ -137,17 +133,21 @@ class FakeVm:
     def __init__(self, script: list[Exit]) -> None:
         self.script = script
         self.slots: dict[int, tuple[int, int]] = {}
+        self.backed: dict[int, tuple[int, int]] = {}
+        self.written: list[tuple[int, int]] = []
+        """Guest addresses written by this process."""
         self.lines: list[tuple[int, bool]] = []
         self.vcpus: list[FakeVcpu] = []
         self.chips: list[str] = []
         self.chips_put_back = 0
 
     def memory_written(self, hva: int, size: int) -> None:
-        """Nothing is translated here."""
+        gpa = next(gpa + hva - base for base, (gpa, length) in self.backed.items() if base <= hva < base + length)
+        self.written.append((gpa, size))
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         if size:
-            self.slots[slot] = (gpa, size)
+            self.slots[slot] = self.backed[hva] = (gpa, size)
         else:
             del self.slots[slot]
 

@@ -17,7 +17,7 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.machine import Machine
 from pellucid.machine.run import run_machine
 from pellucid.memory import info_mtree
-from tests.machine.fake_hypervisor import FakeHypervisor, FakeVcpu
+from tests.machine.fake_hypervisor import FakeHypervisor, FakeVm
 from tests.machine.kernels import MiB, bzimage
 
 ENTRY_64 = 16 * MiB + 0x200
@@ -187,14 +187,13 @@ def test_writes_from_outside_drop_translations(tmp_path: Path) -> None:
     run = Run(tmp_path, memory_size=4096 * MiB)
 
     def look(machine: Machine) -> None:
-        (thread,) = machine.vcpus.threads
-        assert isinstance(thread.vcpu, FakeVcpu)
-        assert (16 * MiB, 600) in thread.vcpu.forgotten, "the kernel that was loaded"
-        thread.vcpu.forgotten.clear()
+        assert isinstance(machine.vm, FakeVm)
+        assert (16 * MiB, 600) in machine.vm.written, "the kernel that was loaded"
+        machine.vm.written.clear()
         machine.memory.write_bytes(0x1234, b"abc")
         machine.memory.write((1 << 32) + 8, 4, 1)
         machine.memory.write_bytes((3 << 30) - 2, b"abcd")
-        assert thread.vcpu.forgotten == [(0x1234, 3), ((1 << 32) + 8, 4), ((3 << 30) - 2, 2)]
+        assert machine.vm.written == [(0x1234, 3), ((1 << 32) + 8, 4), ((3 << 30) - 2, 2)]
 
     inspect(run, look)
 

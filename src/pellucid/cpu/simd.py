@@ -15,7 +15,6 @@ from pellucid.cpu.x87 import X87_ES, pending_exception
 from pellucid.native import at, bitcast, likely, native, ptr, u16, u64, uint, unlikely, vec
 
 
-
 def lanes(f, T):
     """The vector type of lanes T that fills operand 0."""
     return vec[T, f.widths[0] // T.size]

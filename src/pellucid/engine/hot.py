@@ -29,6 +29,7 @@ log = logging.getLogger("pellucid.region")
 SAMPLE_SECONDS = 0.001
 HOT = 4
 SMALLEST = 3
+QUIET_SAMPLES = 20
 MAX_REGIONS = 4000
 
 
@@ -40,12 +41,20 @@ class RegionCompiler:
         self.roots = {address: name for name, address in engine.image.address.items()}
         self._jobs: queue.Queue[tuple[HotCode, int, list[Piece]]] = queue.Queue()
         self._count = 0
+        self.asleep = False
+        """No processor has run for a while: the sampler waits for `wake`, so that a halted guest costs nothing."""
+        self._wake = threading.Event()
         self.idle = True
         """No job is under way: one is taken at a time, so that what is hot now comes before what was."""
         self._watched: list[HotCode] = []
         self._lock = threading.Lock()
         threading.Thread(target=self._work, name="region-compiler", daemon=True).start()
         threading.Thread(target=self._sample, name="region-sampler", daemon=True).start()
+
+    def wake(self) -> None:
+        """A processor runs again: go on sampling."""
+        self.asleep = False
+        self._wake.set()
 
     def watch(self, hot: HotCode) -> None:
         """Sample this processor from now on."""
@@ -62,11 +71,18 @@ class RegionCompiler:
         self._jobs.put((hot, generation, pieces))
 
     def _sample(self) -> None:
+        quiet = 0
         while True:
             time.sleep(SAMPLE_SECONDS)
-            for hot in self._watched:
-                if hot.running:
-                    hot.processor.ask_for_sample()
+            running = [hot for hot in self._watched if hot.running]
+            for hot in running:
+                hot.processor.ask_for_sample()
+            quiet = 0 if running else quiet + 1
+            if quiet > QUIET_SAMPLES:
+                self.asleep = True
+                self._wake.wait()
+                self._wake.clear()
+                quiet = 0
 
     def _work(self) -> None:
         worker: subprocess.Popen[bytes] | None = None

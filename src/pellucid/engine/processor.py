@@ -134,6 +134,8 @@ class Processor:
         run, address, hot = self.engine.run, self.address, self.hot
         while True:
             hot.running = True
+            if hot.compiler.asleep:
+                hot.compiler.wake()
             reason = run(address)
             hot.running = False
             if hot.wanted:

@@ -12,7 +12,6 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
-from pellucid.machine.forget_code import ForgetCode
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
@@ -79,7 +78,6 @@ class Machine:
         self.memory = AddressSpace("memory", self.system_memory)
         self.ports = AddressSpace("I/O", self.system_io)
         self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
-        self.memory.add_listener(ForgetCode(self.vcpus))
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
         self.parts: list[Part] = []
