@@ -178,6 +178,14 @@ def test_ours_is_what_a_user_starts(tmp_path: Path) -> None:
     assert emulator.environment["PELLUCID_CACHE"] == str(tmp_path)
 
 
+def test_qemu_is_told_the_frequency_of_the_time_stamp_counter() -> None:
+    emulator = machines.qemu("qemu-system-x86_64")
+    frequency = machines.host_tsc_khz()
+    assert frequency is None or frequency > 0
+    if frequency:
+        assert emulator.boots(Path("k"), None, "quiet")[-1].split()[0].startswith("tsc_early_khz=")
+
+
 def test_a_cold_cache_is_all_but_the_translations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = tmp_path / "theirs"
     for kind in ("images", "translations"):

@@ -177,7 +177,9 @@ class RegionWriter:
             self._emit(f"{flag} = extractvalue {instance.returns} {outcome}, 1")
         self._emit(f"br i1 {flag}, label %{fault}, label %{fine}, !prof !1")
         self.body.append(f"{fault}:")
-        self._add_rip(self._load_rip(), step.ip)
+        leave = self._instance(dispatch.leave, ())
+        self.used[leave] = None
+        self._emit(f'call {leave.returns} @"{leave.symbol}"(ptr %s, ptr {constant})')
         self._emit("ret void")
         self.body.append(f"{fine}:")
         if instance.result is None:

@@ -1,8 +1,8 @@
 """x87 functions: powers, logarithms, angles, scaling and remainders."""
 
-from pellucid.cpu.host_x87 import X87_IE, binary, careful, consuming, pushing, run_x87, unary
+from pellucid.cpu.host_x87 import X87_BEFORE, binary, careful, consuming, pushing, run_x87, unary
 from pellucid.cpu.x87 import (
-    C1, C2, CODES, OVERFLOW, UNDERFLOW, begin_x87, in_use, mark, place, pop, push, put, put_indefinite, settle)
+    C1, C2, CODES, OVERFLOW, UNDERFLOW, begin_x87, high, in_use, mark, place, pop, push, put, put_indefinite, settle)
 from pellucid.isa.table import instruction
 from pellucid.native import array, local, native, u16, u64
 
@@ -22,22 +22,34 @@ def of_one(s, o, f):
         mark(s, 0)
 
 
-DOUBLE = ("FPREM", "FPREM1", "FSCALE")
-
-
-@instruction(*DOUBLE, extra=DOUBLE.index, fpu=True)
+@instruction("FSCALE", fpu=True)
 @native
-def of_two(s, o, f):
-    """ST(0) = function(ST(0), ST(1)); the remainders leave the quotient's low bits in C0, C3 and C1."""
+def fscale(s, o, f):
     begin_x87(s)
     p = place(s, 0)
     if in_use(s, 0) and in_use(s, 1):
-        sw = run_x87(s, binary(DOUBLE[f.extra].lower()), p, p, place(s, 1))
-        if f.extra < 2 and (sw & X87_IE) == 0:
+        settle(s, o, f, run_x87(s, binary("fscale"), p, p, place(s, 1)), C1)
+    elif settle(s, o, f, u16(UNDERFLOW), C1):
+        put_indefinite(p)
+        mark(s, 0)
+
+
+REMAINDERS = ("FPREM", "FPREM1")
+
+
+@instruction(*REMAINDERS, extra=REMAINDERS.index, fpu=True)
+@native
+def remainder(s, o, f):
+    """C0, C3 and C1 are the quotient's low bits; without a quotient C0 and C3 stay, C1 and C2 are clear."""
+    begin_x87(s)
+    p = place(s, 0)
+    if in_use(s, 0) and in_use(s, 1):
+        sw = careful(s, binary(REMAINDERS[f.extra].lower()), u64(p), u64(p), u64(place(s, 1)))
+        if (high(p)[0] & 0x7FFF) != 0x7FFF and (sw & ~s.fpu_cw & X87_BEFORE) == 0:
             settle(s, o, f, sw, CODES)
         else:
-            settle(s, o, f, sw, C1 | C2 if f.extra < 2 else C1)
-    elif settle(s, o, f, u16(UNDERFLOW), C1 | C2 if f.extra < 2 else C1):
+            settle(s, o, f, sw, C1 | C2)
+    elif settle(s, o, f, u16(UNDERFLOW), C1 | C2):
         put_indefinite(p)
         mark(s, 0)
 

@@ -1,17 +1,23 @@
 """The two machines that are compared: how each is started, as a user would."""
 
+import ctypes
+import mmap
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pellucid.cli.bench.asm import assemble
 from pellucid.native.cache import folder
 
 MEMORY = "256M"
+READ_TSC = assemble("rdtsc\nshl rdx, 32\nor rax, rdx\nret", 0).code
 TRANSLATIONS = "translations"
 """The kind of cached file that a boot with a cold cache lacks; the other kinds stay."""
 
@@ -21,12 +27,14 @@ class Emulator:
     """A machine by its name and the words that start it.
 
     `silence`: seconds without a line at boot after which it counts as hung; `attempts`: how often it is then started.
+    `append`: words that its kernels' command lines begin with.
     """
 
     name: str
     command: tuple[str, ...]
     silence: float
     attempts: int = 1
+    append: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def boots(self, kernel: Path, initrd: Path | None = None, append: str = "") -> list[str]:
@@ -34,12 +42,37 @@ class Emulator:
         words = [*self.command, "-M", "microvm", "-accel", "tcg", "-m", MEMORY, "-nographic", "-no-reboot"]
         words += ["-kernel", str(kernel)]
         words += ["-initrd", str(initrd)] if initrd is not None else []
-        return [*words, "-append", append] if append else words
+        line = " ".join(filter(None, (self.append, append)))
+        return [*words, "-append", line] if line else words
 
 
 def qemu(program: str) -> Emulator:
-    """QEMU. On a busy host its guest can fail to calibrate its clock and stop at boot; it is then started again."""
-    return Emulator("qemu", (program,), silence=15, attempts=8)
+    """QEMU.
+
+    Its microvm has no timer that Linux could do without the TSC, and on a busy host the guest often cannot find out the
+    TSC's frequency, and stops at boot for ever. So the guest is told, and where that cannot be, started again.
+    """
+    frequency = host_tsc_khz()
+    return Emulator("qemu", (program,), 15, attempts=8, append=f"tsc_early_khz={frequency}" if frequency else "")
+
+
+def host_tsc_khz() -> int | None:
+    """The frequency of this processor's time-stamp counter, which TCG's guests see; None where it cannot be had."""
+    if platform.machine() != "x86_64":
+        return None
+    try:
+        page = mmap.mmap(-1, len(READ_TSC), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError:
+        return None  # a host that forbids memory both writable and executable
+    page.write(READ_TSC)
+    # SAFETY: the page outlives the last call, and READ_TSC is a whole function without arguments.
+    read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    times, counts = [], []
+    for pause in (0.05, 0.0):
+        times.append(time.monotonic_ns())
+        counts.append(read_tsc())
+        time.sleep(pause)
+    return round((counts[1] - counts[0]) * 1_000_000 / (times[1] - times[0]))
 
 
 def qemu_version(program: str) -> str:

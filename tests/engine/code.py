@@ -1,0 +1,59 @@
+"""Small guest programs, and a processor that compiles regions only when a test says so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from pellucid.cpu.state import Block, Op
+from pellucid.engine import handlers
+from pellucid.engine.region import METADATA, CompiledRegion, Piece, RegionWriter
+from pellucid.native.image import Root
+from pellucid.native.program import Program
+from pellucid.native.target import compile_object
+from tests.cpu.bare import Bare
+
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+CODE = 0x1000
+
+
+@functools.cache
+def _roots() -> Mapping[str, Root]:
+    return handlers.roots()
+
+
+_number = 0
+
+
+class Compiled(Bare):
+    """A 64-bit processor without the sampler: `compile` makes a region of the hot blocks from an address on."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.processor.hot.close()
+
+    def block(self, rip: int) -> int:
+        """The first op of the translated block at `rip`."""
+        self.state.rip = rip
+        ops = self.processor.current_block()
+        assert ops, "executed before"
+        return ops
+
+    def compile(self, rip: int) -> list[Piece]:
+        """Compile and install the region that begins at `rip`."""
+        global _number
+        _number += 1
+        hot = self.processor.hot
+        pieces = hot.source.region(self.block(rip))
+        assert pieces
+        name = f"test_region{_number}"
+        image = compile_object(RegionWriter(Program(), _roots(), pieces, name).text() + METADATA)
+        region = CompiledRegion(image, name, self.processor.engine.image.library)
+        hot._install(hot.generation, pieces, region)
+        assert Op.view(pieces[0].ops).handler == region.address
+        return pieces
+
+    @staticmethod
+    def dead(piece: Piece) -> bool:
+        """Whether the translation of this block was thrown away."""
+        return bool(Block.view(piece.ops - Block.size).dead)

@@ -1,0 +1,204 @@
+"""Regions: what is compiled computes what is interpreted, leaves when asked, and goes when its code changes."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from pellucid.cpu.state import (
+    EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, PENDING_REQUEST, PF, RFLAGS_STATUS, SS_FAULT, UD, Block, Op)
+from tests.cpu.bare import MMIO, Bare
+
+from .code import CODE, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Compiled
+
+SUM = bytes.fromhex(
+    "31c0"            # xor eax, eax
+    "4801c8"          # loop: add rax, rcx
+    "48894500"        # mov [rbp], rax
+    "a801 7403"       # test al, 1; je even
+    "48ffc2"          # inc rdx
+    "4883e901 75ec"   # even: sub rcx, 1; jne loop
+    "f4")
+LOOP = CODE + 2
+
+
+def run_sum(machine: Bare, count: int) -> None:
+    machine.state.gpr[RCX], machine.state.gpr[RDX], machine.state.gpr[RBP] = count, 0, 0x3000
+    assert machine.run(CODE) == EXIT_HLT
+
+
+def check_sum(machine: Bare, count: int) -> None:
+    totals = [sum(range(n, count + 1)) for n in range(count, 0, -1)]
+    s = machine.state
+    assert s.gpr[RAX] == totals[-1] and s.gpr[RCX] == 0
+    assert s.gpr[RDX] == sum(total & 1 for total in totals)
+    assert machine.bytes(0x3000, 8) == totals[-1].to_bytes(8, "little")
+    assert machine.processor.get_rflags() & RFLAGS_STATUS == 0x44
+
+
+@pytest.fixture
+def machine() -> Compiled:
+    made = Compiled()
+    made.load(CODE, SUM)
+    run_sum(made, 5)
+    return made
+
+
+def test_a_region_holds_the_loop(machine: Compiled) -> None:
+    pieces = machine.compile(LOOP)
+    assert len(pieces) >= 3, "the loop's head, the odd case, the way back"
+    run_sum(machine, 100)
+    check_sum(machine, 100)
+
+
+def test_random_counts_agree_with_the_interpreter(machine: Compiled) -> None:
+    plain = Compiled()
+    plain.load(CODE, SUM)
+    machine.compile(LOOP)
+    for _ in range(20):
+        count = random.randrange(1, 300)
+        run_sum(machine, count)
+        run_sum(plain, count)
+        assert list(machine.state.gpr) == list(plain.state.gpr), count
+        assert machine.processor.get_rflags() == plain.processor.get_rflags()
+
+
+def test_a_region_leaves_when_asked(machine: Compiled) -> None:
+    machine.compile(LOOP)
+    s = machine.state
+    s.gpr[RCX], s.gpr[RBP], s.rip = 1 << 60, 0x3000, CODE
+    threading.Timer(0.05, machine.processor.kick).start()
+    assert machine.processor.run() == EXIT_PENDING
+    assert s.pending & PENDING_REQUEST
+    done = (1 << 60) - s.gpr[RCX]
+    assert 0 < done and s.rip in range(CODE, CODE + len(SUM))
+    s.pending = 0
+    s.gpr[RCX], before = 7, s.gpr[RAX]
+    assert machine.run() == EXIT_HLT
+    assert s.gpr[RAX] - before in (28, 21), "it goes on where it was"
+
+
+def test_a_fault_inside_is_precise(machine: Compiled) -> None:
+    """The store leaves guest memory by a page that is not present: RIP and registers are those before it."""
+    machine.compile(LOOP)
+    s = machine.state
+    s.gpr[RAX], s.gpr[RCX], s.gpr[RDX], s.gpr[RBP] = 0, 9, 0, 0x7F_0000_0000
+    assert machine.run(LOOP) == EXIT_EXCEPTION
+    assert (s.exc_vector, s.exc_address, s.rip) == (PF, 0x7F_0000_0000, CODE + 5)
+    assert s.gpr[RAX] == 9 and s.gpr[RCX] == 9
+    s.gpr[RBP] = 1 << 63
+    assert machine.run(LOOP) == EXIT_EXCEPTION
+    assert (s.exc_vector, s.rip) == (SS_FAULT, CODE + 5), "a non-canonical address through SS"
+
+
+def test_a_device_inside(machine: Compiled) -> None:
+    machine.compile(LOOP)
+    s = machine.state
+    s.gpr[RCX], s.gpr[RBP] = 4, MMIO
+    assert machine.run(CODE) == EXIT_HLT
+    assert [(access.address, access.size, access.value) for access in machine.accesses] == [
+        (MMIO, 8, total) for total in (4, 7, 9, 10)]
+    assert s.gpr[RAX] == 10
+
+
+# --- code that changes -----------------------------------------------------------------------------------
+
+
+def test_memory_changed_from_outside(machine: Compiled) -> None:
+    pieces = machine.compile(LOOP)
+    machine.load(LOOP, bytes.fromhex("4829c8"))    # sub rax, rcx
+    assert all(machine.dead(piece) for piece in pieces)
+    run_sum(machine, 10)
+    assert machine.state.gpr[RAX] == -55 & (1 << 64) - 1
+
+
+def test_one_byte_of_one_block_takes_the_region_along(machine: Compiled) -> None:
+    """A region has copies of its blocks, so none of them may outlive another."""
+    pieces = machine.compile(LOOP)
+    machine.processor.engine.forget_code(machine.processor.address, CODE + len(SUM) - 3, 1)
+    assert all(machine.dead(piece) for piece in pieces)
+    run_sum(machine, 12)
+    check_sum(machine, 12)
+
+
+PATCHING = bytes.fromhex(
+    "4801c8"             # loop: add rax, rcx
+    "4839d9 7503"        # cmp rcx, rbx; jne on
+    "408837"             # mov [rdi], sil
+    "4883e901 75ef"      # on: sub rcx, 1; jne loop
+    "f4")
+
+
+def test_a_region_that_changes_itself() -> None:
+    """At RCX = 10 the loop's ADD becomes a SUB; what follows runs the new code, at once."""
+    machine = Compiled()
+    machine.load(CODE, PATCHING)
+    s = machine.state
+
+    def run() -> int:
+        s.gpr[RAX], s.gpr[RCX], s.gpr[RBX], s.gpr[RDI], s.gpr[RSI] = 0, 20, 10, CODE + 1, 0x29
+        assert machine.run(CODE) == EXIT_HLT
+        return int(s.gpr[RAX])
+
+    s.gpr[RCX] = 3
+    assert machine.run(CODE) == EXIT_HLT
+    pieces = machine.compile(CODE)
+    assert run() == sum(range(10, 21)) - sum(range(1, 10))
+    assert machine.dead(pieces[0]) and machine.bytes(CODE, 3) == bytes.fromhex("4829c8")
+    machine.load(CODE, PATCHING)
+    s.gpr[RCX] = 3
+    machine.run(CODE)
+    machine.compile(CODE)
+    assert run() == sum(range(10, 21)) - sum(range(1, 10)), "and again, translated anew"
+
+
+def test_a_region_of_dead_blocks_is_not_installed(machine: Compiled) -> None:
+    pieces = machine.compile(LOOP)
+    region = machine.processor.hot.installed[0]
+    machine.load(CODE, SUM)
+    machine.processor.hot._install(machine.processor.hot.generation, pieces, region)
+    assert Op.view(pieces[0].ops).handler != region.address
+    machine.processor.hot._install(machine.processor.hot.generation - 1, pieces, region)
+    assert len(machine.processor.hot.installed) == 1
+
+
+def test_a_dead_block_is_no_source(machine: Compiled) -> None:
+    ops = machine.block(LOOP)
+    machine.load(CODE, SUM)
+    assert Block.view(ops - Block.size).dead
+    assert machine.processor.hot.source.region(ops) == []
+
+
+# --- the arena -------------------------------------------------------------------------------------------
+
+
+def test_a_full_arena_is_emptied_and_filled_again(machine: Compiled) -> None:
+    """Blocks in 40 pages, room for a few: every pass translates anew, regions included, and computes the same."""
+    machine.compile(LOOP)
+    code = machine.processor.code
+    flushes, flush = [], machine.processor.flush_code
+    machine.processor.flush_code = lambda: (flushes.append(code.arena_used), flush())  # type: ignore[method-assign]
+    code.arena_size = code.arena_used + 12_000
+    for page in range(40):
+        here = 0x10000 + page * 4096
+        after = 0x10000 + (page + 1) * 4096
+        machine.load(here, bytes.fromhex("48ffc0 e9") + (after - here - 8).to_bytes(4, "little", signed=True))
+    machine.load(0x10000 + 40 * 4096, b"\xf4")
+    for turn in range(3):
+        machine.state.gpr[RAX] = 0
+        assert machine.run(0x10000) == EXIT_HLT
+        assert machine.state.gpr[RAX] == 40, turn
+    assert len(flushes) >= 3 and all(used <= code.arena_size for used in flushes)
+    assert machine.processor.hot.installed == [] and not machine.processor.hot.source.original
+    run_sum(machine, 30)
+    check_sum(machine, 30)
+
+
+def test_an_arena_flush_forgets_invalid_code(machine: Compiled) -> None:
+    machine.load(0x5000, b"\x06")
+    assert machine.run(0x5000) == EXIT_EXCEPTION and machine.state.exc_vector == UD
+    machine.processor.flush_code()
+    machine.load(0x5000, b"\xf4")
+    assert machine.run(0x5000) == EXIT_HLT
