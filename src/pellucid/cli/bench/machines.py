@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,12 +67,21 @@ def host_tsc_khz() -> int | None:
     page.write(READ_TSC)
     # SAFETY: the page outlives the last call, and READ_TSC is a whole function without arguments.
     read_tsc = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    times, counts = [], []
-    for pause in (0.05, 0.0):
-        times.append(time.monotonic_ns())
-        counts.append(read_tsc())
-        time.sleep(pause)
-    return round((counts[1] - counts[0]) * 1_000_000 / (times[1] - times[0]))
+    first = _reading(read_tsc)
+    time.sleep(0.05)
+    last = _reading(read_tsc)
+    return int((last[1] - first[1]) * 1_000_000 // (last[0] - first[0]))
+
+
+def _reading(read_tsc: Callable[[], int]) -> tuple[int, int]:
+    """(nanoseconds, counter) of one moment: of several tries, that with the least time between its two clock reads."""
+    tries = []
+    for _ in range(50):
+        before = time.monotonic_ns()
+        counter = read_tsc()
+        after = time.monotonic_ns()
+        tries.append((after - before, (before + after) // 2, counter))
+    return min(tries)[1:]
 
 
 def qemu_version(program: str) -> str:

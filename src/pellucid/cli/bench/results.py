@@ -71,7 +71,7 @@ def rows(found: Measurements) -> list[Row]:
             COLD_BOOT_RATIO),
         Row("boot to user space", "warm cache", qemu_boot, _median([boot.userspace for boot in ours.warm]),
             WARM_BOOT_RATIO),
-        Row("start", "to the first guest instruction", _median(qemu.starts) if qemu else None, _median(ours.starts),
+        Row("start", "first guest instruction", _median(qemu.starts) if qemu else None, _median(ours.starts),
             START_SECONDS, limit_is_ratio=False),
     ]  # fmt: skip
     if found.image is not None:
@@ -119,7 +119,7 @@ def _memory_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:
     memories = [boot.memory for boot in _all_boots(ours) if boot.memory]
     if memories:
         yield Row("memory", "most resident", _median(peaks), max(memory.peak for memory in memories), None, "B")
-        yield Row("memory", "most resident without guest RAM", None,
+        yield Row("memory", "without guest RAM", None,
                   max(memory.peak - memory.guest for memory in memories), OVERHEAD_BYTES, "B",
                   limit_is_ratio=False)  # fmt: skip
 

@@ -161,7 +161,7 @@ class SoftVcpu:
             self._accept_apic_events()
             if self.state.replay_count == 0:
                 return self._inject()
-            requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again behind it
+            self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
         return None
 
     def _accept_apic_events(self) -> None:

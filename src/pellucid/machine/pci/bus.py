@@ -1,0 +1,101 @@
+"""A PCI bus: functions by slot, the spaces they decode in, and where their interrupt pins lead."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pellucid.machine.pci import config as cfg
+from pellucid.memory import MemoryRegion
+
+SLOTS, FUNCTIONS, PINS = 32, 8, 4
+
+
+@dataclass(frozen=True)
+class PciSpaces:
+    """What the functions of a bus see: where BARs go, what DMA reaches, and who takes messages."""
+
+    memory: MemoryRegion
+    io: MemoryRegion
+    dma: MemoryRegion
+    signal_msi: Callable[[int, int], object]
+
+
+class Function(Protocol):
+    """What a bus holds: a `PciFunction`."""
+
+    bus: "PciBus | None"
+    devfn: int
+
+    def config_read(self, offset: int, size: int) -> int: ...
+    def config_write(self, offset: int, size: int, value: int) -> None: ...
+    def attached(self) -> None: ...
+    def secondary(self) -> "PciBus | None": ...
+
+
+def swizzle(slot: int, pin: int) -> int:
+    """The pin of a bridge that its child's pin comes out of (PCI-to-PCI Bridge 1.2, 9.1). Pins count from 0."""
+    return (slot + pin) % PINS
+
+
+class PciBus:
+    """`route(slot, pin, level)` takes each change of a function's pin; the bus itself does not wire them together."""
+
+    def __init__(self, name: str, spaces: PciSpaces, route: Callable[[int, int, bool], None]) -> None:
+        self.name = name
+        self.spaces = spaces
+        self._route = route
+        self.functions: dict[int, Function] = {}
+
+    def add(self, slot: int, function: int, device: Function) -> None:
+        """Put `device` at SLOT.FUNCTION. Raises ValueError when the place is taken or does not exist."""
+        devfn = slot << 3 | function
+        if not (0 <= slot < SLOTS and 0 <= function < FUNCTIONS) or devfn in self.functions:
+            raise ValueError(f"PCI bus {self.name}: no free place {slot:02x}.{function}")
+        self.functions[devfn] = device
+        device.bus, device.devfn = self, devfn
+        device.attached()
+
+    def set_intx(self, devfn: int, pin: int, level: bool) -> None:
+        """A function's pin (0 is INTA#) rose or fell."""
+        self._route(devfn >> 3, pin, level)
+
+    def config_read(self, bus: int, devfn: int, offset: int, size: int) -> int:
+        """Read configuration space on bus number `bus`, this one being 0 for it; all ones where nobody is."""
+        found = self._find(bus, devfn)
+        if found is None or offset + size > cfg.CONFIG_SIZE:
+            return (1 << 8 * size) - 1
+        return found.config_read(offset, size)
+
+    def config_write(self, bus: int, devfn: int, offset: int, size: int, value: int) -> None:
+        """Write configuration space; dropped where nobody is."""
+        found = self._find(bus, devfn)
+        if found is not None and offset + size <= cfg.CONFIG_SIZE:
+            found.config_write(offset, size, value)
+
+    def _find(self, number: int, devfn: int) -> Function | None:
+        return self.functions.get(devfn) if number == 0 else self._behind(number, devfn)
+
+    def _behind(self, number: int, devfn: int) -> Function | None:
+        """The function on the bus with that number, behind the bridges as the guest has numbered them.
+
+        Numbers grow on the way down, or the way is not taken: a guest that numbers its buses in a circle finds nobody.
+        """
+        at: PciBus | None = self
+        above = 0
+        while at is not None:
+            bridge = next((b for b in at._bridges() if above < b[0] <= number <= b[1]), None)
+            if bridge is None:
+                return None
+            above, _, at = bridge
+            if above == number:
+                return at.functions.get(devfn)
+        return None
+
+    def _bridges(self) -> "list[tuple[int, int, PciBus]]":
+        """(secondary number, subordinate number, bus behind) of each bridge here."""
+        found = []
+        for function in self.functions.values():
+            behind = function.secondary()
+            if behind is not None:
+                found.append((function.config_read(0x19, 1), function.config_read(0x1A, 1), behind))
+        return found

@@ -1,0 +1,262 @@
+"""One PCI function: its configuration space, BARs, interrupt pin and bus mastering.
+
+    class Ide(PciFunction):
+        kind = "piix3-ide"
+        vendor_id, device_id, class_code = 0x8086, 0x7010, 0x010180
+        timing = ConfigRegister(0x40, 2, writable=0xFFFF)
+
+A subclass declares registers, adds BARs and capabilities in its constructor, and is put on a `PciBus`. Bytes from 0x40
+on that are declared nowhere hold what is written, as they do in QEMU's functions (`vendor_bytes_writable`).
+
+Saved is the configuration space; what follows from it (mappings, lines) is rebuilt after a load, in which read-only
+bits keep the values that this function has.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pellucid.machine.device import Device, State
+from pellucid.machine.pci import config as cfg
+from pellucid.machine.pci.bar import Bar
+from pellucid.machine.pci.config import ConfigRegister
+from pellucid.machine.state import BOOL, Memory
+from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemoryTransaction
+
+if TYPE_CHECKING:
+    from pellucid.machine.pci.bus import PciBus
+
+ROM_BAR = 6
+BAR_PRIORITY = 1
+
+
+class Capability:
+    """A capability of a function: a piece of its configuration space that hears of writes."""
+
+    id: ClassVar[int]
+
+    def reset(self) -> None:
+        """The function was reset; its bytes are already back."""
+
+    def written(self) -> None:
+        """The guest wrote to the capability, or a saved state was loaded."""
+
+
+class PciFunction(Device):
+    """The base of every function. `name` is what its bus master address space is called in `info mtree`."""
+
+    vendor_id: ClassVar[int] = 0
+    device_id: ClassVar[int] = 0
+    revision: ClassVar[int] = 0
+    class_code: ClassVar[int] = 0
+    """Base class, subclass and programming interface, 24 bits."""
+    subsystem: ClassVar[tuple[int, int]] = (0x1AF4, 0x1100)
+    """Subsystem vendor and subsystem id; QEMU's, by which SeaBIOS knows on what it runs."""
+    header_type: ClassVar[int] = 0
+    multifunction: ClassVar[bool] = False
+    interrupt_pin: ClassVar[int] = 0
+    """1 to 4 for INTA# to INTD#, 0 for none."""
+    status_reset: ClassVar[int] = 0
+    command_reset: ClassVar[int] = 0
+    command_writable: ClassVar[int] = 0x0507
+    vendor_bytes_writable: ClassVar[bool] = True
+    config_registers: ClassVar[tuple[ConfigRegister, ...]] = ()
+
+    config = State(Memory(cfg.CONFIG_SIZE), bytes(cfg.CONFIG_SIZE), survives_reset=True, doc="configuration space")
+    intx_level = State(BOOL, False, doc="what the function asks of its interrupt pin")
+
+    command = ConfigRegister(cfg.COMMAND, 2)
+    status = ConfigRegister(cfg.STATUS, 2, write_clears=cfg.STATUS_ERRORS)
+    interrupt_line = ConfigRegister(cfg.INTERRUPT_LINE, 1, writable=0xFF)
+    cache_line_size = ConfigRegister(cfg.CACHE_LINE_SIZE, 1)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        declared = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls.config_registers = tuple(value for value in declared.values() if isinstance(value, ConfigRegister))
+
+    def __init__(self) -> None:
+        self.bus: PciBus | None = None
+        self.devfn = 0
+        self.bars: list[Bar] = []
+        self.capabilities: dict[int, Capability] = {}
+        self._places: list[tuple[int, int, Capability]] = []
+        self._last_capability = cfg.CAPABILITY_LIST
+        self._template = bytearray(cfg.CONFIG_SIZE)
+        self._writable = bytearray(cfg.CONFIG_SIZE)
+        self._clears = bytearray(cfg.CONFIG_SIZE)
+        self.bus_master = MemoryRegion.new_container("bus master container")
+        self._bus_master_alias: MemoryRegion | None = None
+        self.dma = AddressSpace(self.kind, self.bus_master)
+        self._driven = False
+        self._describe_header()
+        super().__init__()
+        self.config[:] = self._template
+
+    def _describe_header(self) -> None:
+        put = self.put_template
+        put(cfg.VENDOR_ID, 2, self.vendor_id)
+        put(cfg.DEVICE_ID, 2, self.device_id)
+        put(cfg.REVISION_ID, 1, self.revision)
+        put(cfg.CLASS_CODE, 3, self.class_code)
+        multifunction = cfg.HEADER_MULTIFUNCTION if self.multifunction else 0
+        put(cfg.HEADER_TYPE, 1, self.header_type | multifunction)
+        put(cfg.INTERRUPT_PIN, 1, self.interrupt_pin)
+        if self.header_type == 0:
+            put(cfg.SUBSYSTEM_VENDOR_ID, 2, self.subsystem[0])
+            put(cfg.SUBSYSTEM_ID, 2, self.subsystem[1])
+        if self.vendor_bytes_writable:
+            self._writable[cfg.HEADER_SIZE :] = b"\xff" * (cfg.CONFIG_SIZE - cfg.HEADER_SIZE)
+        for register in self.config_registers:
+            put(register.offset, register.size, register.reset, register.writable, register.write_clears)
+        put(cfg.COMMAND, 2, self.command_reset, self.command_writable)
+        put(cfg.STATUS, 2, self.status_reset, 0, cfg.STATUS_ERRORS)
+
+    def put_template(self, offset: int, size: int, value: int, writable: int = 0, write_clears: int = 0) -> None:
+        """Say what a register holds after a reset and which of its bits a guest can change. From constructors only."""
+        for target, content in ((self._template, value), (self._writable, writable), (self._clears, write_clears)):
+            target[offset : offset + size] = content.to_bytes(size, "little")
+
+    def add_bar(self, bar: Bar) -> None:
+        """Have the guest place `bar.region`. From constructors only."""
+        offset = self._bar_offset(bar)
+        self.put_template(offset, bar.bytes, bar.flags, bar.address_mask)
+        if bar.index == ROM_BAR:
+            self.put_template(offset, bar.bytes, 0, bar.address_mask | 1)
+        self.bars.append(bar)
+        self.config[:] = self._template
+
+    def _bar_offset(self, bar: Bar) -> int:
+        if bar.index == ROM_BAR:
+            return cfg.ROM_ADDRESS if self.header_type == 0 else 0x38
+        return cfg.FIRST_BAR + 4 * bar.index
+
+    def add_capability(self, offset: int, size: int, capability: Capability) -> None:
+        """Put `capability` at `offset`, with `size` bytes, at the end of the list. From constructors only.
+
+        Its bytes are read-only until `put_template` says otherwise.
+        """
+        self.put_template(offset, size, capability.id)
+        self._template[self._last_capability] = offset
+        status = int.from_bytes(self._template[cfg.STATUS : cfg.STATUS + 2], "little") | cfg.STATUS_CAPABILITIES
+        self._template[cfg.STATUS : cfg.STATUS + 2] = status.to_bytes(2, "little")
+        self._last_capability = offset + 1
+        self._writable[offset : offset + size] = bytes(size)
+        self.capabilities[capability.id] = capability
+        self._places.append((offset, size, capability))
+        self.config[:] = self._template
+
+    def reset(self) -> None:
+        super().reset()
+        self.config[:] = self._template
+        for capability in self.capabilities.values():
+            capability.reset()
+        self._update()
+
+    def after_load(self) -> None:
+        for offset in range(cfg.CONFIG_SIZE):
+            # Bits that software can neither set nor clear are not taken from a stream, the status register's apart.
+            free = self._writable[offset] | self._clears[offset]
+            fixed = ~free & 0xFF
+            self.config[offset] = self.config[offset] & free | self._template[offset] & fixed
+        for capability in self.capabilities.values():
+            capability.written()
+        self._update()
+
+    # Configuration accesses.
+
+    def config_read(self, offset: int, size: int) -> int:
+        """A guest's read of `size` bytes at `offset`, which do not pass the end; bytes of no register read 0."""
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """A guest's write, byte by byte through the masks, and what follows from it."""
+        old_command = self.command
+        for at in range(offset, min(offset + size, cfg.CONFIG_SIZE)):
+            byte = value & 0xFF
+            value >>= 8
+            writable = self._writable[at]
+            kept = self.config[at] & ~writable | byte & writable
+            self.config[at] = kept & ~(byte & self._clears[at]) & 0xFF
+        touches_bar = offset < cfg.CAPABILITY_LIST and offset + size > cfg.FIRST_BAR
+        if touches_bar or self.command != old_command or self._touches_rom(offset, size):
+            self._update()
+        for place, length, capability in self._places:
+            if offset < place + length and place < offset + size:
+                capability.written()
+        for register in self.config_registers:
+            if register.written_behaviour is not None and register.overlaps(offset, size):
+                register.written_behaviour(self)
+
+    def _touches_rom(self, offset: int, size: int) -> bool:
+        return any(
+            bar.index == ROM_BAR and offset < self._bar_offset(bar) + 4 and self._bar_offset(bar) < offset + size
+            for bar in self.bars
+        )
+
+    # What follows from the registers.
+
+    def attached(self) -> None:
+        """The function was put on `self.bus`; map what its registers say."""
+        assert self.bus is not None
+        target = self.bus.spaces.dma
+        self._bus_master_alias = MemoryRegion.new_alias("bus master", target, 0, ADDRESS_SPACE_SIZE)
+        self._bus_master_alias.set_enabled(False)
+        self.bus_master.add_subregion(0, self._bus_master_alias)
+        self._update()
+
+    def _update(self) -> None:
+        if self.bus is None:
+            return
+        with MemoryTransaction():
+            for bar in self.bars:
+                self._place(bar)
+            if self._bus_master_alias is not None:
+                self._bus_master_alias.set_enabled(bool(self.command & cfg.COMMAND_MASTER))
+        self._drive_pin()
+
+    def bar_address(self, bar: Bar) -> int | None:
+        """Where the registers put `bar` now; None when it decodes nothing."""
+        if not self.command & (cfg.COMMAND_IO if bar.is_io else cfg.COMMAND_MEMORY):
+            return None
+        offset = self._bar_offset(bar)
+        register = int.from_bytes(self.config[offset : offset + bar.bytes], "little")
+        if bar.index == ROM_BAR and not register & 1:
+            return None
+        return bar.decode(register)
+
+    def _place(self, bar: Bar) -> None:
+        assert self.bus is not None
+        address = self.bar_address(bar)
+        if address == bar.address:
+            return
+        container = self.bus.spaces.io if bar.is_io else self.bus.spaces.memory
+        if bar.address is not None:
+            container.del_subregion(bar.region)
+        bar.address = address
+        if address is not None:
+            container.add_subregion_overlap(address, bar.region, BAR_PRIORITY)
+
+    def secondary(self) -> "PciBus | None":
+        """The bus behind a bridge; None for everything else."""
+        return None
+
+    # Interrupts.
+
+    def set_intx(self, level: bool) -> None:
+        """Drive the interrupt pin, as the device wants it; the command register may hold it back."""
+        if level != self.intx_level:
+            self.intx_level = level
+            self._drive_pin()
+
+    def _drive_pin(self) -> None:
+        if not self.interrupt_pin or self.bus is None:
+            return
+        self.status = self.status & ~cfg.STATUS_INTERRUPT | (cfg.STATUS_INTERRUPT if self.intx_level else 0)
+        level = self.intx_level and not self.command & cfg.COMMAND_INTX_DISABLE
+        if level != self._driven:
+            self._driven = level
+            self.bus.set_intx(self.devfn, self.interrupt_pin - 1, level)
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """Send a message as a master of the bus; nothing while bus mastering is off."""
+        if self.command & cfg.COMMAND_MASTER and self.bus is not None:
+            self.bus.spaces.signal_msi(address, data)

@@ -1,0 +1,57 @@
+"""Configuration mechanism 1 (PCI 3.0, 3.2.2.3.2): an address port and a data port.
+
+Region 0 is CONFIG_ADDRESS: it takes doublewords only. Bit 31 enables, bits 23-16 are the bus, 15-8 the function, 7-2
+the register. Region 1 is CONFIG_DATA, a window of four bytes on that register.
+
+Port 0xCF9, in the middle of CONFIG_ADDRESS, is another chip's (`reset_control`): byte accesses there go to it.
+"""
+
+from pellucid.machine.device import Device, Region, Register
+from pellucid.machine.pci.bus import PciBus
+from pellucid.memory import AccessSizes, IoOps
+
+ENABLE = 1 << 31
+RESET_CONTROL = 1
+
+
+class ConfigMechanism1(Device):
+    """The two ports of a host bridge, in front of `bus`."""
+
+    kind = "pci-conf"
+    regions = (
+        Region("pci-conf-idx", 4, valid=AccessSizes(1, 4), impl=AccessSizes(1, 4)),
+        Region("pci-conf-data", 4, valid=AccessSizes(1, 4), impl=AccessSizes(1, 4)),
+    )
+
+    address = Register(0, size=4, exact=True, doc="bit 31 enable, 23-16 bus, 15-8 device and function, 7-2 register")
+
+    def __init__(self, bus: PciBus, reset_control: IoOps | None = None) -> None:
+        super().__init__()
+        self._bus = bus
+        self._reset_control = reset_control
+
+    def region_read(self, region: int, offset: int, size: int) -> int:
+        if region == 1:
+            return self._read_data(offset, size)
+        if offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
+            return self._reset_control.read(0, 1)
+        return super().region_read(region, offset, size)
+
+    def region_write(self, region: int, offset: int, size: int, value: int) -> None:
+        if region == 1:
+            self._write_data(offset, size, value)
+        elif offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
+            self._reset_control.write(0, 1, value)
+        else:
+            super().region_write(region, offset, size, value)
+
+    def _read_data(self, offset: int, size: int) -> int:
+        if not self.address & ENABLE:
+            return (1 << 8 * size) - 1
+        register = (self.address & 0xFC) + offset
+        return self._bus.config_read(self.address >> 16 & 0xFF, self.address >> 8 & 0xFF, register, size)
+
+    def _write_data(self, offset: int, size: int, value: int) -> None:
+        if self.address & ENABLE:
+            register = (self.address & 0xFC) + offset
+            self._bus.config_write(self.address >> 16 & 0xFF, self.address >> 8 & 0xFF, register, size, value)

@@ -1,0 +1,168 @@
+"""Capabilities that many functions have: MSI, MSI-X (PCI 3.0, 6.8) and power management (PCI PM 1.2, 3.2)."""
+
+from pellucid.machine.pci.bar import Bar
+from pellucid.machine.pci.config import CAP_MSI, CAP_MSIX, CAP_POWER_MANAGEMENT
+from pellucid.machine.pci.function import Capability, PciFunction
+from pellucid.memory import AccessSizes, MemoryRegion
+
+MSI_ENABLE, MSI_64_BIT, MSI_MASKING = 0x0001, 0x0080, 0x0100
+MSI_SIZE = 0x18
+MSIX_ENABLE, MSIX_FUNCTION_MASK, MSIX_SIZE = 0x8000, 0x4000, 12
+MSIX_ENTRY, MSIX_MASKED = 16, 1
+PM_SIZE = 8
+"""Largest capability and table sizes come from the declarations, never from the guest."""
+
+
+class PowerManagement(Capability):
+    """Version 3, D0 and D3hot, no PME. The state is only kept."""
+
+    id = CAP_POWER_MANAGEMENT
+
+    def __init__(self, function: PciFunction, offset: int) -> None:
+        function.add_capability(offset, PM_SIZE, self)
+        function.put_template(offset + 2, 2, 0x0003)
+        function.put_template(offset + 4, 2, 0x0008, writable=0x0003)
+
+
+class Msi(Capability):
+    """`vectors` messages (a power of two up to 32), with 64-bit addresses and a mask bit for each."""
+
+    id = CAP_MSI
+
+    def __init__(self, function: PciFunction, offset: int, vectors: int = 1) -> None:
+        if vectors not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"MSI: {vectors} vectors; there can be 1, 2, 4, 8, 16 or 32")
+        self._function, self._offset, self.vectors = function, offset, vectors
+        function.add_capability(offset, MSI_SIZE, self)
+        control = MSI_64_BIT | MSI_MASKING | (vectors.bit_length() - 1) << 1
+        function.put_template(offset + 2, 2, control, writable=0x0070 | MSI_ENABLE)
+        function.put_template(offset + 4, 8, 0, writable=0xFFFF_FFFF_FFFF_FFFC)
+        function.put_template(offset + 12, 2, 0, writable=0xFFFF)
+        function.put_template(offset + 16, 4, 0, writable=(1 << vectors) - 1)
+
+    def _field(self, offset: int, size: int) -> int:
+        return self._function.config_read(self._offset + offset, size)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the guest wants messages instead of the pin."""
+        return bool(self._field(2, 2) & MSI_ENABLE)
+
+    def notify(self, vector: int) -> None:
+        """The device raises `vector`: a message, or a pending bit while it is masked."""
+        if not self.enabled:
+            return
+        allowed = min(1 << (self._field(2, 2) >> 4 & 7), self.vectors)
+        # With fewer messages granted than wanted, the high vectors share the granted ones.
+        vector %= allowed
+        if self._field(16, 4) >> vector & 1:
+            self._set_pending(self._field(20, 4) | 1 << vector)
+            return
+        data = self._field(12, 2) & ~(allowed - 1) | vector
+        self._function.signal_msi(self._field(4, 8), data)
+
+    def written(self) -> None:
+        due = self._field(20, 4) & ~self._field(16, 4)
+        if due and self.enabled:
+            self._set_pending(self._field(20, 4) & ~due)
+            for vector in range(self.vectors):
+                if due >> vector & 1:
+                    self.notify(vector)
+
+    def _set_pending(self, bits: int) -> None:
+        at = self._offset + 20
+        self._function.config[at : at + 4] = (bits & 0xFFFF_FFFF).to_bytes(4, "little")
+
+
+class MsiX(Capability):
+    """`vectors` messages in a table that lies in `bar` (a container region), with the pending bits behind it.
+
+    Table and pending bits are not in configuration space: the function saves `table` and `pending` with its own state.
+    """
+
+    id = CAP_MSIX
+
+    def __init__(self, function: PciFunction, offset: int, vectors: int, bar: Bar, table_offset: int = 0) -> None:
+        if not 1 <= vectors <= 2048:
+            raise ValueError(f"MSI-X: {vectors} vectors; there can be 1 to 2048")
+        self._function, self._offset, self.vectors = function, offset, vectors
+        self.table = bytearray(vectors * MSIX_ENTRY)
+        self.pending = bytearray(-(-vectors // 64) * 8)
+        pending_offset = table_offset + len(self.table)
+        if pending_offset + len(self.pending) > bar.region.size:
+            raise ValueError(f"MSI-X: the tables of {vectors} vectors do not fit BAR {bar.index}")
+        function.add_capability(offset, MSIX_SIZE, self)
+        function.put_template(offset + 2, 2, vectors - 1, writable=MSIX_ENABLE | MSIX_FUNCTION_MASK)
+        function.put_template(offset + 4, 4, table_offset | bar.index)
+        function.put_template(offset + 8, 4, pending_offset | bar.index)
+        sizes = AccessSizes(4, 8)
+        place = bar.region.add_subregion
+        place(table_offset, MemoryRegion.new_io("msix-table", len(self.table), _Table(self), valid=sizes, impl=sizes))
+        place(pending_offset, MemoryRegion.new_io("msix-pba", len(self.pending), _Pba(self), valid=sizes, impl=sizes))
+        self.reset()
+
+    def reset(self) -> None:
+        self.table[:] = (bytes(12) + MSIX_MASKED.to_bytes(4, "little")) * self.vectors
+        self.pending[:] = bytes(len(self.pending))
+
+    def _control(self) -> int:
+        return self._function.config_read(self._offset + 2, 2)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the guest wants messages instead of the pin."""
+        return bool(self._control() & MSIX_ENABLE)
+
+    def masked(self, vector: int) -> bool:
+        """Whether the vector waits, by its own mask bit or the function's."""
+        return bool(self._control() & MSIX_FUNCTION_MASK or self.table[vector * MSIX_ENTRY + 12] & MSIX_MASKED)
+
+    def notify(self, vector: int) -> None:
+        """The device raises `vector`: a message, or a pending bit while it is masked."""
+        if not self.enabled or not 0 <= vector < self.vectors:
+            return
+        if self.masked(vector):
+            self.pending[vector >> 3] |= 1 << (vector & 7)
+            return
+        entry = self.table[vector * MSIX_ENTRY : (vector + 1) * MSIX_ENTRY]
+        address, data = int.from_bytes(entry[:8], "little"), int.from_bytes(entry[8:12], "little")
+        self._function.signal_msi(address, data)
+
+    def written(self) -> None:
+        if self.enabled and any(self.pending):
+            for vector in range(self.vectors):
+                self.deliver_pending(vector)
+
+    def deliver_pending(self, vector: int) -> None:
+        """Send what waits for `vector`, if nothing masks it any more."""
+        bit = 1 << (vector & 7)
+        if self.pending[vector >> 3] & bit and self.enabled and not self.masked(vector):
+            self.pending[vector >> 3] &= ~bit
+            self.notify(vector)
+
+
+class _Table:
+    """The table as the guest sees it."""
+
+    def __init__(self, msix: MsiX) -> None:
+        self._msix = msix
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._msix.table[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._msix.table[offset : offset + size] = value.to_bytes(size, "little")
+        self._msix.deliver_pending(offset // MSIX_ENTRY)
+
+
+class _Pba:
+    """The pending bits, which the guest only reads."""
+
+    def __init__(self, msix: MsiX) -> None:
+        self._msix = msix
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._msix.pending[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Dropped."""

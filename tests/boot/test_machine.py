@@ -1,0 +1,152 @@
+"""A machine from its command line to its end, with guests of a few instructions: terminal, monitor, errors."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.boot.machine import OURS, Terminal, run
+from tests.machine import kernels
+
+OPTIONS = ("-M", "microvm", "-accel", "tcg", "-m", "64M", "-nographic")
+KERNEL_START = 0x10_0000
+
+
+def test_ctrl_a_x_ends_the_machine_and_gives_the_terminal_back(probe: Path) -> None:
+    with Terminal(*OPTIONS, "-kernel", probe) as machine:
+        machine.expect("!")
+        assert machine.mode_now != machine.mode
+        machine.send("\x01h")
+        machine.expect("C-a x")
+        machine.send("\x01x")
+        machine.expect("QEMU: Terminated" if not OURS else "Terminated")
+        assert machine.wait() == 0
+        assert machine.mode_now == machine.mode
+
+
+def test_ctrl_a_c_is_the_monitor(probe: Path) -> None:
+    with Terminal(*OPTIONS, "-kernel", probe) as machine:
+        machine.expect("!")
+        machine.send("\x01c")
+        machine.expect("(qemu) ")
+        machine.send("info registers\r")
+        registers = machine.expect("(qemu) ")
+        rip = re.search(r"EIP=([0-9a-f]{8})|RIP=([0-9a-f]{16})", registers)
+        assert rip is not None and KERNEL_START <= int(rip[1] or rip[2], 16) < KERNEL_START + 0x20
+        assert "HLT=1" in registers
+        machine.send(f"xp /4xb {KERNEL_START:#x}\r")
+        assert f"{KERNEL_START:016x}: 0x66 0xba 0xf8 0x03" in machine.expect("\n(qemu) ")
+        machine.send("info mtree\r")
+        tree = machine.expect("\n(qemu) ")
+        assert "address-space: memory" in tree and "00000000000003f8-00000000000003ff" in tree
+        machine.send("frobnicate\r")
+        machine.expect("unknown command: 'frobnicate'")
+        machine.send("quit\r")
+        assert machine.wait() == 0
+        assert machine.mode_now == machine.mode
+
+
+def test_a_machine_started_with_S_waits_for_cont(probe: Path) -> None:
+    with Terminal(*OPTIONS, "-S", "-kernel", probe) as machine:
+        machine.send("\x01c")
+        before = machine.expect("(qemu) ")
+        machine.send("info status\r")
+        before += machine.expect("VM status: paused (prelaunch)")
+        machine.send("cont\r")
+        assert "!" not in before + machine.expect("cont")
+        machine.expect("!")
+        machine.send("info status\r")
+        machine.expect("VM status: running")
+        machine.send("stop\r")
+        machine.send("info status\r")
+        machine.expect("VM status: paused\r\n")
+        machine.send("system_reset\r")
+        machine.send("cont\r")
+        machine.expect("!")
+        machine.send("\x01x")
+        assert machine.wait() == 0
+
+
+def test_a_signal_ends_the_machine(probe: Path) -> None:
+    with Terminal(*OPTIONS, "-kernel", probe) as machine:
+        machine.expect("!")
+        machine.process.terminate()
+        machine.expect("terminating on signal 15")
+        assert machine.wait() == 0
+        assert machine.mode_now == machine.mode
+
+
+def test_a_triple_fault_with_no_reboot_is_explained_and_ends(triple_fault: Path) -> None:
+    done = run(*OPTIONS, "-no-reboot", "-kernel", triple_fault)
+    assert done.returncode == 0
+    if OURS:
+        said = done.stderr
+        assert "triple fault, the machine ends (-no-reboot)" in said
+        assert re.search(r"#UD .*\n.*#GP .*\n.*#DF ", said), "the exceptions that led to it, in order"
+        assert re.search(r"EIP=0010_?0?|RIP=0{8,10}10000", said.replace("0000000000100007", "00000000001000007")) or (
+            "100007" in said
+        )
+        assert "0f 0b" in said, "the bytes of the instruction"
+
+
+def test_a_triple_fault_resets(triple_fault: Path) -> None:
+    if not OURS:
+        pytest.skip("QEMU resets without a word")
+    with Terminal(*OPTIONS, "-kernel", triple_fault) as machine:
+        machine.expect("triple fault, the machine resets")
+        machine.expect("triple fault, the machine resets")
+        machine.send("\x01x")
+        assert machine.wait() == 0
+
+
+def file(folder: Path, name: str, content: bytes = b"", size: int = 0) -> Path:
+    """A file of `content` and zeros up to `size`, which take no room on the disk."""
+    path = folder / name
+    with path.open("wb") as out:
+        out.write(content)
+        out.truncate(max(size, len(content)))
+    return path
+
+
+BAD = {
+    "no kernel file": (("-kernel", "{folder}/none"), r"/none: No such file or directory"),
+    "a folder": (("-kernel", "{folder}"), r"Is a directory"),
+    "not a kernel": (("-kernel", "{folder}/text"), r"/text: .*kernel"),
+    "an empty file": (("-kernel", "{folder}/empty"), r"/empty: .*kernel"),
+    "a kernel cut short": (("-kernel", "{folder}/short"), r"/short: .*truncated"),
+    "no initrd file": (("-kernel", "{folder}/kernel", "-initrd", "{folder}/none"), r"/none: No such file"),
+    "an initrd too large": (
+        ("-kernel", "{folder}/kernel", "-initrd", "{folder}/large"),
+        r"initrd of 64 MiB does not fit",
+    ),
+    "RAM too small": (("-kernel", "{folder}/kernel", "-m", "16M"), r"needs 2\d MiB .*16 MiB.*give more with -m"),
+    "no RAM": (("-kernel", "{folder}/kernel", "-m", "0"), r"-m 0"),
+    "more RAM than there is": (("-kernel", "{folder}/kernel", "-m", "1E"), r"1E|1024 PiB|RAM|memory"),
+    "an unknown board": (("-M", "frob"), r"frob.*board|-M frob|machine"),
+    "a board not built": (("-M", "q35"), r"q35.*not built yet"),
+    "an unknown CPU": (("-kernel", "{folder}/kernel", "-cpu", "frob"), r"-cpu frob"),
+    "an unknown CPU feature": (("-kernel", "{folder}/kernel", "-cpu", "max,+frob"), r"frob"),
+    "an unknown option": (("-frobnicate",), r"-frobnicate: unknown option"),
+    "an option not built": (("-hda", "disk"), r"-hda: not built yet"),
+    "a command line too long": (("-kernel", "{folder}/kernel", "-append", "x" * 3000), r"-append is 3000 bytes long"),
+    "a serial port nowhere": (("-kernel", "{folder}/kernel", "-serial", "file:/none/here"), r"/none/here"),
+}
+
+
+@pytest.mark.skipif(not OURS, reason="the texts are ours")
+@pytest.mark.parametrize(("options", "line"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_clear_line(tmp_path: Path, options: tuple[str, ...], line: str) -> None:
+    kernel = kernels.bzimage()
+    file(tmp_path, "kernel", kernel)
+    file(tmp_path, "short", kernel[: 5 * 512])
+    file(tmp_path, "text", b"this is no kernel\n" * 100)
+    file(tmp_path, "empty")
+    file(tmp_path, "large", size=64 << 20)
+    words = [word.format(folder=tmp_path) for word in options]
+    machine = [] if "-m" in words else ["-m", "64M"]
+    board = [] if "-M" in words else ["-M", "microvm"]
+    done = run(*board, *machine, "-display", "none", *words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("pellucid: ") and re.search(line, said), said
