@@ -51,7 +51,7 @@ def test_debian_boots_passes_its_self_test_and_powers_off(debian: Path, tmp_path
 
 
 def test_programs_compute_what_a_processor_of_silicon_does(debian: Path, tmp_path: Path) -> None:
-    """Integers, branches, strings, SSE and x87 floats, system calls, page faults, fork and pipes; then a guest reset."""
+    """Integers, branches, strings, SSE and x87, system calls, page faults, fork and pipes; then a guest reset."""
     files = {f"bench/{program.name}": guest.InitrdFile(program.elf()) for program in PROGRAMS}
     script = ARITHMETIC.format(names=" ".join(EXPECTED), iterations=ITERATIONS)
     archive = initrd(tmp_path, script, files)

@@ -7,13 +7,15 @@ away the translations it hits before it stores.
 """
 
 from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
+from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, walk
 from pellucid.cpu.physical import find_slot, page_info
 from pellucid.cpu.state import (
-    EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, REPLAY_SLOTS, SLOT_READONLY, TLB_BYTES,
+    EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
     TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE, Block, CodeCache,
     CR0_AM, CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
 from pellucid.native import i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely
+
 
 @native
 def tlb_entry(s, tlb, lin):
@@ -162,36 +164,16 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     return host
 
 
-@native(inline=False)
-def mmio_read(s, gpa: u64, size: u64) -> u64:
-    """Read a device: what an earlier execution of this instruction got, or leave for it."""
-    if s.replay_at < s.replay_count:
-        value = s.replay[s.replay_at]
-        s.replay_at += 1
-        return value
-    if s.replay_count >= REPLAY_SLOTS:
-        return ~u64(0)
-    s.exit_reason = EXIT_MMIO
-    s.io_address = gpa
-    s.io_size = u32(size)
-    s.io_write = 0
-    raise Stop
+@native
+def mmio_read(s, gpa, size):
+    """Read a device at a guest-physical address."""
+    return outside(s, u32(EXIT_MMIO), gpa, u64(0), size, u32(0))
 
 
-@native(inline=False)
-def mmio_write(s, gpa: u64, value: u64, size: u64) -> None:
-    """Write a device once, however often this instruction executes."""
-    if s.replay_at < s.replay_count:
-        s.replay_at += 1
-        return
-    if s.replay_count >= REPLAY_SLOTS:
-        return
-    s.exit_reason = EXIT_MMIO
-    s.io_address = gpa
-    s.io_size = u32(size)
-    s.io_write = 1
-    s.io_data = value
-    raise Stop
+@native
+def mmio_write(s, gpa, value, size):
+    """Write a device at a guest-physical address."""
+    outside(s, u32(EXIT_MMIO), gpa, value, size, u32(1))
 
 
 @native(inline=False)

@@ -1,9 +1,10 @@
 """I/O ports: who may use them, and the access itself, which leaves the engine like that of a device in memory."""
 
-from pellucid.cpu.faults import Stop, general_protection
+from pellucid.cpu.faults import general_protection
 from pellucid.cpu.memory import load_sys
+from pellucid.cpu.outside import outside
 from pellucid.cpu.state import (
-    ATTR_P, ATTR_TYPE, ATTR_UNUSABLE, CR0_PE, EFER_LMA, EXIT_IO, REPLAY_SLOTS, RFLAGS_VM, TR)
+    ATTR_P, ATTR_TYPE, ATTR_UNUSABLE, CR0_PE, EFER_LMA, EXIT_IO, RFLAGS_VM, TR)
 from pellucid.native import native, u16, u32, u64
 
 _IO_MAP_BASE = 102       # the same in the 32-bit and the 64-bit TSS (SDM vol. 3, figures 8-2 and 8-11)
@@ -40,33 +41,13 @@ def task_state(s, offset):
     return linear if (s.efer & EFER_LMA) != 0 else linear & 0xFFFF_FFFF
 
 
-@native(inline=False)
-def port_read(s, port: u64, size: u64) -> u64:
-    """Read a port: what an earlier execution of this instruction got, or leave for it."""
-    if s.replay_at < s.replay_count:
-        value = s.replay[s.replay_at]
-        s.replay_at += 1
-        return value
-    if s.replay_count >= REPLAY_SLOTS:
-        return ~u64(0)
-    s.exit_reason = EXIT_IO
-    s.io_address = port
-    s.io_size = u32(size)
-    s.io_write = 0
-    raise Stop
+@native
+def port_read(s, port, size):
+    """Read a port."""
+    return outside(s, u32(EXIT_IO), port, u64(0), size, u32(0))
 
 
-@native(inline=False)
-def port_write(s, port: u64, value: u64, size: u64) -> None:
-    """Write a port once, however often this instruction executes."""
-    if s.replay_at < s.replay_count:
-        s.replay_at += 1
-        return
-    if s.replay_count >= REPLAY_SLOTS:
-        return
-    s.exit_reason = EXIT_IO
-    s.io_address = port
-    s.io_size = u32(size)
-    s.io_write = 1
-    s.io_data = value
-    raise Stop
+@native
+def port_write(s, port, value, size):
+    """Write a port."""
+    outside(s, u32(EXIT_IO), port, value, size, u32(1))

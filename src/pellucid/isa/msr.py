@@ -1,8 +1,9 @@
 """CPUID, RDMSR, WRMSR, XGETBV, XSETBV. MSRs that a context switch touches are native, the rest go to Python."""
 
 from pellucid.cpu.cpuid import cpuid_values
-from pellucid.cpu.faults import Stop, general_protection, undefined
+from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.outside import outside
 from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
 from pellucid.isa.system import require_cpl0, set_edx_eax
 from pellucid.isa.table import LEAVE, instruction
@@ -23,15 +24,7 @@ def msr_access(s, index: u32, value: u64, write: u32) -> u64:
     if s.msr_fault != 0:
         s.msr_fault = 0
         general_protection(s, 0)
-    if s.replay_at < s.replay_count:
-        got = s.replay[s.replay_at]
-        s.replay_at += 1
-        return got
-    s.exit_reason = EXIT_MSR
-    s.io_address = u64(index)
-    s.io_data = value
-    s.io_write = write
-    raise Stop
+    return outside(s, u32(EXIT_MSR), u64(index), value, u64(8), write)
 
 
 @instruction("RDMSR")

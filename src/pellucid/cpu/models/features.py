@@ -1,0 +1,99 @@
+"""CPUID features by QEMU's names: where each bit is, and which of them this processor has.
+
+Naming and places are facts of the manuals (SDM vol. 2, CPUID; APM vol. 3, appendix E) and of QEMU's command line.
+"""
+
+Place = tuple[int, int, str]
+"""(leaf, subleaf, register) of a word of feature bits."""
+
+_BITS: dict[Place, str] = {
+    (0x1, 0, "edx"): "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - ds acpi "
+    "mmx fxsr sse sse2 ss ht tm ia64 pbe",
+    (0x1, 0, "ecx"): "pni pclmulqdq dtes64 monitor ds-cpl vmx smx est tm2 ssse3 cid - fma cx16 xtpr pdcm - pcid dca "
+    "sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave - avx f16c rdrand hypervisor",
+    (0x6, 0, "eax"): "- - arat",
+    (0x7, 0, "ebx"): "fsgsbase tsc-adjust sgx bmi1 hle avx2 fdp-excptn-only smep bmi2 erms invpcid rtm - zero-fcs-fds "
+    "mpx - avx512f avx512dq rdseed adx smap avx512ifma pcommit clflushopt clwb intel-pt avx512pf avx512er avx512cd "
+    "sha-ni avx512bw avx512vl",
+    (0x7, 0, "ecx"): "- avx512vbmi umip pku - waitpkg avx512vbmi2 - gfni vaes vpclmulqdq avx512vnni avx512bitalg - "
+    "avx512-vpopcntdq - la57 - - - - - rdpid - bus-lock-detect cldemote - movdiri movdir64b - sgxlc pks",
+    (0x7, 0, "edx"): "- - avx512-4vnniw avx512-4fmaps fsrm - - - avx512-vp2intersect - md-clear - - - serialize - "
+    "tsx-ldtrk - - arch-lbr - - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
+    "core-capability ssbd",
+    (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16",
+    (0xD, 1, "eax"): "xsaveopt xsavec xgetbv1 xsaves xfd",
+    (0x8000_0001, 0, "edx"): "- - - - - - - - - - - syscall - - - - - - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - "
+    "lm 3dnowext 3dnow",
+    (0x8000_0001, 0, "ecx"): "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs "
+    "xop skinit wdt - lwp fma4 tce - nodeid-msr - tbm topoext perfctr-core perfctr-nb",
+    (0x8000_0007, 0, "edx"): "- - - - - - - - invtsc",
+    (0x8000_0008, 0, "ebx"): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - - - - - - - - "
+    "amd-ssbd virt-ssbd amd-no-ssb",
+    (0x8000_000A, 0, "edx"): "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists - - "
+    "pause-filter - pfthreshold avic - v-vmsave-vmload vgif - - - - - - - - - - - svme-addr-chk",
+    (0xC000_0001, 0, "edx"): "- - xstore xstore-en - - xcrypt xcrypt-en ace2 ace2-en phe phe-en pmm pmm-en",
+}
+
+FEATURES: dict[str, tuple[Place, int]] = {
+    name: (place, bit) for place, names in _BITS.items() for bit, name in enumerate(names.split()) if name != "-"
+}
+"""Where a feature's bit is."""
+
+OTHER_FEATURES = frozenset(
+    """
+full-width-write ibrs-all mds-no pschange-mc-no rdctl-no rsba sgx-debug sgx-exinfo sgx-kss sgx-mode64
+sgx-provisionkey sgx-tokenkey sgx1 sgx2 skip-l1dfl-vmentry split-lock-detect ssb-no taa-no tsx-ctrl intel-pt-lip
+vmx-activity-hlt vmx-activity-shutdown vmx-activity-wait-sipi vmx-apicv-register vmx-apicv-vid vmx-apicv-x2apic
+vmx-apicv-xapic vmx-cr3-load-noexit vmx-cr3-store-noexit vmx-cr8-load-exit vmx-cr8-store-exit vmx-desc-exit
+vmx-encls-exit vmx-entry-ia32e-mode vmx-entry-load-bndcfgs vmx-entry-load-efer vmx-entry-load-pat
+vmx-entry-load-perf-global-ctrl vmx-entry-load-pkrs vmx-entry-load-rtit-ctl vmx-entry-noload-debugctl vmx-ept
+vmx-ept-1gb vmx-ept-2mb vmx-ept-advanced-exitinfo vmx-ept-execonly vmx-eptad vmx-eptp-switching vmx-exit-ack-intr
+vmx-exit-clear-bndcfgs vmx-exit-clear-rtit-ctl vmx-exit-load-efer vmx-exit-load-pat vmx-exit-load-perf-global-ctrl
+vmx-exit-load-pkrs vmx-exit-nosave-debugctl vmx-exit-save-efer vmx-exit-save-pat vmx-exit-save-preemption-timer
+vmx-flexpriority vmx-hlt-exit vmx-ins-outs vmx-intr-exit vmx-invept vmx-invept-all-context
+vmx-invept-single-context vmx-invept-single-context-noglobals vmx-invlpg-exit vmx-invpcid-exit vmx-invvpid
+vmx-invvpid-all-context vmx-invvpid-single-addr vmx-io-bitmap vmx-io-exit vmx-monitor-exit vmx-movdr-exit
+vmx-msr-bitmap vmx-mtf vmx-mwait-exit vmx-nmi-exit vmx-page-walk-4 vmx-page-walk-5 vmx-pause-exit vmx-ple vmx-pml
+vmx-posted-intr vmx-preemption-timer vmx-rdpmc-exit vmx-rdrand-exit vmx-rdseed-exit vmx-rdtsc-exit
+vmx-rdtscp-exit vmx-secondary-ctls vmx-shadow-vmcs vmx-store-lma vmx-true-ctls vmx-tsc-offset vmx-tsc-scaling
+vmx-unrestricted-guest vmx-vintr-pending vmx-vmfunc vmx-vmwrite-vmexit-fields vmx-vnmi vmx-vnmi-pending vmx-vpid
+vmx-wbinvd-exit vmx-xsaves vmx-zero-len-inject
+""".split()
+)
+"""Features that MSRs tell rather than CPUID; known by name, so that asking for one is answered."""
+
+ALIASES = {
+    "sse3": "pni",
+    "sse4-1": "sse4.1",
+    "sse4-2": "sse4.2",
+    "xd": "nx",
+    "ffxsr": "fxsr-opt",
+    "i64": "lm",
+    "pclmuldq": "pclmulqdq",
+}
+"""QEMU's second names. Everywhere an underscore stands for a hyphen."""
+
+BUILT = frozenset(
+    (
+        "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
+        "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
+        "fsgsbase tsc-adjust fdp-excptn-only smep erms zero-fcs-fds smap clflushopt clwb "
+        "umip la57 rdpid fsrm spec-ctrl stibp arch-capabilities xsaveopt xsavec "
+        "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd"
+    ).split()
+)
+"""What this processor carries out whole; nothing else is ever announced."""
+
+UNMIGRATABLE = frozenset(("invtsc",))
+"""Features that a machine cannot take along to another host; left out unless asked for by name."""
+
+
+def canonical_name(word: str) -> str:
+    """The name of a feature as it stands in FEATURES, for a spelling that QEMU accepts."""
+    name = word.replace("_", "-")
+    return ALIASES.get(name, name)
+
+
+def is_feature(name: str) -> bool:
+    """Whether QEMU knows a feature of this canonical name."""
+    return name in FEATURES or name in OTHER_FEATURES

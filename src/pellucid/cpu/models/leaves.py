@@ -1,0 +1,132 @@
+"""The CPUID leaves of a model (SDM vol. 2, CPUID), as plain values: what a processor answers is made of them.
+
+Bits that follow the running processor's state (OSXSAVE, APIC, the current XSAVE size) are the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pellucid.cpu.models import CpuModel
+
+CLFLUSH_BYTES = 64
+LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
+XSAVE_BYTES, XSAVE_BYTES_AVX = 576, 832
+XCR0_X87_SSE, XCR0_AVX = 3, 4
+EXTENDED = 0x8000_0000
+HTT = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidLeaf:
+    """One leaf, or one subleaf where `index` is not None: the four registers of its answer."""
+
+    function: int
+    index: int | None = None
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A cache as leaf 4 tells of it: kind 1 is data, 2 instructions, 3 both."""
+
+    kind: int
+    level: int
+    kib: int
+    ways: int
+    shared: bool = False
+
+    @property
+    def sets(self) -> int:
+        return self.kib * 1024 // (self.ways * CLFLUSH_BYTES)
+
+
+CACHES = (Cache(1, 1, 32, 8), Cache(2, 1, 32, 8), Cache(3, 2, 4096, 16), Cache(3, 3, 16384, 16, shared=True))
+"""What guests are told; nothing is cached here. The second-level size is also that of leaf 0x80000006."""
+
+
+def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLeaf]:
+    """Every leaf that the processor with `apic_id` answers, of `cpu_count` one-threaded cores in one package."""
+    words = model.words()
+
+    def leaf(function: int, index: int | None = None, **registers: int) -> CpuidLeaf:
+        bits = {name: words.get((function, index or 0, name), 0) for name in ("eax", "ebx", "ecx", "edx")}
+        return CpuidLeaf(function, index, **{name: bits[name] | registers.get(name, 0) for name in bits})
+
+    basic = [
+        _identity(model, 0, model.level),
+        leaf(1, eax=model.signature, ebx=_package(apic_id, cpu_count), edx=HTT if cpu_count > 1 else 0),
+        CpuidLeaf(2, eax=0xFF01),  # descriptor FF: leaf 4 tells of the caches
+        *_caches(cpu_count),
+        leaf(6),
+        leaf(7, 0, eax=1 if (7, 1, "eax") in words else 0),
+        *([leaf(7, 1)] if (7, 1, "eax") in words else []),
+        *_topology(apic_id, cpu_count),
+        *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
+    ]
+    linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
+    l2 = CACHES[2]
+    extended = [
+        _identity(model, EXTENDED, model.xlevel),
+        leaf(EXTENDED + 1, eax=model.signature if model.vendor != "GenuineIntel" else 0),
+        *_brand(model.model_id),
+        CpuidLeaf(EXTENDED + 6, ecx=l2.kib << 16 | 8 << 12 | CLFLUSH_BYTES),  # 8: sixteen ways
+        leaf(EXTENDED + 7),
+        leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits),
+    ]
+    limits = ((basic, model.level), (extended, model.xlevel))
+    return [found for leaves, highest in limits for found in leaves if found.function <= highest]
+
+
+def _identity(model: CpuModel, function: int, highest: int) -> CpuidLeaf:
+    """Leaf 0 or 0x80000000: the highest leaf of its range, and the vendor."""
+    ebx, edx, ecx = (int.from_bytes(model.vendor.encode()[at : at + 4], "little") for at in (0, 4, 8))
+    return CpuidLeaf(function, None, highest, ebx, ecx, edx)
+
+
+def _package(apic_id: int, cpu_count: int) -> int:
+    """Leaf 1, EBX: initial APIC id, logical processors in the package, CLFLUSH size in units of eight bytes."""
+    return (apic_id & 0xFF) << 24 | min(cpu_count, 255) << 16 | CLFLUSH_BYTES // 8 << 8
+
+
+def _caches(cpu_count: int) -> Iterator[CpuidLeaf]:
+    """Leaf 4, one subleaf a cache, and an empty one behind (SDM vol. 2, table 3-8)."""
+    cores = (1 << (cpu_count - 1).bit_length()) - 1
+    for index, cache in enumerate(CACHES):
+        sharing = min(cores, 0xFFF) if cache.shared else 0
+        eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14 | min(cores, 63) << 26
+        ebx = CLFLUSH_BYTES - 1 | cache.ways - 1 << 22
+        yield CpuidLeaf(4, index, eax, ebx, cache.sets - 1, 0)
+    yield CpuidLeaf(4, len(CACHES))
+
+
+def _topology(apic_id: int, cpu_count: int) -> Iterator[CpuidLeaf]:
+    """Leaf 0xB: one thread a core, all cores in one package."""
+    smt, core = 1, 2
+    yield CpuidLeaf(0xB, 0, eax=0, ebx=1, ecx=smt << 8 | 0, edx=apic_id)
+    yield CpuidLeaf(0xB, 1, eax=(cpu_count - 1).bit_length(), ebx=cpu_count, ecx=core << 8 | 1, edx=apic_id)
+    yield CpuidLeaf(0xB, 2, ecx=2, edx=apic_id)
+
+
+def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:
+    """Leaf 0xD: components, and the sizes of an image with all of them, in the standard and the compacted format."""
+    avx = "avx" in model.features
+    size = XSAVE_BYTES_AVX if avx else XSAVE_BYTES
+    yield CpuidLeaf(0xD, 0, eax=XCR0_X87_SSE | (XCR0_AVX if avx else 0), ebx=XSAVE_BYTES, ecx=size)
+    compacted = size if features.eax & 2 else 0
+    yield CpuidLeaf(0xD, 1, features.eax, compacted)
+    if avx:
+        yield CpuidLeaf(0xD, 2, eax=XSAVE_BYTES_AVX - XSAVE_BYTES, ebx=XSAVE_BYTES)
+
+
+def _brand(text: str) -> Iterator[CpuidLeaf]:
+    """Leaves 0x80000002 to 0x80000004: 48 bytes of text, the last of them zero."""
+    content = text.encode("ascii", "replace")[:47].ljust(48, b"\0")
+    for index in range(3):
+        part = content[16 * index : 16 * index + 16]
+        eax, ebx, ecx, edx = (int.from_bytes(part[at : at + 4], "little") for at in (0, 4, 8, 12))
+        yield CpuidLeaf(EXTENDED + 2 + index, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
