@@ -1,5 +1,6 @@
 """The entry points: `pellucid COMMAND ...` and `pellucid-system-x86_64 [QEMU's options]`."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def _dispatch(words: Sequence[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     """run()'s status; the errors that are the user's to mend become one line and status 1."""
+    _open_closed_streams()
     try:
         return run()
     except PellucidError as error:
@@ -93,6 +95,16 @@ def _guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("pellucid: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed: else the next file opened would be taken for it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # The lowest free number, which is this stream's.
+            setattr(sys, name, open(null, "w" if number else "r", closefd=False))
 
 
 if __name__ == "__main__":

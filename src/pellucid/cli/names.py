@@ -32,6 +32,11 @@ LOG_ITEMS_NOT_BUILT = """
 in_asm out_asm op op_opt op_ind int exec cpu fpu mmu pcall cpu_reset page nochain plugin strace tid vpu
 """.split()
 
+CPU_MODELS_NOT_BUILT = """
+athlon base Dhyana EPYC EPYC-IBPB EPYC-Milan EPYC-Rome Opteron_G1 Opteron_G2 Opteron_G3 Opteron_G4 Opteron_G5 phenom
+""".split()
+"""QEMU's models of processors that are not Intel's: SYSCALL and more differ there."""
+
 CPU_PROPERTIES = (
     "phys-bits",
     "host-phys-bits",

@@ -7,24 +7,14 @@ from typing import NoReturn
 
 from pellucid.cli import names
 from pellucid.cli.char_backends import parse_char_backend
-from pellucid.cli.cpu_names import CPU_FEATURES, CPU_MODELS, CPU_MODELS_NOT_BUILT
 from pellucid.cli.draft import Draft
 from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
+from pellucid.cpu.models import DEFAULT_MODEL, canonical_name, describe_models, feature_names
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import CpuConfig
 
 RAM_GRANULARITY = 8192
 """-m is rounded up to this many bytes, as QEMU does."""
-
-FEATURE_ALIASES = {
-    "sse4-1": "sse4.1",
-    "sse4-2": "sse4.2",
-    "xd": "nx",
-    "ffxsr": "fxsr-opt",
-    "i64": "lm",
-    "pclmuldq": "pclmulqdq",
-    "cmp_legacy": "cmp-legacy",
-}
 
 
 class HelpRequested(Exception):
@@ -128,14 +118,15 @@ def smp(draft: Draft, text: str) -> None:
 def cpu(draft: Draft, text: str) -> None:
     """-cpu MODEL,+feature,-feature,feature=on|off,property=value."""
     if text == "help":
-        _listing("CPU models:", CPU_MODELS)
+        _listing("CPU models:", describe_models())
     model, *items = split_items(text)
     if model == "host":
         raise NotBuiltError("-cpu host: passing the host's CPU through is not built yet: use -cpu max")
-    if model in CPU_MODELS_NOT_BUILT:
-        raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu qemu64 or -cpu max")
-    if model not in CPU_MODELS:
-        hint = suggestion(model, (*CPU_MODELS, *CPU_MODELS_NOT_BUILT), "-cpu help lists them")
+    if model in names.CPU_MODELS_NOT_BUILT:
+        raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu {DEFAULT_MODEL} or -cpu max")
+    known = describe_models()
+    if model not in known:
+        hint = suggestion(model, (*known, *names.CPU_MODELS_NOT_BUILT), "-cpu help lists them")
         raise UserError(f"-cpu {model}: no such CPU model: {hint}")
     features: dict[str, bool] = {}
     properties: dict[str, str] = {}
@@ -147,17 +138,23 @@ def cpu(draft: Draft, text: str) -> None:
 def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) -> None:
     sign = item[:1] if item[:1] in ("+", "-") else ""
     word, equals, value = item.removeprefix(sign).partition("=")
-    name = word.replace("_", "-")
-    name = FEATURE_ALIASES.get(name, name)
+    name = canonical_name(word)
     if name.startswith("hv-"):
         raise NotBuiltError(f"-cpu {item}: Hyper-V enlightenments are not built yet: leave it out")
-    if name in CPU_FEATURES:
+    features_known = (*feature_names(), *_kvm_features())
+    if name in features_known:
         features[name] = parse_switch("cpu", name, value) if equals else sign != "-"
     elif name in names.CPU_PROPERTIES and not sign:
         properties[name] = value if equals else "on"
     else:
-        every = (*CPU_FEATURES, *names.CPU_PROPERTIES)
+        every = (*features_known, *names.CPU_PROPERTIES)
         raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every)}")
+
+
+def _kvm_features() -> tuple[str, ...]:
+    from pellucid.machine.cpu_model import KVM_FEATURES  # the machine is loaded when a feature is named
+
+    return tuple(KVM_FEATURES)
 
 
 def only_none(option: str) -> Callable[[Draft, str], None]:

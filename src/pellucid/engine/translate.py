@@ -120,6 +120,56 @@ def closing(c, out, handler, ip):
     op.row = 0
 
 
+@native
+def end_handler(c, mode):
+    """What ends a block that no branch ends."""
+    handler = c.next_handler
+    if (mode & MODE_SIZE) != MODE_64:
+        handler = handler + 1
+    if (mode & MODE_STEP) != 0:
+        handler = c.leave_handler
+    return handler
+
+
+@native
+def fuse(c, out, t, previous):
+    """Have the op before `out` take the conditional jump at `out` along, where a handler does both."""
+    if (t.flags & T_JCC) != 0 and previous != 0:
+        first = ptr[u32](c.fused)[previous]
+        if first != 0:
+            ptr[Op](out - Op.size).handler = ptr[u64](c.handlers)[first + u32(ptr[Op](out).src)]
+
+
+@native
+def last_handler(c, t):
+    """The number of the handler of a template's last op; 0 where that depends on the kind of flags."""
+    last = ptr[Op](c.template_ops + u64(t.first + u32(t.count) - 1) * Op.size)
+    number: u64 = 0
+    if (last.flags & OP_TAKES_CC) == 0:
+        number = last.handler
+    return number
+
+
+@native
+def kind_after(t, kind):
+    """The kind of flags behind an instruction that had `kind` before it; 0 where it is not known."""
+    after: u32 = kind
+    if t.cc_out != CC_SAME:
+        after = 0
+        if t.cc_out != CC_UNKNOWN:
+            after = t.cc_out
+    return after
+
+
+@native
+def ask_python(c, code, available, mode):
+    """Have the instruction at host address `code` learned."""
+    c.want = code
+    c.want_count = available
+    c.want_mode = u64(mode)
+    return u64(NEEDS_PYTHON)
+
+
 @native(inline=False)
 def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, done: ptr[Block]) -> u64:
     """Ops for up to `limit` instructions at host address `code`, written to `out`.
@@ -149,38 +199,20 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
                 if n == 0:
                     return u64(NEEDS_SECOND_PAGE)
                 break
-            c.want = code + ip
-            c.want_count = available - ip
-            c.want_mode = u64(mode)
-            return u64(NEEDS_PYTHON)
+            return ask_python(c, code + ip, available - ip, mode)
         t = ptr[Template](c.templates + u64(number) * Template.size)
         emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc)
-        if (t.flags & T_JCC) != 0 and previous != 0:
-            first = ptr[u32](c.fused)[previous]
-            if first != 0:
-                condition = ptr[Op](out + count * Op.size).src
-                ptr[Op](out + (count - 1) * Op.size).handler = ptr[u64](c.handlers)[first + u32(condition)]
-        last = ptr[Op](c.template_ops + u64(t.first + u32(t.count) - 1) * Op.size)
-        previous = 0
-        if (last.flags & OP_TAKES_CC) == 0:
-            previous = last.handler
+        fuse(c, out + count * Op.size, t, previous)
+        previous = last_handler(c, t)
         count += u64(t.count)
         ip += u64(t.length)
         n += 1
-        if t.cc_out != CC_SAME:
-            known_cc = 0
-            if t.cc_out != CC_UNKNOWN:
-                known_cc = t.cc_out
+        known_cc = kind_after(t, known_cc)
         ended = (t.flags & T_ENDS) != 0
         if ip == available:
             break
     if not ended:
-        handler = c.next_handler
-        if (mode & MODE_SIZE) != MODE_64:
-            handler = handler + 1
-        if (mode & MODE_STEP) != 0:
-            handler = c.leave_handler
-        closing(c, out + count * Op.size, handler, ip)
+        closing(c, out + count * Op.size, end_handler(c, mode), ip)
         count += 1
     done.size = u32(ip)
     done.count = u32(count)

@@ -141,7 +141,7 @@ def setcc(s, o, f, kind):
 
 
 @instruction("NOP", "ENDBR64", "ENDBR32", "PAUSE", "RESERVEDNOP", "PREFETCHW", "PREFETCHT0", "PREFETCHT1", "PREFETCHT2",
-             "PREFETCHNTA", address_only=True)
+             "PREFETCHNTA", "PREFETCH", address_only=True)
 @native
 def nop(s, o, f):
     pass

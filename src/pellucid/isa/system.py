@@ -1,19 +1,17 @@
-"""System instructions: control and debug registers, descriptor tables, TLB, HLT, STI and CLI, fast system calls."""
+"""System instructions: control and debug registers, TLB, HLT, STI and CLI, fast system calls, time."""
 
 from pellucid.cpu.control import write_cr0, write_cr3, write_cr4, write_cr8
-from pellucid.cpu.descriptors import (
-    desc_attr, desc_base, desc_dpl, desc_limit, desc_type, in_64bit, in_long_mode, in_real_mode, in_v86,
-    read_descriptor, set_flat, set_null)
-from pellucid.cpu.faults import fault, fault_plain, general_protection, undefined
+from pellucid.cpu.descriptors import in_64bit, in_long_mode, in_real_mode, in_v86, set_flat
+from pellucid.cpu.faults import fault_plain, general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags
-from pellucid.cpu.memory import check_canonical, flush_page, load, load_sys, select_tlb, store, store_sys
-from pellucid.cpu.operands import address, read, set_register, write
+from pellucid.cpu.memory import check_canonical, flush_page, select_tlb, store
+from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
-    CR0_TS, CR4_DE, CR4_PCE, CR4_TSD, CR4_UMIP, CS, EFER_SCE, EXIT_HLT, LDTR, NP, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF,
-    SHADOW_STI, SS, TR)
+    CR0_TS, CR4_DE, CR4_PCE, CR4_TSD, CR4_UMIP, CS, EFER_SCE, EXIT_HLT, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF, SHADOW_STI,
+    SS)
 from pellucid.isa.table import LEAVE, LEAVE_JUMP, instruction
-from pellucid.native import native, rdtsc, u8, u16, u32, u64, u128, uint
+from pellucid.native import native, rdtsc, u16, u32, u64, u128, uint
 
 RSP, RCX, R11 = 4, 1, 11
 CODE64, CODE32, DATA = 0xA09B, 0xC09B, 0xC093
@@ -31,6 +29,13 @@ def require_protected(s):
     """#UD in real and virtual-8086 mode."""
     if in_real_mode(s) or in_v86(s):
         undefined(s)
+
+
+@native
+def require_umip(s):
+    """#GP(0) for SGDT, SIDT, SLDT, SMSW and STR outside CPL 0 with CR4.UMIP."""
+    if (s.cr4 & CR4_UMIP) != 0 and s.cpl != 0:
+        general_protection(s, 0)
 
 
 # --- control and debug registers -----------------------------------------------------------------------
@@ -138,252 +143,6 @@ def clts(s, o, f):
     require_cpl0(s)
     s.cr0 = s.cr0 & ~u64(CR0_TS)
     update_mode(s)
-
-
-# --- descriptor tables ---------------------------------------------------------------------------------
-
-
-@native
-def require_umip(s):
-    """#GP(0) for SGDT, SIDT, SLDT, SMSW and STR outside CPL 0 with CR4.UMIP."""
-    if (s.cr4 & CR4_UMIP) != 0 and s.cpl != 0:
-        general_protection(s, 0)
-
-
-@native
-def load_table(s, o, f):
-    """Base of a pseudo-descriptor; its limit stays in s.ea."""
-    require_cpl0(s)
-    lin = address(s, o)
-    limit = load(s, lin, u16)
-    base: u64 = 0
-    if f.w == 8:
-        base = load(s, lin + 2, u64)
-        check_canonical(s, base)
-    else:
-        base = u64(load(s, lin + 2, u32))
-        if f.w == 2:
-            base = base & 0xFF_FFFF
-    s.table_limit = u32(limit)
-    return base
-
-
-def _table_width(code):
-    return {"M1664": 8, "M1632": 4, "M1632_16": 2, "M1632_32": 4}[code.split("_", 1)[1]]
-
-
-@instruction("LGDT", ends=LEAVE, width=_table_width, address_only=False)
-@native
-def lgdt(s, o, f):
-    base = load_table(s, o, f)
-    s.gdt_base = base
-    s.gdt_limit = s.table_limit
-
-
-@instruction("LIDT", ends=LEAVE, width=_table_width)
-@native
-def lidt(s, o, f):
-    base = load_table(s, o, f)
-    s.idt_base = base
-    s.idt_limit = s.table_limit
-
-
-@native
-def store_table(s, o, f, base, limit):
-    require_umip(s)
-    lin = address(s, o)
-    store(s, lin, u16(limit), u16)
-    if f.w == 8:
-        store(s, lin + 2, base, u64)
-    else:
-        store(s, lin + 2, u32(base), u32)
-
-
-@instruction("SGDT", width=_table_width)
-@native
-def sgdt(s, o, f):
-    store_table(s, o, f, s.gdt_base, s.gdt_limit)
-
-
-@instruction("SIDT", width=_table_width)
-@native
-def sidt(s, o, f):
-    store_table(s, o, f, s.idt_base, s.idt_limit)
-
-
-@native
-def read_selector(s, o, f):
-    if f.kinds[0] == "m":
-        return u32(load(s, address(s, o), u16))
-    else:
-        return u32(u16(read(s, o, f, 0)))
-
-
-@native
-def write_selector(s, o, f, selector):
-    if f.kinds[0] == "m":
-        store(s, address(s, o), selector, u16)
-    else:
-        write(s, o, f, 0, uint(f.widths[0])(selector))
-
-
-@instruction("SLDT", "STR", extra=lambda c: LDTR if c.startswith("SLDT") else TR)
-@native
-def sldt_str(s, o, f):
-    require_protected(s)
-    require_umip(s)
-    write_selector(s, o, f, s.seg_selector[f.extra])
-
-
-@native
-def system_descriptor(s, selector):
-    """Load a system segment (LDT, TSS): base and limit from its 8 or, in IA-32e mode, 16 bytes."""
-    error = selector & 0xFFFC
-    if (selector & 4) != 0:
-        general_protection(s, error)
-    return read_descriptor(s, selector, error, u32(13))
-
-
-@native
-def set_system_segment(s, n, selector, d):
-    high: u64 = 0
-    if in_long_mode(s):
-        high = load_sys(s, s.gdt_base + u64(selector & 0xFFF8) + 8, u64) << 32
-        check_canonical(s, desc_base(d) | high)
-    s.seg_selector[n] = u16(selector)
-    s.seg_base[n] = desc_base(d) | high
-    s.seg_limit[n] = desc_limit(d)
-    s.seg_attr[n] = desc_attr(d)
-
-
-@instruction("LLDT", ends=LEAVE)
-@native
-def lldt(s, o, f):
-    require_protected(s)
-    require_cpl0(s)
-    selector = read_selector(s, o, f)
-    if (selector & 0xFFFC) == 0:
-        set_null(s, LDTR, selector)
-    else:
-        d = system_descriptor(s, selector)
-        if u32(d >> 40) & 0x1F != 2:
-            general_protection(s, selector & 0xFFFC)
-        if (d & (1 << 47)) == 0:
-            fault(s, u32(NP), selector & 0xFFFC)
-        set_system_segment(s, LDTR, selector, d)
-
-
-@instruction("LTR", ends=LEAVE)
-@native
-def ltr(s, o, f):
-    require_protected(s)
-    require_cpl0(s)
-    selector = read_selector(s, o, f)
-    if (selector & 0xFFFC) == 0:
-        general_protection(s, 0)
-    d = system_descriptor(s, selector)
-    kind = u32(d >> 40) & 0x1F
-    if kind != 9 and (kind != 1 or in_long_mode(s)):
-        general_protection(s, selector & 0xFFFC)
-    if (d & (1 << 47)) == 0:
-        fault(s, u32(NP), selector & 0xFFFC)
-    set_system_segment(s, TR, selector, d)
-    store_sys(s, s.gdt_base + u64(selector & 0xFFF8) + 5, u8(d >> 40) | 2, u8)
-    s.seg_attr[TR] = s.seg_attr[TR] | 2
-
-
-# --- LAR, LSL, VERR, VERW, ARPL ------------------------------------------------------------------------
-
-
-@native(inline=False)
-def probe_descriptor(s, selector: u32, what: u32) -> u64:
-    """The descriptor when LAR (0), LSL (1), VERR (2) or VERW (3) may see it, else 0."""
-    if (selector & 0xFFFC) == 0:
-        return u64(0)
-    base = s.gdt_base
-    limit = s.gdt_limit
-    if (selector & 4) != 0:
-        base = s.seg_base[LDTR]
-        limit = s.seg_limit[LDTR]
-    if (selector & 0xFFF8) + 7 > limit:
-        return u64(0)
-    d = load_sys(s, base + u64(selector & 0xFFF8), u64)
-    kind = desc_type(d)
-    if (d & (1 << 44)) == 0:
-        known = kind == 2 or kind == 9 or kind == 11 or kind == 12 and what == 0
-        if not in_long_mode(s):
-            known = known or kind == 1 or kind == 3 or (what == 0 and (kind == 4 or kind == 5))
-        if what >= 2 or not known:
-            return u64(0)
-    elif what == 2:
-        if (kind & 0xA) == 8:
-            return u64(0)
-    elif what == 3:
-        if (kind & 0xA) != 2:
-            return u64(0)
-    if (d & (1 << 44)) == 0 or (kind & 0xC) != 0xC:
-        dpl = desc_dpl(d)
-        if s.cpl > dpl or (selector & 3) > dpl:
-            return u64(0)
-    return d
-
-
-@native
-def set_zf(s, on):
-    flags = get_rflags(s) & ~u64(0x40)
-    if on:
-        flags = flags | 0x40
-    set_rflags(s, flags)
-
-
-@native
-def selector_operand(s, o, f, n):
-    if f.kinds[n] == "m":
-        return u32(load(s, address(s, o), u16))
-    else:
-        return u32(read(s, o, f, n)) & 0xFFFF
-
-
-@instruction("LAR", cc_out=0xFF)
-@native
-def lar(s, o, f):
-    require_protected(s)
-    d = probe_descriptor(s, selector_operand(s, o, f, 1), u32(0))
-    if d != 0:
-        write(s, o, f, 0, uint(f.widths[0])((d >> 32) & 0xFFFF00))
-    set_zf(s, d != 0)
-
-
-@instruction("LSL", cc_out=0xFF)
-@native
-def lsl(s, o, f):
-    require_protected(s)
-    d = probe_descriptor(s, selector_operand(s, o, f, 1), u32(1))
-    if d != 0:
-        write(s, o, f, 0, uint(f.widths[0])(desc_limit(d)))
-    set_zf(s, d != 0)
-
-
-@instruction("VERR", "VERW", cc_out=0xFF, extra=lambda c: 2 if c.startswith("VERR") else 3)
-@native
-def verify(s, o, f):
-    require_protected(s)
-    set_zf(s, probe_descriptor(s, selector_operand(s, o, f, 0), u32(f.extra)) != 0)
-
-
-@instruction("ARPL", cc_out=0xFF)
-@native
-def arpl(s, o, f):
-    require_protected(s)
-    want = u16(read(s, o, f, 1)) & 3
-    old = u16(read(s, o, f, 0))
-    lower = (old & 3) < want
-    if lower:
-        if f.kinds[0] == "r":
-            set_register(s, o.dst, 2, (old & 0xFFFC) | want)
-        else:
-            write(s, o, f, 0, (old & 0xFFFC) | want)
-    set_zf(s, lower)
 
 
 # --- interrupts flag, HLT, TLB -------------------------------------------------------------------------

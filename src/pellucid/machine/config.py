@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from pellucid.cpu.models import DEFAULT_MODEL
+
 MiB = 1 << 20
 
 DEFAULT_MEMORY_SIZE = 128 * MiB
@@ -59,7 +61,7 @@ class CpuConfig:
     (phys-bits, tsc-frequency, ...) as text.
     """
 
-    model: str = "qemu64"
+    model: str = DEFAULT_MODEL
     features: Mapping[str, bool] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
 

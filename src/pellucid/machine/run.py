@@ -10,7 +10,7 @@ from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
-from pellucid.machine.cpu_model import cpuid_entries
+from pellucid.machine.cpu_model import configured_model, cpuid_entries
 from pellucid.machine.machine import Machine
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
@@ -68,9 +68,9 @@ def run_machine(
 def _accelerator(progress: Progress | None) -> Accelerator:
     def open_accelerator(config: MachineConfig, clock: VirtualClock) -> tuple[Hypervisor, CpuidOf]:
         def cpuid(apic_id: int) -> list[CpuidEntry]:
-            return cpuid_entries(config.cpu, apic_id, config.cpu_count)
+            return cpuid_entries(config.cpu, apic_id, config.cpu_count, warn=False)
 
-        cpuid(0)  # A bad -cpu is told before the engine is loaded.
+        configured_model(config.cpu)  # A bad -cpu is told before the engine is loaded.
         return create_hypervisor(config.accelerator, clock, progress), cpuid
 
     return open_accelerator

@@ -18,5 +18,6 @@ __all__ = [
     "atomic_and", "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
     "f32", "f64", "f80", "fence", "i8", "i16", "i32", "i64", "i128", "insert", "invoke", "likely", "local", "maximum",
     "memcpy", "memset", "minimum", "movemask", "native", "popcount", "ptr", "rdtsc", "ref", "rotl", "rotr", "sdiv",
-    "select", "shuffle", "sint", "sqrt", "srem", "static", "struct", "sub_sat", "tail", "u8", "u16", "u32", "u64", "u128",
-    "uint", "unlikely", "vec"]
+    "select", "shuffle", "sint", "sqrt", "srem", "static", "struct", "sub_sat", "tail", "u8", "u16", "u32", "u64",
+    "u128", "uint", "unlikely", "vec",
+]

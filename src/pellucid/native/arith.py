@@ -7,9 +7,9 @@ undefined behaviour that a guest could reach.
 from __future__ import annotations
 
 import ast
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from pellucid.native.types import vec
+from pellucid.native.types import i128, u64, u128, vec
 from pellucid.native.values import Val, ir_type, is_float, is_int, is_ptr, is_vec, name_of
 
 
@@ -17,7 +17,7 @@ class Emitter(Protocol):
     """What the operators need of the function being compiled."""
 
     def emit(self, kind: Any, text: str) -> Val: ...
-    def fail(self, message: str) -> Any: ...
+    def fail(self, message: str) -> NoReturn: ...
 
 
 _PLAIN = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor"}
@@ -45,7 +45,7 @@ def binary(f: Emitter, op: ast.operator, a: Val, b: Val) -> Val:
         f.fail(f"{_sign(op)} is not an operation on {name_of(a.type)}; use // for integers")
     if is_float(lane) and kind in _FLOAT:
         return f.emit(a.type, f"{_FLOAT[kind]} {ir_type(a.type)} {a.ir}, {b.ir}")
-    return f.fail(f"{_sign(op)} is not an operation on {name_of(a.type)}")  # type: ignore[no-any-return]
+    return f.fail(f"{_sign(op)} is not an operation on {name_of(a.type)}{_remedy(lane)}")
 
 
 def divide(f: Emitter, op: str, a: Val, b: Val) -> Val:
@@ -65,23 +65,37 @@ def divide(f: Emitter, op: str, a: Val, b: Val) -> Val:
 
 
 def shift(f: Emitter, left: bool, a: Val, n: Val) -> Val:
-    """a << n or a >> n; n is unsigned, of any width; by the width or more: 0, or the sign for signed >>."""
-    lane = a.type.element if is_vec(a.type) else a.type
-    bits, t = lane.bits, ir_type(a.type)
-    op = "shl" if left else "ashr" if lane.signed else "lshr"
-    if n.ir.lstrip("-").isdigit() and not is_vec(a.type):
+    """a << n or a >> n; n has any integer type; by the width or more: 0, or the sign for signed >>."""
+    op = "shl" if left else "ashr" if (a.type.element if is_vec(a.type) else a.type).signed else "lshr"
+    if is_vec(a.type):
+        return _shift_lanes(f, op, a, n)
+    if not is_int(n.type) and n.type is not bool:
+        f.fail(f"a shift count is an integer, not {name_of(n.type)}")
+    bits, t = a.type.bits, ir_type(a.type)
+    if n.ir.lstrip("-").isdigit():
         count = int(n.ir) & 0xFFFFFFFFFFFFFFFF
-        if count >= bits:
-            if op != "ashr":
-                return Val(a.type, "0")
-            count = bits - 1
-        return f.emit(a.type, f"{op} {t} {a.ir}, {count}")
-    n = resize(f, n, a.type) if not is_vec(a.type) else n
+        if count < bits:
+            return f.emit(a.type, f"{op} {t} {a.ir}, {count}")
+        return f.emit(a.type, f"ashr {t} {a.ir}, {bits - 1}") if op == "ashr" else Val(a.type, "0")
+    wide = n.type is not bool and n.type.bits > bits
+    if not wide:
+        n = resize(f, n, a.type)
+    inside = f.emit(bool, f"icmp ult {ir_type(n.type)} {n.ir}, {bits}")
+    return _guarded(f, op, a, resize(f, n, a.type), inside)
+
+
+def _shift_lanes(f: Emitter, op: str, a: Val, n: Val) -> Val:
     if n.type is not a.type:
         f.fail(f"shift count {name_of(n.type)} does not fit {name_of(a.type)}; make it the same vector type")
-    mask = "i1" if not is_vec(a.type) else ir_type(vec[bool, a.type.count])
-    kind = bool if not is_vec(a.type) else vec[bool, a.type.count]
-    inside = f.emit(kind, f"icmp ult {t} {n.ir}, {splat(a.type, bits)}")
+    mask = vec[bool, a.type.count]
+    inside = f.emit(mask, f"icmp ult {ir_type(a.type)} {n.ir}, {splat(a.type, a.type.element.bits)}")
+    return _guarded(f, op, a, n, inside)
+
+
+def _guarded(f: Emitter, op: str, a: Val, n: Val, inside: Val) -> Val:
+    """The shift where the count is inside the width, else the limit; LLVM leaves the rest undefined."""
+    t, mask = ir_type(a.type), ir_type(inside.type)
+    bits = a.type.element.bits if is_vec(a.type) else a.type.bits
     if op == "ashr":
         clamped = f.emit(a.type, f"select {mask} {inside.ir}, {t} {n.ir}, {t} {splat(a.type, bits - 1)}")
         return f.emit(a.type, f"ashr {t} {a.ir}, {clamped.ir}")
@@ -100,10 +114,14 @@ def splat(kind: Any, value: int) -> str:
     return "<" + ", ".join(f"{lane} {value}" for _ in range(kind.count)) + ">"
 
 
+def check_comparison(f: Emitter, op: ast.cmpop) -> None:
+    """`in` and `is` are for compile-time values."""
+    if type(op) not in _COMPARE:
+        f.fail(f"{_sign(op)} is not in the subset for run-time values; compare with == != < <= > >=")
+
+
 def compare(f: Emitter, op: ast.cmpop, a: Val, b: Val) -> Val:
     """`a op b`: a bool, or a vector of bools. Float comparisons are false on NaN, `!=` true."""
-    if type(op) not in _COMPARE:
-        f.fail(f"{_sign(op)} is not in the subset; compare with == != < <= > >=")
     if a.type is not b.type:
         f.fail(f"{name_of(a.type)} and {name_of(b.type)} do not mix; convert one of them, e.g. {name_of(a.type)}(...)")
     word = _COMPARE[type(op)]
@@ -123,7 +141,7 @@ def resize(f: Emitter, a: Val, to: Any) -> Val:
     if a.type is to:
         return a
     source = 1 if a.type is bool else a.type.bits
-    if a.ir.lstrip("-").isdigit() and a.type is not bool:
+    if a.ir.lstrip("-").isdigit():
         return Val(to, str(int(to(int(a.ir)))))
     if source == to.bits:
         return Val(to, a.ir)
@@ -142,12 +160,14 @@ def convert(f: Emitter, a: Val, to: Any) -> Val:
     if is_int(to) and (is_int(a.type) or a.type is bool):
         return resize(f, a, to)
     if is_int(to) and is_ptr(a.type):
-        return resize(f, f.emit(_u64(), f"ptrtoint ptr {a.ir} to i64"), to)
+        return resize(f, f.emit(u64, f"ptrtoint ptr {a.ir} to i64"), to)
     if is_ptr(to) and is_ptr(a.type):
         return Val(to, a.ir)
     if is_ptr(to) and is_int(a.type):
-        wide = resize(f, a, _u64())
+        wide = resize(f, a, u64)
         return f.emit(to, f"inttoptr i64 {wide.ir} to ptr")
+    if {to, a.type} & {u128, i128} and (is_float(to) or is_float(a.type)):
+        f.fail(f"{name_of(a.type)} does not convert to {name_of(to)} on the host; go through u64 or i64")
     if is_float(to) and is_int(a.type):
         return f.emit(to, f"{'si' if a.type.signed else 'ui'}tofp {a.type.ir} {a.ir} to {to.ir}")
     if is_int(to) and is_float(a.type):
@@ -156,7 +176,7 @@ def convert(f: Emitter, a: Val, to: Any) -> Val:
     if is_float(to) and is_float(a.type):
         op = "fpext" if to.size > a.type.size else "fptrunc"
         return f.emit(to, f"{op} {a.type.ir} {a.ir} to {to.ir}")
-    return f.fail(f"{name_of(a.type)} does not convert to {name_of(to)}; bitcast(T, x) reinterprets bits")  # type: ignore[no-any-return]
+    return f.fail(f"{name_of(a.type)} does not convert to {name_of(to)}; bitcast(T, x) reinterprets bits")
 
 
 def _convert_vector(f: Emitter, a: Val, to: Any) -> Val:
@@ -165,20 +185,22 @@ def _convert_vector(f: Emitter, a: Val, to: Any) -> Val:
         undef = f.emit(to, f"insertelement {to.ir} poison, {ir_type(to.element)} {lane.ir}, i32 0")
         return f.emit(to, f"shufflevector {to.ir} {undef.ir}, {to.ir} poison, <{to.count} x i32> zeroinitializer")
     if not is_vec(to) or to.count != a.type.count:
-        f.fail(f"{name_of(a.type)} does not convert to {name_of(to)}; the lane counts differ (bitcast reinterprets)")
+        return f.fail(f"{name_of(a.type)} does not convert to {name_of(to)}; "
+                      "the lane counts differ (bitcast reinterprets)")
     source, target = a.type.element, to.element
-    if is_float(source) or is_float(target):
-        if is_float(source) and is_float(target):
-            op = "fpext" if target.size > source.size else "fptrunc"
-        elif is_float(target):
-            op = "sitofp" if source.signed else "uitofp"
-        else:
-            f.fail("vector float to integer is not total in LLVM; convert lane by lane")
-        return f.emit(to, f"{op} {a.type.ir} {a.ir} to {to.ir}")
-    if source is not bool and source.bits == target.bits:
+    if is_float(source) and is_float(target):
+        op = "fpext" if target.size > source.size else "fptrunc"
+    elif is_float(target):
+        op = "sitofp" if source is not bool and source.signed else "uitofp"
+    elif is_float(source):
+        f.fail("vector float to integer is not total in LLVM; convert lane by lane")
+    elif target is bool:
+        return f.emit(to, f"icmp ne {a.type.ir} {a.ir}, zeroinitializer")
+    elif source is not bool and source.bits == target.bits:
         return Val(to, a.ir)
-    shrink = source is not bool and source.bits > target.bits
-    op = "trunc" if shrink else "sext" if source is not bool and source.signed else "zext"
+    else:
+        shrink = source is not bool and source.bits > target.bits
+        op = "trunc" if shrink else "sext" if source is not bool and source.signed else "zext"
     return f.emit(to, f"{op} {a.type.ir} {a.ir} to {to.ir}")
 
 
@@ -190,7 +212,8 @@ def truth(f: Emitter, a: Val) -> Val:
         return f.emit(bool, f"icmp ne {a.type.ir} {a.ir}, 0")
     if is_ptr(a.type):
         return f.emit(bool, f"icmp ne ptr {a.ir}, null")
-    return f.fail(f"{name_of(a.type)} is not a condition; compare it")  # type: ignore[no-any-return]
+    return f.fail(f"{name_of(a.type)} is not a condition; compare it"
+                  + ("; movemask joins lanes" if is_vec(a.type) else ""))
 
 
 def negate(f: Emitter, a: Val) -> Val:
@@ -199,7 +222,7 @@ def negate(f: Emitter, a: Val) -> Val:
         return f.emit(a.type, f"fneg {ir_type(a.type)} {a.ir}")
     if is_int(lane):
         return f.emit(a.type, f"sub {ir_type(a.type)} {splat(a.type, 0)}, {a.ir}")
-    return f.fail(f"- is not an operation on {name_of(a.type)}")  # type: ignore[no-any-return]
+    return f.fail(f"- is not an operation on {name_of(a.type)}{_remedy(lane)}")
 
 
 def invert(f: Emitter, a: Val) -> Val:
@@ -213,10 +236,11 @@ def _mangle(kind: Any) -> str:
     return {"float": "f32", "double": "f64", "x86_fp80": "f80"}[kind.ir]
 
 
-def _u64() -> Any:
-    from pellucid.native.types import u64
-
-    return u64
+def _remedy(lane: Any) -> str:
+    """What to write instead, for an operand that has no arithmetic."""
+    if is_ptr(lane):
+        return "; use ref(p, i), at(p, offset, T) or u64(p)"
+    return "; use and, or, not, or convert it: u64(...)" if lane is bool else ""
 
 
 def _sign(op: ast.AST) -> str:

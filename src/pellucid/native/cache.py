@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 BOUND = 256 << 20
+_NEW = ".new"        # a file that is being written; its writer may have died
+_ABANDONED = 3600    # seconds
 
 
 def folder(kind: str) -> Path:
     """Where this kind of file is kept: $PELLUCID_CACHE, else $XDG_CACHE_HOME/pellucid, else ~/.cache/pellucid."""
     own = os.environ.get("PELLUCID_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pellucid"
-    return base / kind
+    if own:
+        return Path(own) / kind
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "pellucid" / kind
 
 
 def key(*parts: str | bytes) -> str:
@@ -53,7 +58,7 @@ def put(kind: str, name: str, body: bytes, bound: int = BOUND) -> bool:
     temporary = ""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place, prefix=".new")
+        handle, temporary = tempfile.mkstemp(dir=place, prefix=_NEW)
         with os.fdopen(handle, "wb") as out:
             out.write(body + hashlib.sha256(body).digest())
         os.replace(temporary, place / name)
@@ -66,17 +71,21 @@ def put(kind: str, name: str, body: bytes, bound: int = BOUND) -> bool:
 
 
 def _prune(place: Path, bound: int) -> None:
-    """Remove the files used longest ago until the folder fits `bound` bytes."""
+    """Remove the files used longest ago until the folder fits `bound` bytes; others may do so at the same time."""
     files = []
-    for path in place.iterdir():
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        files.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= bound:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
+    try:
+        for path in place.iterdir():
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # another process removed it
+            if not path.name.startswith(_NEW) or status.st_mtime < time.time() - _ABANDONED:
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= bound:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+    except OSError:
+        return  # a folder that cannot be listed or changed stays as it is

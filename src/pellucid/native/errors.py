@@ -9,7 +9,7 @@ class NativeError(PellucidError):
     """A located compile error: `file:line:column: message; remedy`."""
 
     def __init__(self, message: str, file: str = "?", line: int = 0, column: int = 0) -> None:
-        super().__init__(f"{file}:{line}:{column}: {message}")
+        super().__init__(f"{file}:{line}:{column}: {message}" if line else message)
         self.file, self.line, self.column, self.message = file, line, column, message
 
 

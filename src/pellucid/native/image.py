@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import selectors
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,18 @@ class Image:
         self.library: str = self._library.name
 
     def function(self, name: str, result: Any, *args: Any) -> Any:
-        """The root as a ctypes callable; it runs with the GIL released."""
-        return ctypes.CFUNCTYPE(result, *args)(self.address[name])
+        """The root as a ctypes callable; it runs with the GIL released, and keeps the image alive."""
+        function = ctypes.CFUNCTYPE(result, *args)(self.address[name])
+        function.image = self  # type: ignore[attr-defined]
+        return function
 
 
 def source_key(packages: Iterable[Path]) -> str:
-    """A key over every Python source below these folders and the compiler's target."""
+    """A key over every Python source below these folders, the compiler itself and its target."""
     parts: list[str | bytes] = [fingerprint()]
-    for package in packages:
+    for package in dict.fromkeys([Path(__file__).parent, *packages]):
         for path in sorted(package.rglob("*.py")):
-            parts += [path.name, path.read_bytes()]
+            parts += [str(path.relative_to(package)), path.read_bytes()]
     return cache.key(*parts)
 
 
@@ -75,14 +79,26 @@ def build(roots: Mapping[str, Root], progress: Progress | None = None) -> tuple[
     """Compile every root: its names in table order and the object images."""
     tell = progress or (lambda what, done, total: None)
     program, instances = Program(), {}
-    for i, (name, (fn, params)) in enumerate(roots.items()):
-        instances[name] = program.request(fn, tuple(params))
-        if i % 64 == 0:
-            tell("translating", i, len(roots))
+    with _deep_recursion():
+        for i, (name, (fn, params)) in enumerate(roots.items()):
+            instances[name] = program.request(fn, tuple(params))
+            if i % 64 == 0:
+                tell("translating", i, len(roots))
     texts = _parts(program, list(dict.fromkeys(instances.values())))
     texts.append(_table(list(instances.values())))
     objects = _compile(texts, tell)
     return list(instances), objects
+
+
+@contextmanager
+def _deep_recursion() -> Iterator[None]:
+    """A call in native code is some twenty Python frames here, and functions call each other a hundred deep."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 20_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def constant(value: Any) -> Const:
@@ -132,46 +148,71 @@ def _workers(missing: dict[str, str]) -> Iterable[tuple[str, bytes]]:
     jobs = sorted(missing.items(), key=lambda item: -len(item[1]))
     command = [sys.executable, "-c", "from pellucid.native.worker import main; main()"]
     paths = os.pathsep.join(p for p in sys.path if p)
-    running = []
-    for i in range(count):
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   env={**os.environ, "PYTHONPATH": paths})
-        running.append((process, jobs[i::count]))
-    yield from _drive(running)
+    running: list[_Worker] = []
+    try:
+        for i in range(count):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       env={**os.environ, "PYTHONPATH": paths})
+            running.append(_Worker(process, jobs[i::count]))
+        yield from _drive(running)
+    finally:
+        for worker in running:
+            worker.stop()
 
 
-def _drive(running: list[tuple[subprocess.Popen[bytes], list[tuple[str, str]]]]) -> Iterable[tuple[str, bytes]]:
-    import selectors
+class _Worker:
+    """A compile process and what it has left to do; one job at a time, so that no pipe fills while both write."""
 
+    def __init__(self, process: subprocess.Popen[bytes], jobs: list[tuple[str, str]]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.process, self.input, self.output = process, process.stdin, process.stdout
+        self.jobs, self.current = iter(jobs), ""
+
+    def start_next(self) -> bool:
+        """Send the next job; False when there is none."""
+        job = next(self.jobs, None)
+        if job is None:
+            return False
+        self.current, raw = job[0], job[1].encode()
+        try:
+            self.input.write(len(raw).to_bytes(8, "little") + raw)
+            self.input.flush()
+        except BrokenPipeError:
+            pass  # it has stopped: the read that follows finds the end, and says so
+        return True
+
+    def result(self) -> bytes:
+        size = self.output.read(8)
+        image = self.output.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
+        if not image:
+            raise NativeError(f"the compile worker stopped with status {self.process.wait()}; its words are above")
+        return image
+
+    def stop(self) -> None:
+        """Let it end: its input is closed. One that is still at work for a build that failed is ended."""
+        self.process.kill() if self.current else None
+        for pipe in (self.input, self.output):
+            try:
+                pipe.close()
+            except OSError:
+                pass  # what was still to be written has no reader
+        self.process.wait()
+
+
+def _drive(running: list[_Worker]) -> Iterable[tuple[str, bytes]]:
     selector = selectors.DefaultSelector()
-    for process, jobs in running:
-        selector.register(process.stdout, selectors.EVENT_READ, (process, iter(jobs), [None]))  # type: ignore[arg-type]
-    for entry in list(selector.get_map().values()):
-        _next_job(selector, entry.data)
-    while selector.get_map():
-        for entry, _ in selector.select():
-            process, _, current = entry.data
-            size = process.stdout.read(8)
-            image = process.stdout.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
-            if not image:
-                raise NativeError(f"the compile worker stopped with status {process.wait()}; its words are above")
-            yield current[0], image
-            _next_job(selector, entry.data)
-
-
-def _next_job(selector: Any, data: Any) -> None:
-    process, jobs, current = data
-    job = next(jobs, None)
-    if job is None:
-        selector.unregister(process.stdout)
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
-        return
-    current[0] = job[0]
-    raw = job[1].encode()
-    process.stdin.write(len(raw).to_bytes(8, "little") + raw)
-    process.stdin.flush()
+    with selector:
+        for worker in running:
+            worker.start_next()
+            selector.register(worker.output, selectors.EVENT_READ, worker)
+        while selector.get_map():
+            for entry, _ in selector.select():
+                worker = entry.data
+                image, name = worker.result(), worker.current
+                worker.current = ""
+                if not worker.start_next():
+                    selector.unregister(worker.output)
+                yield name, image
 
 
 def _pack(names: list[str], objects: list[bytes]) -> bytes:

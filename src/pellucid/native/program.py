@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.native.function import NativeFunction
-from pellucid.native.types import NativeType
 from pellucid.native.values import Const, ir_type
 
 
@@ -30,6 +29,7 @@ class Instance:
     lines: list[str] = field(default_factory=list)
     calls: dict[Instance, None] = field(default_factory=dict)
     declares: set[str] = field(default_factory=set)
+    kinds: set[type] = field(default_factory=set)   # the exceptions that may leave it
 
     @property
     def run_time(self) -> list[Any]:
@@ -74,7 +74,11 @@ class Program:
             found = self.instances[key] = Instance(self._symbol(fn, params), fn, params)
             from pellucid.native.lower import lower
 
-            lower(self, found)
+            try:
+                lower(self, found)
+            except BaseException:
+                del self.instances[key]
+                raise
         return found
 
     def _symbol(self, fn: NativeFunction, params: tuple[Any, ...]) -> str:
@@ -111,7 +115,6 @@ class Program:
         head = sorted(intrinsics) + [i.declaration() for i in declared]
         return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', ""])
 
-
     def support(self, caller: Instance) -> str:
         """What a hand-made function that makes `caller.calls` needs: inlined definitions, declarations, metadata."""
         return self.module([caller]).replace("\n".join(_definition(caller, True)), "")
@@ -120,7 +123,8 @@ class Program:
 def _definition(instance: Instance, exported: bool) -> list[str]:
     args = ", ".join(f"{ir_type(t)} %a{i}" for i, t in enumerate(instance.run_time))
     linkage, attribute = ("", "") if exported else ("internal ", " alwaysinline")
-    head = f'define {linkage}{instance.convention}{instance.returns} @"{instance.symbol}"({args}){attribute} nounwind {{'
+    name = f'{instance.convention}{instance.returns} @"{instance.symbol}"'
+    head = f"define {linkage}{name}({args}){attribute} nounwind {{"
     return [head, *instance.lines, "}"]
 
 
@@ -142,6 +146,8 @@ def _key(param: Any) -> Any:
     if not isinstance(param, Const):
         return param
     value = param.value
+    if isinstance(value, float):
+        return ("float", type(value), value.hex())   # 0.0 and -0.0 are equal, and NaN is not
     try:
         hash(value)
     except TypeError:
@@ -150,11 +156,9 @@ def _key(param: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, NativeFunction):
-        return value.__name__
     if isinstance(value, enum.Enum):
         return value.name
-    if isinstance(value, (NativeType, type)):
+    if isinstance(value, (NativeFunction, type)):
         return value.__name__
     if isinstance(value, (int, str, bool)) or value is None:
         return str(value)

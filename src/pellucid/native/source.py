@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +34,24 @@ def syntax_tree(fn: Callable[..., Any]) -> ast.FunctionDef:
 
 def environment(fn: Callable[..., Any]) -> dict[str, Any]:
     """The names that `fn` sees besides its own: builtins, globals, then the enclosing function's."""
-    import builtins
-
     names = {**vars(builtins), **fn.__globals__}
-    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
-        names[name] = cell.cell_contents
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:  # not bound yet in the enclosing function
+            names.pop(name, None)
     return names
+
+
+@functools.cache
+def own_names(tree: ast.FunctionDef) -> set[str]:
+    """The names that are the function's own because it binds them; as in Python they hide globals everywhere."""
+    found = {a.arg for a in tree.args.args}
+    work: list[ast.AST] = list(tree.body)
+    while work:
+        node = work.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        if not isinstance(node, (ast.ListComp, ast.GeneratorExp)):
+            work += ast.iter_child_nodes(node)
+    return found

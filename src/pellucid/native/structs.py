@@ -34,6 +34,8 @@ def struct(cls: type) -> Any:
     fields: dict[str, Field] = {}
     offset, align = 0, 1
     for name, kind in hints.items():
+        if kind is not bool and not isinstance(kind, NativeType) or getattr(kind, "ir", "").endswith("x i1>"):
+            raise TypeError(f"{cls.__name__}.{name} is {kind!r}: a field is a native type, e.g. u64 or array[u8, 16]")
         size, field_align = (1, 1) if kind is bool else (kind.size, kind.align)
         offset = -(-offset // field_align) * field_align
         fields[name] = Field(name, kind, offset)

@@ -13,6 +13,8 @@ from llvmlite.binding import orcjit
 
 @functools.cache
 def initialize() -> None:
+    # Division of 128 bits is expanded in place: its library routine (__udivti3) is not in every process.
+    llvm.set_option("", "-expand-div-rem-bits=64")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
@@ -40,8 +42,9 @@ def fingerprint() -> str:
 
 
 def compile_object(text: str) -> bytes:
-    """Optimize LLVM text and give its object image."""
+    """Verify and optimize LLVM text, and give its object image."""
     module = llvm.parse_assembly(text, llvm.create_context())
+    module.verify()
     module.triple = llvm.get_default_triple()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_unrolling = False

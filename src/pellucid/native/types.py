@@ -10,375 +10,124 @@ sign of its source. Integers wrap; an operation on two different integer types i
     ptr[T]                                        an address of T; p[i] and, for a struct, p.field load and store
     vec[T, n]                                     n lanes of T, operated on lane by lane
     array[T, n]                                   only inside a struct: n elements in place
+
+Scalars are in `scalars`; here are the types made of them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
-import struct as _struct
+import operator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from pellucid.native.scalars import (
+    NativeType, _Float, _Int, f32, f64, f80, i8, i16, i32, i64, i128, is_literal, literal, sint, u8, u16, u32, u64,
+    u128, uint, wrap)
 
-class NativeType(type):
-    """Metaclass of every native type: `size` and `align` in bytes, `ir` the LLVM spelling."""
+__all__ = ["NativeType", "Ptr", "Vec", "_ArrayType", "_Float", "_Int", "_PtrType", "address_of", "array",
+           "element_size", "f32", "f64", "f80", "i8", "i16", "i32", "i64", "i128", "is_literal", "literal", "load",
+           "ptr", "sint", "size_of", "store", "u8", "u16", "u32", "u64", "u128", "uint", "vec", "wrap"]
 
-    size: int
-    align: int
-    ir: str
+_ADDRESS_MASK = (1 << 64) - 1
 
 
-class _Int(int, metaclass=NativeType):
-    bits: ClassVar[int]
-    signed: ClassVar[bool]
-    size: ClassVar[int]
-    align: ClassVar[int]
-    ir: ClassVar[str]
+def size_of(kind: Any) -> int:
+    """Bytes of a value in memory; a bool takes one."""
+    return 1 if kind is bool else int(kind.size)
 
-    def __new__(cls, value: Any = 0) -> Any:
-        if isinstance(value, Ptr):
-            value = value.addr
-        elif isinstance(value, (float, f80)):
-            value = _saturate(float(value), cls)
-        return int.__new__(cls, wrap(int(value), cls.bits, cls.signed))
 
-    @classmethod
-    def read(cls, addr: int) -> Any:
-        return cls(int.from_bytes(ctypes.string_at(addr, cls.size), "little"))
-
-    @classmethod
-    def write(cls, addr: int, value: Any) -> None:
-        raw = (int(value) & ((1 << cls.bits) - 1)).to_bytes(cls.size, "little")
-        ctypes.memmove(addr, raw, cls.size)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({int(self):#x})"
-
-    def __invert__(self) -> Any:
-        return type(self)(~int(self))
-
-    def __neg__(self) -> Any:
-        return type(self)(-int(self))
-
-    def __lshift__(self, n: Any) -> Any:
-        n = int(n)
-        return type(self)(int(self) << n if 0 <= n < self.bits else 0)
-
-    def __rshift__(self, n: Any) -> Any:
-        n = int(n)
-        return type(self)(int(self) >> n if 0 <= n < self.bits else (-1 if self < 0 else 0))
-
-    def __rlshift__(self, other: Any) -> Any:
-        raise TypeError("a shifted literal has no type: write u64(1) << n")
-
-    def __rrshift__(self, other: Any) -> Any:
-        raise TypeError("a shifted literal has no type: write u64(x) >> n")
-
-    def __truediv__(self, other: Any) -> Any:
-        raise TypeError("/ is for floats: use // or sdiv")
-
-
-def wrap(value: int, bits: int, signed: bool) -> int:
-    """`value` reduced to `bits` bits, read as two's complement when `signed`."""
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if signed and value >> (bits - 1) else value
-
-
-def _saturate(value: float, to: type[_Int]) -> int:
-    low, high = (-(1 << (to.bits - 1)), (1 << (to.bits - 1)) - 1) if to.signed else (0, (1 << to.bits) - 1)
-    return 0 if math.isnan(value) else high if value >= high else low if value <= low else int(value)
-
-
-def _same(a: Any, b: Any) -> Any:
-    """The type of `a op b`, or None when the two do not mix."""
-    if type(b) is type(a) or type(b) is int:
-        return type(a)
-    if isinstance(b, (_Int, bool)):
-        raise TypeError(f"{type(a).__name__} and {type(b).__name__} do not mix: convert one of them")
-    return None
-
-
-def _binary(name: str, fn: Any) -> None:
-    def forward(self: Any, other: Any) -> Any:
-        t = _same(self, other)
-        return NotImplemented if t is None else t(fn(int(self), int(other)))
-
-    def reflected(self: Any, other: Any) -> Any:
-        t = _same(self, other)
-        return NotImplemented if t is None else t(fn(int(other), int(self)))
-
-    setattr(_Int, f"__{name}__", forward)
-    setattr(_Int, f"__r{name}__", reflected)
-
-
-_binary("add", lambda a, b: a + b)
-_binary("sub", lambda a, b: a - b)
-_binary("mul", lambda a, b: a * b)
-_binary("and", lambda a, b: a & b)
-_binary("or", lambda a, b: a | b)
-_binary("xor", lambda a, b: a ^ b)
-_binary("floordiv", lambda a, b: a // b if b else 0)
-_binary("mod", lambda a, b: a % b if b else 0)
-
-
-def _compare(name: str) -> None:
-    base = getattr(int, f"__{name}__")
-
-    def method(self: Any, other: Any) -> Any:
-        if isinstance(other, int):
-            _same(self, other)
-        return base(self, other)
-
-    setattr(_Int, f"__{name}__", method)
-
-
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    _compare(_name)
-setattr(_Int, "__hash__", int.__hash__)
-
-
-def _make_int(bits: int, signed: bool) -> Any:
-    name = f"{'i' if signed else 'u'}{bits}"
-    size = bits // 8
-    return NativeType(name, (_Int,), {"bits": bits, "signed": signed, "size": size, "align": min(size, 16),
-                                      "ir": f"i{bits}", "__module__": __name__, "__slots__": ()})
-
-
-u8, u16, u32, u64, u128 = (_make_int(b, False) for b in (8, 16, 32, 64, 128))
-i8, i16, i32, i64, i128 = (_make_int(b, True) for b in (8, 16, 32, 64, 128))
-_UNSIGNED = {t.size: t for t in (u8, u16, u32, u64, u128)}
-_SIGNED = {t.size: t for t in (i8, i16, i32, i64, i128)}
-
-
-def uint(size: int) -> Any:
-    """The unsigned integer type of `size` bytes."""
-    return _UNSIGNED[size]
-
-
-def sint(size: int) -> Any:
-    """The signed integer type of `size` bytes."""
-    return _SIGNED[size]
-
-
-class _Float(float, metaclass=NativeType):
-    size: ClassVar[int]
-    align: ClassVar[int]
-    ir: ClassVar[str]
-    code: ClassVar[str]
-
-    def __new__(cls, value: Any = 0.0) -> Any:
-        value = float(value)
-        if cls.code == "<f":
-            try:
-                value = _struct.unpack("<f", _struct.pack("<f", value))[0]
-            except OverflowError:
-                value = math.copysign(math.inf, value)
-        return float.__new__(cls, value)
-
-    @classmethod
-    def read(cls, addr: int) -> Any:
-        return cls(_struct.unpack(cls.code, ctypes.string_at(addr, cls.size))[0])
-
-    @classmethod
-    def write(cls, addr: int, value: Any) -> None:
-        ctypes.memmove(addr, _struct.pack(cls.code, value), cls.size)
-
-
-def _float_binary(name: str) -> None:
-    base = getattr(float, f"__{name}__")
-
-    def method(self: Any, other: Any) -> Any:
-        if type(other) not in (type(self), float, int):
-            raise TypeError(f"{type(self).__name__} and {type(other).__name__} do not mix: convert one of them")
-        try:
-            return type(self)(base(self, float(other)))
-        except ZeroDivisionError:
-            if self == 0 or math.isnan(self):
-                return type(self)(math.nan)
-            return type(self)(math.copysign(math.inf, self) * math.copysign(1.0, float(other)))
-
-    setattr(_Float, f"__{name}__", method)
-
-
-for _name in ("add", "sub", "mul", "truediv", "radd", "rsub", "rmul"):
-    _float_binary(_name)
-setattr(_Float, "__neg__", lambda self: type(self)(-float(self)))
-
-f32: Any = NativeType("f32", (_Float,), {"size": 4, "align": 4, "ir": "float", "code": "<f"})
-f64: Any = NativeType("f64", (_Float,), {"size": 8, "align": 8, "ir": "double", "code": "<d"})
-
-
-class f80(metaclass=NativeType):
-    """The x87 extended format: 64-bit significand with explicit integer bit, 15-bit exponent, sign.
-
-    Plain Python has no such arithmetic, so it keeps the ten bytes and computes through the host's own unit
-    (`host.f80_binary`), which is exact by definition.
-    """
-
-    size = 16
-    align = 16
-    ir = "x86_fp80"
-    __slots__ = ("raw",)
-
-    def __init__(self, value: Any = 0.0) -> None:
-        if isinstance(value, f80):
-            self.raw: bytes = value.raw
-        elif isinstance(value, int):
-            self.raw = _f80_from_int(value)
-        else:
-            self.raw = _f80_from_double(float(value))
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> f80:
-        value = cls.__new__(cls)
-        value.raw = bytes(raw[:10])
-        return value
-
-    @classmethod
-    def read(cls, addr: int) -> f80:
-        return cls.from_bytes(ctypes.string_at(addr, 10))
-
-    @classmethod
-    def write(cls, addr: int, value: f80) -> None:
-        ctypes.memmove(addr, value.raw, 10)
-
-    def _by_host(self, op: str, other: Any) -> f80:
-        from pellucid.native.stub import f80_binary
-
-        if not isinstance(other, f80):
-            other = f80(other)
-        return f80.from_bytes(f80_binary(op, self.raw, other.raw))
-
-    def __add__(self, other: Any) -> f80:
-        return self._by_host("fadd", other)
-
-    def __sub__(self, other: Any) -> f80:
-        return self._by_host("fsub", other)
-
-    def __mul__(self, other: Any) -> f80:
-        return self._by_host("fmul", other)
-
-    def __truediv__(self, other: Any) -> f80:
-        return self._by_host("fdiv", other)
-
-    def __neg__(self) -> f80:
-        return f80.from_bytes(self.raw[:9] + bytes([self.raw[9] ^ 0x80]))
-
-    def __float__(self) -> float:
-        significand, se = int.from_bytes(self.raw[:8], "little"), int.from_bytes(self.raw[8:], "little")
-        sign, exponent = -1.0 if se >> 15 else 1.0, se & 0x7FFF
-        if exponent == 0x7FFF:
-            return sign * math.inf if not significand << 1 & (1 << 64) - 1 else math.nan
-        try:
-            return sign * math.ldexp(significand, exponent - 16383 - 63)
-        except OverflowError:
-            return sign * math.inf
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, (f80, float, int)) and float(self) == float(other)
-
-    def __lt__(self, other: Any) -> bool:
-        return float(self) < float(other)
-
-    def __gt__(self, other: Any) -> bool:
-        return float(self) > float(other)
-
-    def __hash__(self) -> int:
-        return hash(self.raw)
-
-    def __repr__(self) -> str:
-        return f"f80({float(self)!r})"
-
-
-def _f80_from_int(value: int) -> bytes:
-    sign, magnitude = value < 0, abs(value)
-    if not magnitude:
-        return bytes(10)
-    top = magnitude.bit_length()
-    significand = magnitude << (64 - top) if top <= 64 else magnitude >> (top - 64)
-    return significand.to_bytes(8, "little") + (sign << 15 | (16383 + top - 1)).to_bytes(2, "little")
-
-
-def _f80_from_double(value: float) -> bytes:
-    sign = math.copysign(1.0, value) < 0
-    if math.isnan(value):
-        bits = int.from_bytes(_struct.pack("<d", value), "little")
-        significand = 1 << 63 | 1 << 62 | (bits & ((1 << 52) - 1)) << 11
-        return significand.to_bytes(8, "little") + (sign << 15 | 0x7FFF).to_bytes(2, "little")
-    if math.isinf(value):
-        return (1 << 63).to_bytes(8, "little") + (sign << 15 | 0x7FFF).to_bytes(2, "little")
-    if value == 0.0:
-        return bytes(8) + (sign << 15).to_bytes(2, "little")
-    mantissa, exponent = math.frexp(abs(value))
-    return int(math.ldexp(mantissa, 64)).to_bytes(8, "little") + (sign << 15 | exponent + 16382).to_bytes(2, "little")
+element_size = size_of
 
 
 class _PtrType(NativeType):
-    """What a pointer type knows stands here, not in the class: a struct may have fields named `size` or `target`."""
+    """Metaclass of pointers. What a pointer type knows stands here, not in the class, and a struct's fields are
+    properties of its pointer type: a struct may have fields named `size` or `target`."""
 
     _made: ClassVar[dict[Any, Any]] = {}
-    _targets: ClassVar[dict[Any, Any]] = {}
     size = property(lambda cls: 8)
     align = property(lambda cls: 8)
     ir = property(lambda cls: "ptr")
-    target = property(lambda cls: _PtrType._targets.get(cls))
+    target = property(lambda cls: cls._target)
+    read = property(lambda cls: lambda addr: cls(u64.read(addr)))
+    write = property(lambda cls: lambda addr, value: u64.write(addr, address_of(value)))
 
     def __getitem__(cls, target: Any) -> Any:
         if target not in _PtrType._made:
             name = f"ptr[{getattr(target, '__name__', target)}]"
-            made = _PtrType._made[target] = _PtrType(name, (Ptr,), {"__slots__": ()})
-            _PtrType._targets[made] = target
+            fields = {f.name: _field_property(f) for f in getattr(target, "fields", {}).values()}
+            _PtrType._made[target] = _PtrType(name, (Ptr,), {**fields, "_target": target, "__slots__": ()})
         return _PtrType._made[target]
+
+
+def _field_property(field: Any) -> property:
+    return property(lambda self: load(field.type, address_of(self) + field.offset),
+                    lambda self, value: store(field.type, address_of(self) + field.offset, value))
 
 
 class Ptr(metaclass=_PtrType):
     """An address of `target`. Plain Python reads and writes the very bytes that native code does."""
 
-    __slots__ = ("addr",)
-    addr: int
+    _target: ClassVar[Any] = None
+    __slots__ = ("_address",)
 
     def __init__(self, addr: Any = 0) -> None:
-        object.__setattr__(self, "addr", addr.addr if isinstance(addr, Ptr) else int(addr))
+        _set_address(self, (address_of(addr) if isinstance(addr, Ptr) else int(addr)) & _ADDRESS_MASK)
 
-    @classmethod
-    def read(cls, addr: int) -> Any:
-        return cls(u64.read(addr))
+    @property
+    def addr(self) -> int:
+        """The address as a Python int (unless the struct has a field of this name: then int(pointer))."""
+        return address_of(self)
 
-    @classmethod
-    def write(cls, addr: int, value: Any) -> None:
-        u64.write(addr, value.addr)
+    def __int__(self) -> int:
+        return address_of(self)
 
     def __getitem__(self, i: Any) -> Any:
-        target: Any = type(self).target
-        return load(target, self.addr + int(i) * target.size)
+        target = type(self)._target
+        return load(target, address_of(self) + int(i) * size_of(target))
 
     def __setitem__(self, i: Any, value: Any) -> None:
-        target: Any = type(self).target
-        store(target, self.addr + int(i) * target.size, value)
+        target = type(self)._target
+        store(target, address_of(self) + int(i) * size_of(target), value)
 
     def __getattr__(self, name: str) -> Any:
-        field = getattr(type(self).target, "fields", {}).get(name)
-        if field is None:
-            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
-        return load(field.type, self.addr + field.offset)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        target: Any = type(self).target
-        field = target.fields[name]
-        store(field.type, self.addr + field.offset, value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ptr) and self.addr == other.addr
+        if name not in getattr(type(self)._target, "fields", {}):
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+        object.__setattr__(self, name, value)
 
     def __hash__(self) -> int:
-        return hash(self.addr)
+        return hash(address_of(self))
 
     def __bool__(self) -> bool:
-        return self.addr != 0
+        return address_of(self) != 0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.addr:#x})"
+        return f"{type(self).__name__}({address_of(self):#x})"
 
+
+_slot: Any = Ptr.__dict__["_address"]
+address_of: Callable[[Any], int] = _slot.__get__
+_set_address: Callable[[Any, int], None] = _slot.__set__
+
+
+def _pointer_compare(name: str) -> None:
+    fn = getattr(operator, name)
+
+    def method(self: Any, other: Any) -> Any:
+        if type(other) is type(self):
+            return fn(address_of(self), address_of(other))
+        if isinstance(other, Ptr) or is_literal(other) and other != 0 or isinstance(other, (_Int, _Float)):
+            raise TypeError(f"{type(self).__name__} and {type(other).__name__} do not mix: convert one of them")
+        return fn(address_of(self), 0) if is_literal(other) else NotImplemented
+
+    setattr(Ptr, f"__{name}__", method)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _pointer_compare(_name)
 
 ptr: Any = Ptr
 
@@ -390,20 +139,19 @@ def load(kind: Any, addr: int) -> Any:
     if hasattr(kind, "fields"):
         return ptr[kind](addr)
     if kind is bool:
-        return bool(ctypes.string_at(addr, 1)[0])
-    return kind.read(addr)
+        return bool(ctypes.string_at(addr & _ADDRESS_MASK, 1)[0])
+    return kind.read(addr & _ADDRESS_MASK)
 
 
 def store(kind: Any, addr: int, value: Any) -> None:
     """Write `value` as `kind` at `addr`; a literal takes the type, another type is an error."""
+    if isinstance(kind, _ArrayType) or hasattr(kind, "fields"):
+        raise TypeError(f"{kind.__name__} is not assigned as a whole: assign its parts or memcpy")
+    value = literal(kind, value)
     if kind is bool:
-        ctypes.memmove(addr, bytes([bool(value)]), 1)
-        return
-    if type(value) is not kind:
-        if type(value) not in (int, bool, float):
-            raise TypeError(f"storing {type(value).__name__} where {kind.__name__} lives: convert it")
-        value = kind(value)
-    kind.write(addr, value)
+        ctypes.memmove(addr & _ADDRESS_MASK, bytes([value]), 1)
+    else:
+        kind.write(addr & _ADDRESS_MASK, value)
 
 
 class _ArrayType(NativeType):
@@ -416,8 +164,8 @@ class _ArrayType(NativeType):
             element, count = key
             name = f"array[{element.__name__}, {count}]"
             _ArrayType._made[key] = _ArrayType(name, (), {
-                "element": element, "count": count, "size": element.size * count, "align": element.align,
-                "ir": f"[{count} x {element.ir}]"})
+                "element": element, "count": count, "size": size_of(element) * count,
+                "align": getattr(element, "align", 1), "ir": f"[{size_of(element) * count} x i8]"})
         return _ArrayType._made[key]
 
 
@@ -432,17 +180,12 @@ class _VecType(NativeType):
     def __getitem__(cls, key: Any) -> Any:
         if key not in _VecType._made:
             element, count = key
-            size = max(element_size(element) * count, 1)
+            size = max(size_of(element) * count, 1)
             name = f"vec[{element.__name__}, {count}]"
             ir = f"<{count} x {'i1' if element is bool else element.ir}>"
             _VecType._made[key] = _VecType(name, (Vec,), {
                 "element": element, "count": count, "size": size, "align": size, "ir": ir, "__slots__": ()})
         return _VecType._made[key]
-
-
-def element_size(element: Any) -> int:
-    """Bytes of one vector lane or array element (a bool lane counts as one)."""
-    return 1 if element is bool else int(element.size)
 
 
 class Vec(metaclass=_VecType):
@@ -454,7 +197,7 @@ class Vec(metaclass=_VecType):
     __slots__ = ("lanes",)
 
     def __init__(self, lanes: Any = 0) -> None:
-        if isinstance(lanes, (int, float)):
+        if isinstance(lanes, (int, float, f80)):
             lanes = (lanes,) * self.count
         elif isinstance(lanes, Vec):
             lanes = lanes.lanes
@@ -471,24 +214,36 @@ class Vec(metaclass=_VecType):
         for i, x in enumerate(value.lanes):
             cls.element.write(addr + i * cls.element.size, x)
 
+    @classmethod
+    def lane(cls, i: Any) -> int:
+        """The number of a lane: a run-time number counts modulo the lanes, a literal must name one."""
+        if is_literal(i) and not 0 <= i < cls.count:
+            raise TypeError(f"{cls.__name__} has no lane {i}")
+        return int(i.pattern if isinstance(i, _Int) else i) % cls.count
+
+    @classmethod
+    def operand(cls, other: Any) -> Any:
+        """The other side of an operator: the same type, or a literal for every lane."""
+        if type(other) is cls:
+            return other
+        if is_literal(other) or isinstance(other, (list, tuple)):
+            lanes = other if isinstance(other, (list, tuple)) else [other] * cls.count
+            return cls([literal(cls.element, x) for x in lanes])
+        raise TypeError(f"{cls.__name__} and {type(other).__name__} do not mix: convert one of them")
+
     def __getitem__(self, i: Any) -> Any:
-        return self.lanes[int(i)]
-
-    def __eq__(self, other: Any) -> Any:
-        return self._zip(other, lambda a, b: a == b, bool)
-
-    def __ne__(self, other: Any) -> Any:
-        return self._zip(other, lambda a, b: a != b, bool)
+        return self.lanes[self.lane(i)]
 
     def __hash__(self) -> int:
         return hash(self.lanes)
 
+    def __bool__(self) -> bool:
+        raise TypeError("a vector is not a condition: use movemask")
+
     def _zip(self, other: Any, fn: Any, element: Any = None) -> Any:
-        if not isinstance(other, Vec):
-            other = type(self)(other)
-        if type(other) is not type(self):
-            raise TypeError(f"{type(self).__name__} and {type(other).__name__} do not mix: convert one of them")
-        return vec[element or self.element, self.count]([fn(a, b) for a, b in zip(self.lanes, other.lanes)])
+        other = self.operand(other)
+        return vec[element or self.element, self.count](
+            [fn(a, b) for a, b in zip(self.lanes, other.lanes, strict=True)])
 
     def __invert__(self) -> Any:
         if self.element is bool:
@@ -498,20 +253,25 @@ class Vec(metaclass=_VecType):
     def __neg__(self) -> Any:
         return type(self)([-a for a in self.lanes])
 
+    def __pos__(self) -> Any:
+        return self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.lanes)})"
 
 
-def _vec_operator(name: str, element: Any = None) -> None:
-    import operator
-
+def _vec_operator(name: str, element: Any = None, *, reflects: bool = False) -> None:
     fn = getattr(operator, name if name not in ("and", "or") else name + "_")
     setattr(Vec, f"__{name}__", lambda self, other: self._zip(other, fn, element))
+    if reflects:
+        setattr(Vec, f"__r{name}__", lambda self, other: self._zip(other, lambda a, b: fn(b, a)))
 
 
-for _name in ("add", "sub", "mul", "and", "or", "xor", "lshift", "rshift", "truediv"):
+for _name in ("add", "sub", "mul", "and", "or", "xor", "truediv"):
+    _vec_operator(_name, reflects=True)
+for _name in ("lshift", "rshift"):
     _vec_operator(_name)
-for _name in ("lt", "le", "gt", "ge"):
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     _vec_operator(_name, bool)
 
 vec: Any = Vec

@@ -31,6 +31,23 @@ class Place:
     ir: str
 
 
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A local with a run-time value: its type and its stack slot."""
+
+    type: Any
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A name whose value depends on the way that led here; reading it fails with this reason."""
+
+    reason: str
+
+
+Binding = Const | Variable | Unknown
+
 VOID = Val(None, "void")
 
 

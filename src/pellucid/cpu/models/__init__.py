@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from pellucid.cpu.models.features import BUILT, FEATURES, OTHER_FEATURES, UNMIGRATABLE, canonical_name, is_feature
+from pellucid.cpu.models.features import (
+    BUILT, FEATURES, UNMIGRATABLE, canonical_name, feature_names, is_feature)
 from pellucid.errors import UserError
 
 _DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml")
@@ -24,6 +25,9 @@ DEFAULT_MODEL = "pellucid"
 
 ACCELERATOR_FEATURES = ("x2apic", "tsc-deadline", "arat", "hypervisor")
 """What the hypervisor adds to every model whose leaves can show it, as KVM does with its first."""
+
+HARMLESS_MODELS = ("qemu64", "kvm64")
+"""Models of no real processor: they get arch-capabilities too, lest guests guard against leaks of real ones."""
 
 ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm")
 """What it takes away without a word, as KVM does."""
@@ -111,11 +115,11 @@ def find_feature(word: str) -> str:
     """The canonical name of a feature; UserError with the nearest name for one that does not exist."""
     name = canonical_name(word)
     if not is_feature(name):
-        raise UserError(f"-cpu {word}: no such CPU feature: {_hint(name, {*FEATURES, *OTHER_FEATURES})}")
+        raise UserError(f"-cpu {word}: no such CPU feature: {_hint(name, feature_names())}")
     return name
 
 
-def _hint(word: str, known: Mapping[str, object] | set[str]) -> str:
+def _hint(word: str, known: Collection[str]) -> str:
     near = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else "-cpu help lists them"
 
@@ -134,15 +138,20 @@ def _added(model: CpuModel) -> list[str]:
     """The accelerator's features for a model that has the local APIC and the leaves that tell of them."""
     if "apic" not in model.features:
         return ["hypervisor"]
-    return [name for name in ACCELERATOR_FEATURES if FEATURES[name][0][0] <= model.level]
+    names = ACCELERATOR_FEATURES + (("arch-capabilities",) if model.name in HARMLESS_MODELS else ())
+    return [name for name in names if FEATURES[name][0][0] <= model.level]
 
 
 __all__ = [
     "ACCELERATOR_FEATURES",
+    "BUILT",
     "DEFAULT_MODEL",
+    "FEATURES",
     "CpuModel",
     "Resolved",
+    "canonical_name",
     "describe_models",
+    "feature_names",
     "find_feature",
     "find_model",
     "models",

@@ -21,6 +21,7 @@ _BITS: dict[Place, str] = {
     "tsx-ldtrk - - arch-lbr - - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
     "core-capability ssbd",
     (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16",
+    (0x7, 2, "edx"): "intel-psfd ipred-ctrl rrsba-ctrl ddpd-u bhi-ctrl mcdt-no",
     (0xD, 1, "eax"): "xsaveopt xsavec xgetbv1 xsaves xfd",
     (0x8000_0001, 0, "edx"): "- - - - - - - - - - - syscall - - - - - - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - "
     "lm 3dnowext 3dnow",
@@ -78,7 +79,7 @@ BUILT = frozenset(
         "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust fdp-excptn-only smep erms zero-fcs-fds smap clflushopt clwb "
-        "umip la57 rdpid fsrm spec-ctrl stibp arch-capabilities xsaveopt xsavec "
+        "umip la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
         "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd"
     ).split()
 )
@@ -97,3 +98,8 @@ def canonical_name(word: str) -> str:
 def is_feature(name: str) -> bool:
     """Whether QEMU knows a feature of this canonical name."""
     return name in FEATURES or name in OTHER_FEATURES
+
+
+def feature_names() -> tuple[str, ...]:
+    """Every canonical name."""
+    return (*FEATURES, *sorted(OTHER_FEATURES))

@@ -52,6 +52,7 @@ CACHES = (Cache(1, 1, 32, 8), Cache(2, 1, 32, 8), Cache(3, 2, 4096, 16), Cache(3
 def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLeaf]:
     """Every leaf that the processor with `apic_id` answers, of `cpu_count` one-threaded cores in one package."""
     words = model.words()
+    last = max((index for function, index, _ in words if function == 7), default=0)
 
     def leaf(function: int, index: int | None = None, **registers: int) -> CpuidLeaf:
         bits = {name: words.get((function, index or 0, name), 0) for name in ("eax", "ebx", "ecx", "edx")}
@@ -63,8 +64,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLea
         CpuidLeaf(2, eax=0xFF01),  # descriptor FF: leaf 4 tells of the caches
         *_caches(cpu_count),
         leaf(6),
-        leaf(7, 0, eax=1 if (7, 1, "eax") in words else 0),
-        *([leaf(7, 1)] if (7, 1, "eax") in words else []),
+        *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
         *_topology(apic_id, cpu_count),
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
     ]
@@ -72,7 +72,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLea
     l2 = CACHES[2]
     extended = [
         _identity(model, EXTENDED, model.xlevel),
-        leaf(EXTENDED + 1, eax=model.signature if model.vendor != "GenuineIntel" else 0),
+        leaf(EXTENDED + 1, eax=model.signature),
         *_brand(model.model_id),
         CpuidLeaf(EXTENDED + 6, ecx=l2.kib << 16 | 8 << 12 | CLFLUSH_BYTES),  # 8: sixteen ways
         leaf(EXTENDED + 7),
@@ -124,8 +124,8 @@ def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:
 
 
 def _brand(text: str) -> Iterator[CpuidLeaf]:
-    """Leaves 0x80000002 to 0x80000004: 48 bytes of text, the last of them zero."""
-    content = text.encode("ascii", "replace")[:47].ljust(48, b"\0")
+    """Leaves 0x80000002 to 0x80000004: 48 bytes of text."""
+    content = text.encode("ascii", "replace")[:48].ljust(48, b"\0")
     for index in range(3):
         part = content[16 * index : 16 * index + 16]
         eax, ebx, ecx, edx = (int.from_bytes(part[at : at + 4], "little") for at in (0, 4, 8, 12))

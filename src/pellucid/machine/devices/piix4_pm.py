@@ -11,7 +11,7 @@ the way QEMU tells it with `smm=off`. The values that switch ACPI mode on and of
 from collections.abc import Callable
 
 from pellucid.kvm.clock import Clock
-from pellucid.machine.device import Region, Register, RegionOps, State
+from pellucid.machine.device import Region, RegionOps, Register, State
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.pci import ConfigRegister, PciFunction
 from pellucid.machine.pci import config as cfg
@@ -92,7 +92,6 @@ class Piix4Pm(PciFunction):
         self._block = MemoryRegion.new_container("piix4-pm", PM_BLOCK_SIZE)
         self._block.set_enabled(False)
         super().__init__()
-        self.put_template(0x34, 1, 0)
         with MemoryTransaction():
             for index, offset in ((EVENTS, 0), (CONTROL, 4), (TIMER, 8)):
                 self._block.add_subregion(offset, self._region(index))

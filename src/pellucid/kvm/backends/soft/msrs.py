@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pellucid.cpu.state import CR4_LA57
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
 
@@ -26,11 +27,17 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0), 0x140: (0, 0),
+VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0),
           **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
           **{0x268 + n: (0, U64) for n in range(8)}}
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
 CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x34: 0, 0x1C9: 0}
+
+
+IA32_PRED_CMD = 0x49
+# MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
+FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
+            0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
 class Msrs:
@@ -39,6 +46,7 @@ class Msrs:
     def __init__(self, vcpu: SoftVcpu) -> None:
         self._vcpu = vcpu
         self.arch_capabilities: int | None = None
+        self.absent: frozenset[int] = frozenset()
         self._special: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
             IA32_TSC: (self._read_tsc, self._write_tsc),
             IA32_TSC_ADJUST: (lambda: self._tsc_adjust, self._write_tsc_adjust),
@@ -63,6 +71,8 @@ class Msrs:
     def read(self, index: int) -> int:
         """RDMSR; MsrAccessError where the guest gets #GP(0)."""
         special = self._special.get(index)
+        if index in self.absent:
+            raise MsrAccessError(index)
         if special is not None:
             return special[0]()
         if index in FIELDS:
@@ -82,6 +92,8 @@ class Msrs:
     def write(self, index: int, value: int, host_initiated: bool = False) -> None:
         """WRMSR; MsrAccessError where the guest gets #GP(0)."""
         special = self._special.get(index)
+        if index in self.absent:
+            raise MsrAccessError(index, value)
         if special is not None:
             if index == IA32_APIC_BASE and host_initiated:
                 self._vcpu.set_apic_base(value, host_initiated=True)
@@ -89,7 +101,7 @@ class Msrs:
                 special[1](value)
         elif index in FIELDS:
             name, allowed = FIELDS[index]
-            if value & ~allowed or index in CANONICAL and not _canonical(value):
+            if value & ~allowed or index in CANONICAL and not self._canonical(value):
                 raise MsrAccessError(index, value)
             setattr(self._vcpu.processor.state, name, value)
         elif index in self._values:
@@ -100,7 +112,7 @@ class Msrs:
             self._vcpu.lapic.msr_write(index, value)
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
-        elif index != 0x79:  # a microcode update is taken without effect
+        elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect
             raise MsrAccessError(index, value)
 
     def _read_tsc(self) -> int:
@@ -139,10 +151,11 @@ class Msrs:
         self._misc_enable = value
 
     def _write_base(self, segment: int, value: int) -> None:
-        if not _canonical(value):
+        if not self._canonical(value):
             raise MsrAccessError(IA32_FS_BASE + segment - 4, value)
         self._vcpu.processor.state.seg_base[segment] = value
 
-
-def _canonical(value: int) -> bool:
-    return value >> 47 in (0, 0x1FFFF)
+    def _canonical(self, value: int) -> bool:
+        """Whether an address is canonical for the paging depth in force (SDM vol. 1, 3.3.7.1)."""
+        unused = 56 if self._vcpu.processor.state.cr4 & CR4_LA57 else 47
+        return value >> unused in (0, U64 >> unused)

@@ -36,9 +36,9 @@ NMI_VECTOR = 2
 SOFT_REQ_STALE_CODE = 48
 """A request of this backend alone: `_stale` names guest memory whose translations must go."""
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
-# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, GDS_NO,
-# RFDS_NO).
-ARCH_CAPABILITIES = 0x0C10_E179
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
+# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
+ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
 
 class SoftVcpu:

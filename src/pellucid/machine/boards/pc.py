@@ -1,0 +1,193 @@
+"""The board `pc`: i440FX and PIIX3, as QEMU's board of that name, started by SeaBIOS from the reset vector.
+
+The memory tree has QEMU's names, so that whoever knows `info mtree` of a PC finds everything where it was. RAM is one
+block; all but the first part of it lies from 4 GiB on. The firmware is seen at the end of the 32-bit space, its last
+128 KiB also below 1 MiB, where the PAM registers decide between it and RAM.
+
+Not on this board yet: IDE, floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
+"""
+
+from dataclasses import dataclass
+
+from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
+from pellucid.machine.chardev import Chardev
+from pellucid.machine.devices.fw_cfg import FwCfg
+from pellucid.machine.devices.i440fx import I440fx
+from pellucid.machine.devices.i8042 import I8042
+from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
+from pellucid.machine.devices.piix3 import Piix3, ResetControl
+from pellucid.machine.devices.piix4_pm import Piix4Pm
+from pellucid.machine.devices.port92 import Port92
+from pellucid.machine.devices.rtc import Rtc
+from pellucid.machine.devices.serial import Serial
+from pellucid.machine.firmware.image import find_firmware, read_firmware
+from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fill_fw_cfg
+from pellucid.machine.machine import Machine
+from pellucid.machine.part import Part
+from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
+from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemoryTransaction
+
+MiB, FOUR_GIB = 1 << 20, 1 << 32
+SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
+RTC_PORT, RTC_GSI, SCI_GSI = 0x70, 8, 9
+FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
+CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
+GPE_BASE, APM_BASE = 0xAFE0, 0xB2
+ISA_BIOS_MOST = 0x2_0000
+OPTION_ROMS, OPTION_ROMS_SIZE = 0xC_0000, 0x2_0000
+
+IN_HYPERVISOR = (
+    ("pic", True, 0x20, 2, 0),
+    ("pic", True, 0xA0, 2, 0),
+    ("elcr", True, 0x4D0, 1, 0),
+    ("elcr", True, 0x4D1, 1, 0),
+    ("pit", True, 0x40, 4, 0),
+    ("pcspk", True, 0x61, 1, 0),
+    ("ioapic", False, 0xFEC0_0000, 0x1000, 0),
+    ("apic-msi", False, 0xFEE0_0000, 0x10_0000, 4096),
+)
+"""(name, in port space, address, size, priority) of what the hypervisor answers before this process hears of it."""
+
+
+@dataclass(frozen=True)
+class PcMemory:
+    """The regions that a PC's chips are wired to."""
+
+    ram: MemoryRegion
+    pci: MemoryRegion
+    below_4g: int
+    above_4g: int
+
+
+def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
+    """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
+    if machine.config.kernel is not None:
+        raise NotBuiltError("-M pc: -kernel under firmware is not built yet; use -M microvm for a direct kernel boot")
+    options = parse_pc_options(machine.config.board_options)
+    firmware = read_firmware(find_firmware(options.firmware))
+    with MemoryTransaction():
+        memory = add_memory(machine, options)
+        add_firmware(machine, memory, firmware)
+        _add_hypervisor_parts(machine)
+        _add_pci(machine, memory)
+        _add_isa(machine, memory, serials)
+
+
+def split_ram(size: int, max_below_4g: int | None) -> tuple[int, int]:
+    """(bytes below 4 GiB, bytes from 4 GiB on): a hole of 512 MiB, of 1 GiB as soon as RAM would reach it."""
+    most = 0xE000_0000 if max_below_4g is None else max_below_4g
+    if size >= most:
+        most = min(most, 0xC000_0000)
+    return min(size, most), max(size - most, 0)
+
+
+def add_memory(machine: Machine, options: PcOptions) -> PcMemory:
+    """RAM in one block, seen below and above 4 GiB, and the PCI bus's space beneath everything."""
+    size = machine.config.memory_size
+    if size < MiB:
+        raise UserError(f"-m: the PC needs at least 1 MiB of RAM, not {size} bytes")
+    below, above = split_ram(size, options.max_ram_below_4g)
+    ram = MemoryRegion.new_ram("pc.ram", machine.ram.new("pc.ram", size))
+    machine.system_memory.add_subregion(0, MemoryRegion.new_alias("ram-below-4g", ram, 0, below))
+    if above:
+        machine.system_memory.add_subregion(FOUR_GIB, MemoryRegion.new_alias("ram-above-4g", ram, below, above))
+    pci = MemoryRegion.new_container("pci")
+    machine.system_memory.add_subregion_overlap(0, pci, -1)
+    return PcMemory(ram, pci, below, above)
+
+
+def add_firmware(machine: Machine, memory: PcMemory, firmware: bytes) -> None:
+    """The BIOS at the end of the 32-bit space and its tail below 1 MiB, and the space for option ROMs."""
+    block = machine.ram.new("pc.bios", len(firmware))
+    block.view[: len(firmware)] = firmware
+    bios = MemoryRegion.new_rom("pc.bios", block)
+    tail = min(len(firmware), ISA_BIOS_MOST)
+    isa_bios = MemoryRegion.new_alias("isa-bios", bios, len(firmware) - tail, tail)
+    isa_bios.set_readonly(True)
+    memory.pci.add_subregion_overlap(MiB - tail, isa_bios, 1)
+    memory.pci.add_subregion(FOUR_GIB - len(firmware), bios)
+    roms = MemoryRegion.new_rom("pc.rom", machine.ram.new("pc.rom", OPTION_ROMS_SIZE))
+    memory.pci.add_subregion_overlap(OPTION_ROMS, roms, 1)
+
+
+def _add_hypervisor_parts(machine: Machine) -> None:
+    machine.vm.create_irqchip()
+    machine.vm.create_pit()
+    for name, in_ports, address, size, priority in IN_HYPERVISOR:
+        container = machine.system_io if in_ports else machine.system_memory
+        container.add_subregion_overlap(address, MemoryRegion.new_reservation(name, size), priority)
+
+
+def _add_pci(machine: Machine, memory: PcMemory) -> None:
+    spaces = PciSpaces(memory.pci, machine.system_io, machine.system_memory, machine.vm.signal_msi)
+    piix3 = Piix3([machine.gsi(irq) for irq in range(16)])
+    bus = PciBus("pci.0", spaces, piix3.route)
+    power = Piix4Pm(
+        machine.gsi(SCI_GSI),
+        machine.device_clock,
+        machine.system_io,
+        machine.request_shutdown,
+        machine.system.request_suspend,
+        gpe_base=GPE_BASE,
+        apm_base=APM_BASE,
+    )
+    machine.system.on_powerdown.append(power.press_power_button)
+    machine.system.on_wakeup.append(power.wake)
+    for slot, number, function in (
+        (0, 0, I440fx(machine.system_memory, memory.ram, memory.pci)),
+        (1, 0, piix3),
+        (1, 3, power),
+    ):
+        bus.add(slot, number, function)
+        machine.parts.append(Part(function))
+    reset_control = ResetControl(machine.request_reset)
+    machine.parts.append(Part(reset_control))
+    machine.add(Part(ConfigMechanism1(bus, reset_control.ops()), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
+
+
+def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) -> None:
+    for index, chardev in enumerate(serials):
+        _add_serial(machine, index, chardev)
+    config = PcFirmwareConfig(
+        memory.below_4g,
+        memory.above_4g,
+        machine.config.cpu_count,
+        serial_console=any(chardev is not None for chardev in serials[:1]),
+    )
+    rtc = Rtc(machine.gsi(RTC_GSI), machine.device_clock, machine.wall_ns)
+    fill_cmos(rtc, config)
+    machine.add(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
+    machine.add(Part(I8042(machine.request_reset), ports=(0x60, 0x64)))
+    machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
+    machine.add(Part(PostPort(), ports=(0x80,)))
+    machine.add(Part(CoprocessorPort(lambda: machine.gsi(13).set(False)), ports=(0xF0,)))
+    fw_cfg = FwCfg(machine.memory)
+    fill_fw_cfg(fw_cfg, config)
+    machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+
+
+def _add_serial(machine: Machine, index: int, chardev: Chardev | None) -> None:
+    if index >= len(SERIAL_PORTS):
+        raise UserError(f"-serial: the PC has {len(SERIAL_PORTS)} serial ports, {index + 1} are asked for")
+    if chardev is not None:
+        port, gsi = SERIAL_PORTS[index]
+        serial = Serial(machine.gsi(gsi), chardev, machine.device_clock, index=index)
+        machine.add(Part(serial, ports=(port,), gsi=gsi))
+
+
+def address_spaces(machine: Machine) -> list[AddressSpace]:
+    """Every address space of the board under QEMU's names, for `info mtree`. Close the ones made here after use."""
+    functions = [device for device in machine.devices if isinstance(device, PciFunction)]
+    host = next(function for function in functions if isinstance(function, I440fx))
+    smm_view = MemoryRegion.new_container("memory")
+    smm_view.add_subregion_overlap(0, MemoryRegion.new_alias("smram", host.smram, 0, FOUR_GIB), 1)
+    everything = MemoryRegion.new_alias("memory", machine.system_memory, 0, ADDRESS_SPACE_SIZE)
+    smm_view.add_subregion_overlap(0, everything, 0)
+    return [
+        *(function.dma for function in functions),
+        machine.memory,
+        AddressSpace("cpu-memory-0", machine.system_memory),
+        AddressSpace("cpu-smm-0", smm_view),
+        machine.ports,
+    ]

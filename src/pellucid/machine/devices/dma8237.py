@@ -1,0 +1,167 @@
+"""8237A DMA controller (Intel 8237A data sheet, 231466) and the PC's page registers, twice on a PC.
+
+Region 0 has address and count of the four channels, region 1 the command registers, regions 2 to 5 the page registers
+that give address bits 23-16. `shift` is 0 for the controller of 8-bit channels and 1 for that of 16-bit ones, whose
+registers are two ports apart and count words.
+
+A device moves data with `read` and `write` of its channel; each call moves what is left of the block at most. The
+addresses wrap within a page of 64 Ki units, as the chip's 16-bit counter does.
+"""
+
+from typing import Protocol
+
+from pellucid.machine.device import Device, Region, State
+from pellucid.machine.state import BOOL, U8, Memory
+from pellucid.memory import MemTxResult
+
+CHANNELS = 4
+COMMAND, REQUEST, SINGLE_MASK, MODE, CLEAR_FLIP_FLOP, MASTER_CLEAR, CLEAR_MASK, ALL_MASK = range(8)
+DISABLED = 0x04
+MODE_WRITE_MEMORY, MODE_READ_MEMORY, MODE_AUTO, MODE_DOWN = 0x04, 0x08, 0x10, 0x20
+TRANSFER = 0x0C
+PAGE_OF_OFFSET = {1: 2, 2: 3, 3: 1, 7: 0}
+"""Which channel's page is behind each port of the page register block (PC/AT technical reference)."""
+
+
+class DmaMemory(Protocol):
+    """Memory as the controller reaches it: a `pellucid.memory.AddressSpace`."""
+
+    def read_bytes(self, addr: int, length: int) -> bytes: ...
+    def write_bytes(self, addr: int, data: bytes) -> MemTxResult: ...
+
+
+class Dma8237(Device):
+    """One controller. Addresses and counts are kept as 16-bit pairs: base (as programmed) and current."""
+
+    kind = "i8257"
+
+    base = State(Memory(4 * CHANNELS), bytes(4 * CHANNELS), doc="address and count as programmed, 16 bits each")
+    current = State(Memory(4 * CHANNELS), bytes(4 * CHANNELS), doc="address and count now")
+    pages = State(Memory(8), bytes(8), doc="page registers by port")
+    modes = State(Memory(CHANNELS), bytes(CHANNELS))
+    command = State(U8, 0)
+    status = State(U8, 0, doc="bits 3-0 terminal count reached, bits 7-4 requests")
+    mask = State(U8, 0x0F)
+    high_byte = State(BOOL, False, doc="the flip-flop: the next byte is the upper one")
+
+    def __init__(self, memory: DmaMemory, shift: int) -> None:
+        self._memory, self.shift = memory, shift
+        chan = Region("dma-chan", 8 << shift)
+        cont = Region("dma-cont", 8 << shift)
+        # regions is per object here: the two controllers of a PC differ in the spacing of their ports.
+        self.regions = (chan, cont, Region("dma-page", 3), Region("dma-page", 1))  # type: ignore[misc]
+        super().__init__()
+
+    def region_read(self, region: int, offset: int, size: int) -> int:
+        if region == 0:
+            return self._read_channel(offset >> self.shift)
+        if region == 1:
+            return self._read_control(offset >> self.shift)
+        return self.pages[_page_port(region, offset)]
+
+    def region_write(self, region: int, offset: int, size: int, value: int) -> None:
+        if region == 0:
+            self._write_channel(offset >> self.shift, value & 0xFF)
+        elif region == 1:
+            self._write_control(offset >> self.shift, value & 0xFF)
+        else:
+            self.pages[_page_port(region, offset)] = value & 0xFF
+
+    def _read_channel(self, register: int) -> int:
+        value = self.current[2 * register + self.high_byte]
+        self.high_byte = not self.high_byte
+        return value
+
+    def _write_channel(self, register: int, value: int) -> None:
+        self.base[2 * register + self.high_byte] = self.current[2 * register + self.high_byte] = value
+        self.high_byte = not self.high_byte
+
+    def _read_control(self, register: int) -> int:
+        if register == COMMAND:
+            # Reading the status clears the terminal counts.
+            value, self.status = self.status, self.status & 0xF0
+            return value
+        return self.mask | 0xF0 if register == ALL_MASK else 0
+
+    def _write_control(self, register: int, value: int) -> None:
+        channel, bit = value & 3, 1 << (value & 3)
+        if register == COMMAND:
+            self.command = value
+        elif register == REQUEST:
+            self.status = self.status & ~(bit << 4) | (bit << 4 if value & 4 else 0)
+        elif register == SINGLE_MASK:
+            self.mask = self.mask & ~bit | (bit if value & 4 else 0)
+        elif register == MODE:
+            self.modes[channel] = value & 0xFC
+        elif register == CLEAR_FLIP_FLOP:
+            self.high_byte = False
+        elif register == MASTER_CLEAR:
+            self.command = self.status = 0
+            self.mask, self.high_byte = 0x0F, False
+        elif register == CLEAR_MASK:
+            self.mask = 0
+        elif register == ALL_MASK:
+            self.mask = value & 0x0F
+
+    # What a device does.
+
+    def ready(self, channel: int) -> bool:
+        """Whether the guest lets the channel run."""
+        return not self.command & DISABLED and not self.mask >> channel & 1
+
+    def left(self, channel: int) -> int:
+        """Bytes to go until the terminal count."""
+        return (self._word(self.current, channel, 1) + 1) << self.shift
+
+    def to_memory(self, channel: int, data: bytes) -> int:
+        """A device has `data`; the number of bytes that were moved."""
+        if not self.ready(channel) or self.modes[channel] & TRANSFER != MODE_WRITE_MEMORY:
+            return 0
+        return self._move(channel, data, len(data))[0]
+
+    def from_memory(self, channel: int, length: int) -> bytes:
+        """A device wants `length` bytes; those that there are."""
+        if not self.ready(channel) or self.modes[channel] & TRANSFER != MODE_READ_MEMORY:
+            return b""
+        return self._move(channel, None, length)[1]
+
+    def _move(self, channel: int, data: bytes | None, length: int) -> tuple[int, bytes]:
+        unit = 1 << self.shift
+        length = min(length, self.left(channel)) & -unit
+        address, count = self._word(self.current, channel, 0), self._word(self.current, channel, 1)
+        down = bool(self.modes[channel] & MODE_DOWN)
+        page = self.pages[next(port for port, owner in PAGE_OF_OFFSET.items() if owner == channel)]
+        out = bytearray()
+        for at in range(0, length, unit):
+            place = (page & ~self.shift) << 16 | address << self.shift
+            if data is not None:
+                self._memory.write_bytes(place, data[at : at + unit])
+            else:
+                out += self._memory.read_bytes(place, unit)
+            address = (address + (-1 if down else 1)) & 0xFFFF
+            count -= 1
+        self._set_word(channel, 0, address)
+        self._set_word(channel, 1, count & 0xFFFF)
+        if count < 0:
+            self._terminal_count(channel)
+        return length, bytes(out)
+
+    def _terminal_count(self, channel: int) -> None:
+        self.status |= 1 << channel
+        if self.modes[channel] & MODE_AUTO:
+            self.current[4 * channel : 4 * channel + 4] = self.base[4 * channel : 4 * channel + 4]
+        else:
+            self.mask |= 1 << channel
+
+    def _word(self, memory: bytearray, channel: int, which: int) -> int:
+        at = 4 * channel + 2 * which
+        return int.from_bytes(memory[at : at + 2], "little")
+
+    def _set_word(self, channel: int, which: int, value: int) -> None:
+        at = 4 * channel + 2 * which
+        self.current[at : at + 2] = value.to_bytes(2, "little")
+
+
+def _page_port(region: int, offset: int) -> int:
+    """The block of page registers begins one port below region 2; region 3 is its last port."""
+    return 1 + offset if region == 2 else 7

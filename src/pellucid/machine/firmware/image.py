@@ -1,0 +1,45 @@
+"""Firmware images: where distributions put them, and what is wrong with a file that is none."""
+
+from pathlib import Path
+
+from pellucid.errors import UserError
+
+FOLDERS = (
+    Path("/usr/share/seabios"),
+    Path("/usr/share/qemu"),
+    Path("/usr/local/share/qemu"),
+    Path("/usr/share/seabios/qemu"),
+)
+PACKAGES = {"bios-256k.bin": "seabios", "bios.bin": "seabios"}
+UNIT = 0x1_0000
+LARGEST = 16 << 20
+
+
+def find_firmware(name: str) -> Path:
+    """The file of that name in the usual folders, or the path itself when it has a slash or exists.
+
+    Raises UserError that names the Debian package when there is one.
+    """
+    given = Path(name)
+    if "/" in name or given.is_file():
+        return given
+    for folder in FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    package = PACKAGES.get(name)
+    remedy = f"install the Debian package '{package}'" if package else "give the path of a firmware image"
+    raise UserError(f"firmware {name} is in none of {', '.join(map(str, FOLDERS))}: {remedy}")
+
+
+def read_firmware(path: Path) -> bytes:
+    """A BIOS image. Raises UserError for a file that cannot be one: it must be whole units of 64 KiB."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the firmware {path}: {error.strerror}") from None
+    if not content or len(content) % UNIT or len(content) > LARGEST:
+        raise UserError(
+            f"{path} is no BIOS image: it has {len(content)} bytes, not a multiple of 64 KiB up to 16 MiB; "
+            "is the file whole?"
+        )
+    return content

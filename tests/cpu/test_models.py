@@ -1,0 +1,207 @@
+"""CPU models: where feature bits are, what models have, what is announced, and that all of it is built."""
+
+from __future__ import annotations
+
+import iced_x86
+import pytest
+from pellucid.cpu.models import (
+    BUILT, FEATURES, CpuModel, canonical_name, describe_models, feature_names, find_model, models, own_models, resolve)
+from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE
+from pellucid.cpu.models.leaves import CACHES, CpuidLeaf, cpuid_leaves
+from pellucid.errors import UserError
+from pellucid.isa import forms
+from pellucid.isa.all import TABLE
+from pellucid.kvm.backends.soft.cpuid import CR4_FEATURES
+
+
+def leaf(model: CpuModel, function: int, index: int | None = None, apic_id: int = 0, count: int = 1) -> CpuidLeaf:
+    (found,) = (e for e in cpuid_leaves(model, apic_id, count) if e.function == function and e.index == index)
+    return found
+
+
+@pytest.mark.parametrize(("name", "place", "bit"), [
+    # SDM vol. 2, tables 3-8, 3-10 and 3-11; AMD APM vol. 3, appendix E.
+    ("fpu", (1, 0, "edx"), 0), ("cx8", (1, 0, "edx"), 8), ("sep", (1, 0, "edx"), 11), ("clflush", (1, 0, "edx"), 19),
+    ("sse2", (1, 0, "edx"), 26), ("pbe", (1, 0, "edx"), 31), ("cx16", (1, 0, "ecx"), 13), ("pcid", (1, 0, "ecx"), 17),
+    ("x2apic", (1, 0, "ecx"), 21), ("tsc-deadline", (1, 0, "ecx"), 24), ("xsave", (1, 0, "ecx"), 26),
+    ("hypervisor", (1, 0, "ecx"), 31), ("arat", (6, 0, "eax"), 2), ("fdp-excptn-only", (7, 0, "ebx"), 6),
+    ("smep", (7, 0, "ebx"), 7), ("zero-fcs-fds", (7, 0, "ebx"), 13), ("smap", (7, 0, "ebx"), 20),
+    ("sha-ni", (7, 0, "ebx"), 29), ("umip", (7, 0, "ecx"), 2), ("la57", (7, 0, "ecx"), 16),
+    ("rdpid", (7, 0, "ecx"), 22), ("pks", (7, 0, "ecx"), 31), ("fsrm", (7, 0, "edx"), 4),
+    ("serialize", (7, 0, "edx"), 14), ("arch-capabilities", (7, 0, "edx"), 29), ("ssbd", (7, 0, "edx"), 31),
+    ("bhi-ctrl", (7, 2, "edx"), 4), ("xsaves", (0xD, 1, "eax"), 3), ("syscall", (0x8000_0001, 0, "edx"), 11),
+    ("nx", (0x8000_0001, 0, "edx"), 20), ("lm", (0x8000_0001, 0, "edx"), 29), ("3dnow", (0x8000_0001, 0, "edx"), 31),
+    ("3dnowprefetch", (0x8000_0001, 0, "ecx"), 8), ("topoext", (0x8000_0001, 0, "ecx"), 22),
+    ("invtsc", (0x8000_0007, 0, "edx"), 8), ("wbnoinvd", (0x8000_0008, 0, "ebx"), 9),
+    ("ibpb", (0x8000_0008, 0, "ebx"), 12), ("amd-ssbd", (0x8000_0008, 0, "ebx"), 24),
+])
+def test_places_of_bits(name: str, place: tuple[int, int, str], bit: int) -> None:
+    assert FEATURES[name] == (place, bit)
+
+
+def test_names_are_of_one_thing() -> None:
+    assert len(set(FEATURES.values())) == len(FEATURES)
+    assert not OTHER_FEATURES & FEATURES.keys()
+    assert BUILT <= FEATURES.keys() and UNMIGRATABLE <= BUILT
+    assert len(set(feature_names())) == len(FEATURES) + len(OTHER_FEATURES)
+    for model in models().values():
+        assert model.features <= FEATURES.keys(), model.name
+        assert len(model.vendor) == 12 and len(model.model_id) <= 48
+
+
+INSTRUCTIONS = {
+    "fpu": "FPU FPU287 FPU387", "tsc": "TSC", "msr": "MSR", "cx8": "CX8", "sep": "SEP", "cmov": "CMOV",
+    "clflush": "CLFSH", "mmx": "MMX", "fxsr": "FXSR", "sse": "SSE", "sse2": "SSE2", "pni": "SSE3", "ssse3": "SSSE3",
+    "cx16": "CMPXCHG16B", "sse4.1": "SSE4_1", "sse4.2": "SSE4_2", "movbe": "MOVBE", "popcnt": "POPCNT",
+    "xsave": "XSAVE", "fsgsbase": "FSGSBASE", "smap": "SMAP", "clflushopt": "CLFLUSHOPT", "clwb": "CLWB",
+    "rdpid": "RDPID", "xsaveopt": "XSAVEOPT", "xsavec": "XSAVEC", "syscall": "SYSCALL", "rdtscp": "RDTSCP",
+    "abm": "LZCNT", "wbnoinvd": "WBNOINVD", "lm": "X64", "aes": "AES", "pclmulqdq": "PCLMULQDQ", "avx": "AVX",
+    "avx2": "AVX2", "bmi1": "BMI1", "bmi2": "BMI2", "f16c": "F16C", "fma": "FMA", "rdrand": "RDRAND",
+    "rdseed": "RDSEED", "adx": "ADX", "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "monitor": "MONITOR",
+    "xsaves": "XSAVES", "waitpkg": "WAITPKG", "movdiri": "MOVDIRI", "serialize": "SERIALIZE", "vmx": "VMX",
+    "svm": "SVM", "rtm": "RTM", "gfni": "GFNI",
+}
+"""The encodings that a feature stands for, by iced-x86's names."""
+
+CPUID_FEATURES = {value: name for name, value in vars(iced_x86.CpuidFeature).items() if isinstance(value, int)}
+
+
+def unbuilt_encodings() -> set[str]:
+    """iced-x86's features with an encoding that the instruction table does not have."""
+    found = set()
+    for code, name in forms.CODE_NAMES.items():
+        info = iced_x86.OpCodeInfo(code)
+        encoded = info.encoding in (iced_x86.EncodingKind.LEGACY, iced_x86.EncodingKind.VEX)
+        if not encoded or not info.is_instruction or info.fwait:
+            continue
+        if TABLE.find(forms.MNEMONIC_NAMES[info.mnemonic], name) is None:
+            instruction = iced_x86.Instruction()
+            instruction.code = code
+            found |= {CPUID_FEATURES[feature] for feature in instruction.cpuid_features()}
+    return found
+
+
+def test_what_is_announced_is_what_the_instruction_table_has() -> None:
+    unbuilt = unbuilt_encodings()
+    # Encodings of a built feature may need another one too (VAESENC: AES and AVX).
+    complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())}
+    assert complete == BUILT & INSTRUCTIONS.keys()
+
+
+def test_every_announced_control_bit_can_be_set() -> None:
+    """CR4 bits by feature, as the soft backend derives them; and what is built is known to it."""
+    places = {FEATURES[name] for name in BUILT}
+    known = {((function, index, register), bit) for function, index, register, bit in CR4_FEATURES.values()}
+    for name in ("de", "pse", "pae", "mce", "pge", "fxsr", "sse", "umip", "la57", "fsgsbase", "pcid", "xsave", "smep",
+                 "smap", "tsc"):
+        assert FEATURES[name] in known & places, name
+
+
+def test_own_models() -> None:
+    own = own_models()
+    assert own["max"].features == BUILT - UNMIGRATABLE
+    assert own["pellucid"].features < own["max"].features
+    for model in own.values():
+        assert resolve(model.name).lacking == ()
+        assert resolve(model.name).model.features == model.features
+
+
+def test_models_are_found_by_name_or_not_at_all() -> None:
+    assert {"qemu64", "qemu32", "kvm64", "Nehalem", "Westmere", "Skylake-Server", "max"} <= models().keys()
+    assert describe_models().keys() == models().keys()
+    assert find_model("Nehalem").model_id.startswith("Intel Core i7")
+    with pytest.raises(UserError, match="-cpu Nehalm: no such CPU model: did you mean 'Nehalem'"):
+        resolve("Nehalm")
+    with pytest.raises(UserError, match="-cpu sse42: no such CPU feature: did you mean 'sse4.2'"):
+        resolve("max", {"sse42": True})
+
+
+def test_names_have_spellings() -> None:
+    assert [canonical_name(word) for word in ("sse4_1", "sse4-2", "lahf_lm", "xd", "i64", "tsc_deadline", "sse3")] == [
+        "sse4.1", "sse4.2", "lahf-lm", "nx", "lm", "tsc-deadline", "pni"]
+
+
+def test_what_the_processor_lacks_is_left_out_and_named() -> None:
+    resolved = resolve("Westmere")
+    assert resolved.lacking == ("aes", "pclmulqdq")
+    assert "sse4.2" in resolved.model.features and "aes" not in resolved.model.features
+    changed = resolve("Westmere", {"aes": False, "pclmulqdq": False, "vmx-ept": True, "sse4_2": False, "umip": True})
+    assert changed.lacking == ("vmx-ept",)
+    assert "sse4.2" not in changed.model.features and "umip" in changed.model.features
+
+
+def test_the_accelerator_adds_and_takes_away_as_kvm_does() -> None:
+    resolved = resolve("qemu64")
+    assert {"x2apic", "tsc-deadline", "hypervisor", "arat", "arch-capabilities"} <= resolved.model.features
+    assert resolved.lacking == () and "svm" in find_model("qemu64").features
+    assert resolve("qemu64", {"svm": True}).lacking == ("svm",)
+    assert "x2apic" not in resolve("qemu64", {"x2apic": False}).model.features
+    assert "arat" not in resolve("qemu32").model.features
+    assert resolve("486").model.features == {"fpu", "pse", "hypervisor"} & resolve("486").model.features
+    assert "invtsc" not in resolve("max").model.features and "invtsc" in resolve("max", {"invtsc": True}).model.features
+
+
+# --- leaves ----------------------------------------------------------------------------------------------
+
+
+def test_identity() -> None:
+    model = own_models()["pellucid"]
+    first = leaf(model, 0)
+    vendor = b"".join(part.to_bytes(4, "little") for part in (first.ebx, first.edx, first.ecx))
+    assert vendor == b"GenuineIntel" and first.eax == 0xD
+    assert leaf(model, 1).eax == 0x306A9 == model.signature
+    parts = [leaf(model, 0x8000_0002 + n) for n in range(3)]
+    brand = b"".join(word.to_bytes(4, "little") for e in parts for word in (e.eax, e.ebx, e.ecx, e.edx))
+    assert brand.rstrip(b"\0") == b"Pellucid Virtual CPU"
+
+
+def test_signature_of_extended_families() -> None:
+    assert CpuModel("x", frozenset(), family=25, model=0x61, stepping=2).signature == 0x00A60F12
+    assert CpuModel("x", frozenset(), family=6, model=0x1A, stepping=3).signature == 0x000106A3
+
+
+def test_caches() -> None:
+    """Leaf 4 (SDM vol. 2, table 3-8): ways x partitions x line x sets is the size."""
+    model = resolve("max").model
+    for index, cache in enumerate(CACHES):
+        found = leaf(model, 4, index, count=4)
+        ways, partitions, line = (found.ebx >> 22) + 1, (found.ebx >> 12 & 0x3FF) + 1, (found.ebx & 0xFFF) + 1
+        assert ways * partitions * line * (found.ecx + 1) == cache.kib * 1024
+        assert (found.eax & 31, found.eax >> 5 & 7) == (cache.kind, cache.level)
+        assert (found.eax >> 14 & 0xFFF) == (3 if cache.shared else 0)
+        assert found.eax >> 26 == 3
+    assert leaf(model, 4, len(CACHES)) == CpuidLeaf(4, len(CACHES))
+
+
+def test_topology() -> None:
+    model = resolve("max").model
+    one, four = leaf(model, 1, apic_id=0), leaf(model, 1, apic_id=3, count=4)
+    assert four.ebx == 3 << 24 | 4 << 16 | 0x800
+    assert (one.edx >> 28 & 1, four.edx >> 28 & 1) == (0, 1)
+    assert [leaf(model, 0xB, n, 3, 4) for n in range(3)] == [
+        CpuidLeaf(0xB, 0, 0, 1, 0x100, 3), CpuidLeaf(0xB, 1, 2, 4, 0x201, 3), CpuidLeaf(0xB, 2, 0, 0, 2, 3)]
+
+
+def test_extended_state_sizes() -> None:
+    model = own_models()["max"]
+    assert leaf(model, 0xD, 0) == CpuidLeaf(0xD, 0, 3, 576, 576, 0)
+    assert leaf(model, 0xD, 1).eax == 3 and leaf(model, 0xD, 1).ebx == 576
+    with_avx = CpuModel("x", model.features | {"avx"})
+    assert leaf(with_avx, 0xD, 0).eax == 7 and leaf(with_avx, 0xD, 0).ecx == 832
+    assert (leaf(with_avx, 0xD, 2).eax, leaf(with_avx, 0xD, 2).ebx) == (256, 576)
+    without = CpuModel("x", model.features - {"xsave", "xsaveopt", "xsavec"})
+    assert not [found for found in cpuid_leaves(without, 0, 1) if found.function == 0xD]
+
+
+def test_address_sizes() -> None:
+    own = own_models()
+    assert leaf(own["pellucid"], 0x8000_0008).eax == 48 << 8 | 40
+    assert leaf(own["max"], 0x8000_0008).eax == 57 << 8 | 40
+
+
+def test_no_leaf_lies_above_the_highest() -> None:
+    for name in models():
+        model = resolve(name).model
+        for found in cpuid_leaves(model, 0, 1):
+            assert found.function <= (model.level if found.function < 0x8000_0000 else model.xlevel)
+            assert all(0 <= word < 1 << 32 for word in (found.eax, found.ebx, found.ecx, found.edx))

@@ -1,0 +1,23 @@
+declare i1 @llvm.expect.i1(i1, i1)
+define i64 @"tests.native.test_expected_text.branch_u64_"(i64 %a0) nounwind {
+entry:
+  %s1 = alloca i64
+  store i64 zeroinitializer, ptr %s1
+  store i64 %a0, ptr %s1
+  %v2 = load i64, ptr %s1
+  %v3 = icmp ugt i64 %v2, 5
+  %v4 = call i1 @llvm.expect.i1(i1 %v3, i1 1)
+  br i1 %v4, label %then5, label %else6
+then5:
+  %v8 = load i64, ptr %s1
+  %v9 = add i64 %v8, 1
+  store i64 %v9, ptr %s1
+  br label %endif7
+else6:
+  store i64 7, ptr %s1
+  br label %endif7
+endif7:
+  %v10 = load i64, ptr %s1
+  ret i64 %v10
+}
+!0 = !{!"branch_weights", i32 4000, i32 1}

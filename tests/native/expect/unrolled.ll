@@ -1,0 +1,19 @@
+define i16 @"tests.native.test_expected_text.unrolled.2_u64_"(i64 %a0) nounwind {
+entry:
+  %s1 = alloca i64
+  store i64 zeroinitializer, ptr %s1
+  store i64 %a0, ptr %s1
+  br label %next3
+next3:
+  %v5 = load i64, ptr %s1
+  %v6 = add i64 %v5, 2
+  store i64 %v6, ptr %s1
+  br label %next4
+next4:
+  br label %unrolled2
+unrolled2:
+  %v7 = load i64, ptr %s1
+  %v8 = trunc i64 %v7 to i16
+  ret i16 %v8
+}
+!0 = !{!"branch_weights", i32 4000, i32 1}
