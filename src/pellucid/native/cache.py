@@ -7,14 +7,17 @@ ignored and made again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import time
 from pathlib import Path
 
+log = logging.getLogger("pellucid.cache")
 BOUND = 256 << 20
 _NEW = ".new"        # a file that is being written; its writer may have died
 _ABANDONED = 3600    # seconds
+_told = False
 
 
 def folder(kind: str) -> Path:
@@ -53,7 +56,11 @@ def get(kind: str, name: str) -> bytes | None:
 
 
 def put(kind: str, name: str, body: bytes, bound: int = BOUND) -> bool:
-    """Store; False where the folder cannot be written or the disk is full (the caller goes on without)."""
+    """Store; False where the folder cannot be written or the disk is full (the caller goes on without).
+
+    The first failure is told, since from then on every start does the work again.
+    """
+    global _told
     place = folder(kind)
     temporary = ""
     try:
@@ -62,9 +69,13 @@ def put(kind: str, name: str, body: bytes, bound: int = BOUND) -> bool:
         with os.fdopen(handle, "wb") as out:
             out.write(body + hashlib.sha256(body).digest())
         os.replace(temporary, place / name)
-    except OSError:
+    except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        if not _told:
+            _told = True
+            log.warning("%s: %s: nothing is kept for the next start; make it writable, or set PELLUCID_CACHE to a "
+                        "folder that is", place, error.strerror)
         return False
     _prune(place, bound)
     return True

@@ -1,14 +1,13 @@
 """8237A DMA controller (Intel 8237A data sheet, 231466) and the PC's page registers, twice on a PC.
 
-Region 0 has address and count of the four channels, region 1 the command registers, regions 2 to 5 the page registers
-that give address bits 23-16. `shift` is 0 for the controller of 8-bit channels and 1 for that of 16-bit ones, whose
-registers are two ports apart and count words.
+Region 0 has address and count of the four channels, region 1 the command registers, regions 2 and 3 the page registers
+that give address bits 23-16. The registers of the controller of 16-bit channels are two ports apart and count words.
 
-A device moves data with `read` and `write` of its channel; each call moves what is left of the block at most. The
-addresses wrap within a page of 64 Ki units, as the chip's 16-bit counter does.
+A device moves data with `to_memory` and `from_memory` of its channel; each call moves what is left of the block at
+most. Addresses wrap within a page of 64 Ki units, as the chip's 16-bit counter does.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pellucid.machine.device import Device, Region, State
 from pellucid.machine.state import BOOL, U8, Memory
@@ -34,6 +33,8 @@ class Dma8237(Device):
     """One controller. Addresses and counts are kept as 16-bit pairs: base (as programmed) and current."""
 
     kind = "i8257"
+    shift: ClassVar[int] = 0
+    regions = (Region("dma-chan", 8), Region("dma-cont", 8), Region("dma-page", 3), Region("dma-page", 1))
 
     base = State(Memory(4 * CHANNELS), bytes(4 * CHANNELS), doc="address and count as programmed, 16 bits each")
     current = State(Memory(4 * CHANNELS), bytes(4 * CHANNELS), doc="address and count now")
@@ -44,12 +45,8 @@ class Dma8237(Device):
     mask = State(U8, 0x0F)
     high_byte = State(BOOL, False, doc="the flip-flop: the next byte is the upper one")
 
-    def __init__(self, memory: DmaMemory, shift: int) -> None:
-        self._memory, self.shift = memory, shift
-        chan = Region("dma-chan", 8 << shift)
-        cont = Region("dma-cont", 8 << shift)
-        # regions is per object here: the two controllers of a PC differ in the spacing of their ports.
-        self.regions = (chan, cont, Region("dma-page", 3), Region("dma-page", 1))  # type: ignore[misc]
+    def __init__(self, memory: DmaMemory) -> None:
+        self._memory = memory
         super().__init__()
 
     def region_read(self, region: int, offset: int, size: int) -> int:
@@ -160,6 +157,13 @@ class Dma8237(Device):
     def _set_word(self, channel: int, which: int, value: int) -> None:
         at = 4 * channel + 2 * which
         self.current[at : at + 2] = value.to_bytes(2, "little")
+
+
+class Dma8237Wide(Dma8237):
+    """The controller of the 16-bit channels."""
+
+    shift = 1
+    regions = (Region("dma-chan", 16), Region("dma-cont", 16), Region("dma-page", 3), Region("dma-page", 1))
 
 
 def _page_port(region: int, offset: int) -> int:

@@ -1,0 +1,201 @@
+"""8042 keyboard controller with a keyboard and a mouse on it (IBM PS/2 Hardware Interface Technical Reference).
+
+Region 0 is the data port (0x60), region 1 the command and status port (0x64). One byte at a time waits in the output
+buffer; which device sent it shows in status bit 5, and the interrupt of that device stays high until it is read. While
+a byte waits, the devices keep theirs. Bytes from the keyboard are translated from scan code set 2 to set 1 while the
+command byte says so.
+"""
+
+from collections.abc import Callable
+
+from pellucid.machine.device import Device, Region, Register, State
+from pellucid.machine.devices.ps2 import Ps2Device, Ps2Keyboard, Ps2Mouse
+from pellucid.machine.firmware import aml
+from pellucid.machine.irq import IrqLine
+from pellucid.machine.state import BOOL, U8
+
+OUTPUT_FULL, SYSTEM_FLAG, WAS_COMMAND, NOT_INHIBITED, FROM_MOUSE = 0x01, 0x04, 0x08, 0x10, 0x20
+MODE_KEYBOARD_IRQ, MODE_MOUSE_IRQ, MODE_SYSTEM = 0x01, 0x02, 0x04
+MODE_NO_KEYBOARD, MODE_NO_MOUSE, MODE_TRANSLATE = 0x10, 0x20, 0x40
+OUTPUT_RESET, OUTPUT_A20, OUTPUT_MOUSE_FULL, OUTPUT_KEYBOARD_FULL = 0x01, 0x02, 0x20, 0x10
+READ_MODE, WRITE_MODE = 0x20, 0x60
+DISABLE_MOUSE, ENABLE_MOUSE, TEST_MOUSE, SELF_TEST = 0xA7, 0xA8, 0xA9, 0xAA
+TEST_KEYBOARD, DISABLE_KEYBOARD, ENABLE_KEYBOARD = 0xAB, 0xAD, 0xAE
+READ_INPUT_PORT, READ_OUTPUT_PORT, WRITE_OUTPUT_PORT = 0xC0, 0xD0, 0xD1
+WRITE_KEYBOARD_BUFFER, WRITE_MOUSE_BUFFER, WRITE_MOUSE = 0xD2, 0xD3, 0xD4
+DISABLE_A20, ENABLE_A20 = 0xDD, 0xDF
+WITH_DATA = (WRITE_MODE, WRITE_OUTPUT_PORT, WRITE_KEYBOARD_BUFFER, WRITE_MOUSE_BUFFER, WRITE_MOUSE)
+ANSWERS = {SELF_TEST: 0x55, TEST_KEYBOARD: 0x00, TEST_MOUSE: 0x00, READ_INPUT_PORT: 0x80}
+SWITCHES = {
+    DISABLE_MOUSE: (MODE_NO_MOUSE, True),
+    ENABLE_MOUSE: (MODE_NO_MOUSE, False),
+    DISABLE_KEYBOARD: (MODE_NO_KEYBOARD, True),
+    ENABLE_KEYBOARD: (MODE_NO_KEYBOARD, False),
+}
+RELEASE_SET_2, RELEASE_SET_1 = 0xF0, 0x80
+# Set 2 codes 0x00 to 0x83 in set 1: the controller's translation table (PS/2 reference, keyboard, table 2-4).
+TO_SET_1 = bytes.fromhex(
+    "ff43413f3d3b3c5864444240 3e0f2959 6538 2a7010 02 5a66 71 2c 1f 1e 11 03 5b67 2e 2d 20 12 05 04 5c"
+    "68 39 2f 21 14 13 06 5d 69 31 30 23 22 15 07 5e 6a 72 32 24 16 08 09 5f 6b 33 25 17 18 0b 0a 60"
+    "6c 34 35 26 27 19 0c 61 6d 73 28 74 1a 0d 62 6e 3a 36 1c 1b 75 2b 63 76 55 56 77 78 79 7a 0e 7b"
+    "7c 4f 7d 4b 47 7e 7f 6f 52 53 50 4c 4d 48 01 45 57 4e 51 4a 37 49 46 54 80 81 82 41"
+)
+
+
+class KeyboardController(Device):
+    """The controller. `keyboard_irq` and `mouse_irq` are ISA interrupts 1 and 12; `set_a20` hears of the gate."""
+
+    kind = "i8042"
+    regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
+
+    data = Register(0, doc="output buffer on read, data on write")
+    status = Register(0, region=1, reset=NOT_INHIBITED, access="ro", doc="status")
+    command = Register(0, region=1, access="wo", doc="command; stored while it waits for its data byte, else 0")
+
+    mode = State(U8, MODE_KEYBOARD_IRQ | MODE_MOUSE_IRQ, doc="the controller's command byte")
+    output_port = State(U8, OUTPUT_RESET | OUTPUT_A20 | 0xCC)
+    release = State(BOOL, False, doc="translation has seen a release prefix")
+
+    def __init__(
+        self,
+        keyboard: Ps2Keyboard,
+        mouse: Ps2Mouse,
+        keyboard_irq: IrqLine,
+        mouse_irq: IrqLine,
+        request_reset: Callable[[], None],
+        set_a20: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.keyboard, self.mouse = keyboard, mouse
+        self._irqs = (keyboard_irq, mouse_irq)
+        self._request_reset, self._set_a20 = request_reset, set_a20
+        super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self.keyboard.reset()
+        self.mouse.reset()
+        self._update()
+
+    def after_load(self) -> None:
+        self._drive()
+
+    def acpi(self, where: aml.Resources) -> bytes:
+        """The keyboard and the mouse."""
+        ports = aml.io_ports(where.ports[0], 1, alignment=1) + aml.io_ports(where.ports[1], 1, alignment=1)
+        on = aml.name("_STA", aml.integer(0x0F))
+        keyboard = aml.resource_template(ports, aml.irq(1))
+        mouse = aml.resource_template(aml.irq(12))
+        return aml.device(
+            "KBD", aml.name("_HID", aml.eisa_id("PNP0303")) + on + aml.name("_CRS", keyboard)
+        ) + aml.device("MOU", aml.name("_HID", aml.eisa_id("PNP0F13")) + on + aml.name("_CRS", mouse))
+
+    # From the devices.
+
+    def changed(self) -> None:
+        """A device may have something: whoever presses keys or moves the mouse calls this afterwards."""
+        self._update()
+
+    def _update(self) -> None:
+        """Fill the output buffer if it is empty, and drive the interrupt lines."""
+        if not self.status & OUTPUT_FULL:
+            if not self.mode & MODE_NO_KEYBOARD and (byte := self._from_keyboard()) is not None:
+                self._fill(byte, mouse=False)
+            elif not self.mode & MODE_NO_MOUSE and (byte := self.mouse.take()) is not None:
+                self._fill(byte, mouse=True)
+        self._drive()
+
+    def _from_keyboard(self) -> int | None:
+        """The keyboard's next byte as the host gets it; a release prefix is taken in by the translation."""
+        while (byte := self.keyboard.take()) is not None:
+            if not self.mode & MODE_TRANSLATE:
+                return byte
+            if byte == RELEASE_SET_2:
+                self.release = True
+                continue
+            released, self.release = self.release, False
+            translated = TO_SET_1[byte] if byte < len(TO_SET_1) else byte
+            return translated | RELEASE_SET_1 if released else translated
+        return None
+
+    def _fill(self, byte: int, *, mouse: bool) -> None:
+        self.data = byte
+        self.status = self.status & ~FROM_MOUSE | OUTPUT_FULL | (FROM_MOUSE if mouse else 0)
+
+    def _drive(self) -> None:
+        full, mouse = bool(self.status & OUTPUT_FULL), bool(self.status & FROM_MOUSE)
+        self._irqs[0].set(full and not mouse and bool(self.mode & MODE_KEYBOARD_IRQ))
+        self._irqs[1].set(full and mouse and bool(self.mode & MODE_MOUSE_IRQ))
+
+    # The data port.
+
+    @data.on_read
+    def _read_data(self) -> int:
+        value = self.data
+        self.status &= ~(OUTPUT_FULL | FROM_MOUSE)
+        # The line falls before the next byte raises it: the interrupt controllers want an edge.
+        self._drive()
+        self._update()
+        return value
+
+    @data.on_write
+    def _write_data(self, value: int) -> None:
+        self.status &= ~WAS_COMMAND
+        command, self.command = self.command, 0
+        if command == WRITE_MODE:
+            self.mode = value
+        elif command == WRITE_OUTPUT_PORT:
+            self._write_output_port(value)
+        elif command in (WRITE_KEYBOARD_BUFFER, WRITE_MOUSE_BUFFER):
+            self._fill(value, mouse=command == WRITE_MOUSE_BUFFER)
+        elif command == WRITE_MOUSE:
+            self._send(self.mouse, value, MODE_NO_MOUSE)
+        else:
+            self.release = False
+            self._send(self.keyboard, value, MODE_NO_KEYBOARD)
+        self._update()
+
+    def _send(self, device: Ps2Device, value: int, disabled: int) -> None:
+        """Sending to a device switches its clock on again."""
+        self.mode &= ~disabled
+        device.command(value)
+
+    # The command port.
+
+    @status.on_read
+    def _read_status(self) -> int:
+        return self.status | (self.mode & MODE_SYSTEM)
+
+    @command.on_write
+    def _write_command(self, value: int) -> None:
+        self.status |= WAS_COMMAND
+        self.command = value if value in WITH_DATA else 0
+        if value in ANSWERS:
+            if value == SELF_TEST:
+                self.mode |= MODE_SYSTEM
+            self._fill(ANSWERS[value], mouse=False)
+        elif value == READ_MODE:
+            self._fill(self.mode, mouse=False)
+        elif value == READ_OUTPUT_PORT:
+            self._fill(self._output_port_now(), mouse=False)
+        elif value in SWITCHES:
+            bit, on = SWITCHES[value]
+            self.mode = self.mode & ~bit | (bit if on else 0)
+        elif value in (DISABLE_A20, ENABLE_A20):
+            self._write_output_port(self.output_port & ~OUTPUT_A20 | (OUTPUT_A20 if value == ENABLE_A20 else 0))
+        elif value >= 0xF0 and not value & OUTPUT_RESET:
+            # 0xF0-0xFF pulse the output port bits that are 0 in the command low for 6 us; bit 0 is the reset line.
+            self._request_reset()
+        self._update()
+
+    def _output_port_now(self) -> int:
+        full = self.status & OUTPUT_FULL
+        bit = OUTPUT_MOUSE_FULL if self.status & FROM_MOUSE else OUTPUT_KEYBOARD_FULL
+        return self.output_port & ~(OUTPUT_MOUSE_FULL | OUTPUT_KEYBOARD_FULL) | (bit if full else 0)
+
+    def _write_output_port(self, value: int) -> None:
+        gate_moved = (value ^ self.output_port) & OUTPUT_A20
+        self.output_port = value
+        if gate_moved and self._set_a20 is not None:
+            self._set_a20(bool(value & OUTPUT_A20))
+        if not value & OUTPUT_RESET:
+            self._request_reset()
