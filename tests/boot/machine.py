@@ -43,7 +43,7 @@ def run(*options: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 class Terminal:
-    """A machine on a terminal of its own; a context manager that ends it."""
+    """A machine on a terminal of its own; a context manager that ends it. `text`: all output, less carriage returns."""
 
     def __init__(self, *options: str | Path) -> None:
         self._master, self._slave = pty.openpty()
@@ -109,7 +109,7 @@ class Terminal:
             ended = self.process.poll() is not None
             if select.select([self._master], [], [], 0.05)[0]:
                 # We hold the other end too, so there is no end of file and no error.
-                self.text += os.read(self._master, 1 << 16).decode(errors="replace")
+                self.text += os.read(self._master, 1 << 16).decode(errors="replace").replace("\r", "")
                 return True
             if ended or time.monotonic() >= limit:
                 return False

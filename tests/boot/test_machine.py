@@ -59,7 +59,7 @@ def test_a_machine_started_with_S_waits_for_cont(probe: Path) -> None:
         machine.expect("VM status: running")
         machine.send("stop\r")
         machine.send("info status\r")
-        machine.expect("VM status: paused\r\n")
+        machine.expect("VM status: paused\n")
         machine.send("system_reset\r")
         machine.send("cont\r")
         machine.expect("!")
@@ -106,28 +106,26 @@ def file(folder: Path, name: str, content: bytes = b"", size: int = 0) -> Path:
     return path
 
 
+KERNEL = ("-kernel", "{folder}/kernel")
 BAD = {
-    "no kernel file": (("-kernel", "{folder}/none"), r"/none: No such file or directory"),
-    "a folder": (("-kernel", "{folder}"), r"Is a directory"),
-    "not a kernel": (("-kernel", "{folder}/text"), r"/text: .*kernel"),
-    "an empty file": (("-kernel", "{folder}/empty"), r"/empty: .*kernel"),
-    "a kernel cut short": (("-kernel", "{folder}/short"), r"/short: .*truncated"),
-    "no initrd file": (("-kernel", "{folder}/kernel", "-initrd", "{folder}/none"), r"/none: No such file"),
-    "an initrd too large": (
-        ("-kernel", "{folder}/kernel", "-initrd", "{folder}/large"),
-        r"initrd of 64 MiB does not fit",
-    ),
-    "RAM too small": (("-kernel", "{folder}/kernel", "-m", "16M"), r"needs 2\d MiB .*16 MiB.*give more with -m"),
-    "no RAM": (("-kernel", "{folder}/kernel", "-m", "0"), r"-m 0"),
-    "more RAM than there is": (("-kernel", "{folder}/kernel", "-m", "1E"), r"1E|1024 PiB|RAM|memory"),
-    "an unknown board": (("-M", "frob"), r"frob.*board|-M frob|machine"),
-    "a board not built": (("-M", "q35"), r"q35.*not built yet"),
-    "an unknown CPU": (("-kernel", "{folder}/kernel", "-cpu", "frob"), r"-cpu frob"),
-    "an unknown CPU feature": (("-kernel", "{folder}/kernel", "-cpu", "max,+frob"), r"frob"),
-    "an unknown option": (("-frobnicate",), r"-frobnicate: unknown option"),
-    "an option not built": (("-hda", "disk"), r"-hda: not built yet"),
-    "a command line too long": (("-kernel", "{folder}/kernel", "-append", "x" * 3000), r"-append is 3000 bytes long"),
-    "a serial port nowhere": (("-kernel", "{folder}/kernel", "-serial", "file:/none/here"), r"/none/here"),
+    "no kernel file": (("-kernel", "{folder}/none"), "/none: no such file"),
+    "a folder": (("-kernel", "{folder}"), "not a regular file"),
+    "not a kernel": (("-kernel", "{folder}/text"), "/text is not a Linux kernel: it is a text file"),
+    "an empty file": (("-kernel", "{folder}/empty"), "/empty is not a Linux kernel: it is empty"),
+    "a kernel cut short": (("-kernel", "{folder}/short"), "/short: the kernel is truncated"),
+    "no initrd file": ((*KERNEL, "-initrd", "{folder}/none"), "-initrd .*/none: no such file"),
+    "an initrd too large": ((*KERNEL, "-initrd", "{folder}/large"), "initrd of 64 MiB does not fit.* give more memory"),
+    "RAM too small": ((*KERNEL, "-m", "16M"), r"needs 2\d MiB .*guest has 16 MiB.* give more with -m"),
+    "no RAM": ((*KERNEL, "-m", "0"), "-m 0: "),
+    "more RAM than there is": ((*KERNEL, "-m", "1E"), "cannot set up guest memory .* give a smaller size with -m"),
+    "an unknown board": (("-M", "frob"), "frob: no such board"),
+    "a board not built": (("-M", "isapc"), "isapc: not built yet"),
+    "an unknown CPU": ((*KERNEL, "-cpu", "frob"), "-cpu frob: no such CPU model"),
+    "an unknown CPU feature": ((*KERNEL, "-cpu", "max,+frob"), "frob: no such CPU feature"),
+    "an unknown option": (("-frobnicate",), "-frobnicate: unknown option"),
+    "an option not built": (("-hda", "disk"), "-hda: not built yet"),
+    "a command line too long": ((*KERNEL, "-append", "x" * 3000), "-append is 3000 bytes long"),
+    "a serial port nowhere": ((*KERNEL, "-serial", "file:/none/here"), "/none/here: No such file or directory"),
 }
 
 

@@ -100,7 +100,8 @@ def describe_models() -> dict[str, str]:
         DEFAULT_MODEL: "the default: what this processor has, less what slows a guest down",
         "max": "everything that this processor has",
     }
-    return {name: special.get(name, model.model_id) for name, model in models().items()}
+    plain = {name: model.model_id or f"a processor of family {model.family}" for name, model in models().items()}
+    return plain | special
 
 
 def find_model(name: str) -> CpuModel:

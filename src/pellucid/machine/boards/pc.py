@@ -7,18 +7,24 @@ block; all but the first part of it lies from 4 GiB on. The firmware is seen at 
 Not on this board yet: IDE, floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
+from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
+from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
 from pellucid.machine.chardev import Chardev
+from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.fw_cfg import FwCfg
+from pellucid.machine.devices.hpet import Hpet
 from pellucid.machine.devices.i440fx import I440fx
-from pellucid.machine.devices.i8042 import I8042
+from pellucid.machine.devices.keyboard_controller import KeyboardController
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.piix3 import Piix3, ResetControl
 from pellucid.machine.devices.piix4_pm import Piix4Pm
 from pellucid.machine.devices.port92 import Port92
+from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.firmware.image import find_firmware, read_firmware
@@ -26,11 +32,14 @@ from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fil
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
-from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemoryTransaction
+from pellucid.memory import ADDRESS_SPACE_SIZE, AccessSizes, AddressSpace, MemoryRegion, MemoryTransaction
 
 MiB, FOUR_GIB = 1 << 20, 1 << 32
 SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
 RTC_PORT, RTC_GSI, SCI_GSI = 0x70, 8, 9
+KEYBOARD_GSI, MOUSE_GSI, COPROCESSOR_GSI = 1, 12, 13
+HPET_BASE, HPET_GSI = 0xFED0_0000, 2
+DMA_PORTS, DMA_WIDE_PORTS = (0x00, 0x08, 0x81, 0x87), (0xC0, 0xD0, 0x89, 0x8F)
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 GPE_BASE, APM_BASE = 0xAFE0, 0xB2
@@ -70,8 +79,9 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         memory = add_memory(machine, options)
         add_firmware(machine, memory, firmware)
         _add_hypervisor_parts(machine)
-        _add_pci(machine, memory)
+        bus = _add_pci(machine, memory)
         _add_isa(machine, memory, serials)
+        _add_power_management(machine, bus)
 
 
 def split_ram(size: int, max_below_4g: int | None) -> tuple[int, int]:
@@ -119,31 +129,20 @@ def _add_hypervisor_parts(machine: Machine) -> None:
         container.add_subregion_overlap(address, MemoryRegion.new_reservation(name, size), priority)
 
 
-def _add_pci(machine: Machine, memory: PcMemory) -> None:
+def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
+    """The bus, its host bridge and the bridge to ISA, and the way to configuration space."""
     spaces = PciSpaces(memory.pci, machine.system_io, machine.system_memory, machine.vm.signal_msi)
     piix3 = Piix3([machine.gsi(irq) for irq in range(16)])
     bus = PciBus("pci.0", spaces, piix3.route)
-    power = Piix4Pm(
-        machine.gsi(SCI_GSI),
-        machine.device_clock,
-        machine.system_io,
-        machine.request_shutdown,
-        machine.system.request_suspend,
-        gpe_base=GPE_BASE,
-        apm_base=APM_BASE,
-    )
-    machine.system.on_powerdown.append(power.press_power_button)
-    machine.system.on_wakeup.append(power.wake)
-    for slot, number, function in (
-        (0, 0, I440fx(machine.system_memory, memory.ram, memory.pci)),
-        (1, 0, piix3),
-        (1, 3, power),
-    ):
-        bus.add(slot, number, function)
+    host = I440fx(machine.system_memory, memory.ram, memory.pci)
+    functions: list[PciFunction] = [host, piix3]
+    for slot, function in enumerate(functions):
+        bus.add(slot, 0, function)
         machine.parts.append(Part(function))
     reset_control = ResetControl(machine.request_reset)
     machine.parts.append(Part(reset_control))
     machine.add(Part(ConfigMechanism1(bus, reset_control.ops()), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
+    return bus
 
 
 def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) -> None:
@@ -155,16 +154,59 @@ def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) 
         machine.config.cpu_count,
         serial_console=any(chardev is not None for chardev in serials[:1]),
     )
-    rtc = Rtc(machine.gsi(RTC_GSI), machine.device_clock, machine.wall_ns)
-    fill_cmos(rtc, config)
-    machine.add(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
-    machine.add(Part(I8042(machine.request_reset), ports=(0x60, 0x64)))
+    _add_timers(machine, config)
+    machine.add(Part(Dma8237(machine.memory), ports=DMA_PORTS))
+    machine.add(Part(Dma8237Wide(machine.memory), ports=DMA_WIDE_PORTS))
+    keyboard, mouse = Ps2Keyboard(), Ps2Mouse()
+    keyboard_irq, mouse_irq = machine.gsi(KEYBOARD_GSI), machine.gsi(MOUSE_GSI)
+    controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset)
+    machine.parts += [Part(keyboard), Part(mouse)]
+    machine.add(Part(controller, ports=(0x60, 0x64)))
     machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
     machine.add(Part(PostPort(), ports=(0x80,)))
-    machine.add(Part(CoprocessorPort(lambda: machine.gsi(13).set(False)), ports=(0xF0,)))
+    machine.add(Part(CoprocessorPort(lambda: machine.gsi(COPROCESSOR_GSI).set(False)), ports=(0xF0,)))
     fw_cfg = FwCfg(machine.memory)
     fill_fw_cfg(fw_cfg, config)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+
+
+def _add_power_management(machine: Machine, bus: PciBus) -> None:
+    """Behind everything else in port space, so that the guest finds its block first where it puts it over others."""
+    power = Piix4Pm(
+        machine.gsi(SCI_GSI),
+        machine.device_clock,
+        machine.system_io,
+        machine.request_shutdown,
+        machine.system.request_suspend,
+        gpe_base=GPE_BASE,
+        apm_base=APM_BASE,
+    )
+    machine.system.on_powerdown.append(power.press_power_button)
+    machine.system.on_wakeup.append(power.wake)
+    bus.add(1, 3, power)
+    machine.parts.append(Part(power))
+
+
+def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
+    """The HPET and, behind it, the RTC, whose interrupt the HPET can take over as it can the PIT's."""
+
+    def set_legacy(on: bool) -> None:
+        pit = machine.vm.get_pit()
+        machine.vm.set_pit(replace(pit, flags=pit.flags & ~PIT_HPET_LEGACY | (PIT_HPET_LEGACY if on else 0)))
+
+    # The timer's interrupt is on I/O APIC pin 2 and no other chip's: global interrupt 2 leads there too.
+    machine.vm.set_gsi_routing([*default_irq_routing(), IrqchipRoute(HPET_GSI, KVM_IRQCHIP_IOAPIC, HPET_GSI)])
+    lines = {number: machine.gsi(number) for number in (0, HPET_GSI, RTC_GSI)}
+    hpet = Hpet(machine.device_clock, lines, set_legacy)
+    machine.add(Part(hpet, mmio=(HPET_BASE,)))
+    rtc = Rtc(hpet.rtc_line(), machine.device_clock, machine.wall_ns)
+    fill_cmos(rtc, config)
+    with MemoryTransaction():
+        machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
+        ports = rtc.regions[0].memory_region(rtc.ops())
+        # The index port once more, as a region of its own: QEMU coalesces its writes, and its tree shows it.
+        ports.add_subregion(0, MemoryRegion.new_io("rtc-index", 1, rtc.ops(), impl=AccessSizes(1, 1)))
+        machine.system_io.add_subregion(RTC_PORT, ports)
 
 
 def _add_serial(machine: Machine, index: int, chardev: Chardev | None) -> None:

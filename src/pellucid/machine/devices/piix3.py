@@ -55,13 +55,13 @@ class Piix3(PciFunction):
 
     @pirq_routing.after_write
     def _drive(self) -> None:
-        high = {self.routed_to(pirq) for pirq in range(PINS) if self._pirq[pirq]} - {None}
+        routes = [self.routed_to(pirq) for pirq in range(PINS) if self._pirq[pirq]]
+        high = {irq for irq in routes if irq is not None}
         for irq in self._high - high:
             self._isa_irqs[irq].set(False)
         for irq in high - self._high:
-            assert irq is not None
             self._isa_irqs[irq].set(True)
-        self._high = {irq for irq in high if irq is not None}
+        self._high = high
 
     def reset(self) -> None:
         super().reset()

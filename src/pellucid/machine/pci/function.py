@@ -83,6 +83,7 @@ class PciFunction(Device):
         self._template = bytearray(cfg.CONFIG_SIZE)
         self._writable = bytearray(cfg.CONFIG_SIZE)
         self._clears = bytearray(cfg.CONFIG_SIZE)
+        self._dynamic = bytearray(cfg.CONFIG_SIZE)
         self.bus_master = MemoryRegion.new_container("bus master container")
         self._bus_master_alias: MemoryRegion | None = None
         self.dma = AddressSpace(self.kind, self.bus_master)
@@ -110,10 +111,20 @@ class PciFunction(Device):
         put(cfg.COMMAND, 2, self.command_reset, self.command_writable)
         put(cfg.STATUS, 2, self.status_reset, 0, cfg.STATUS_ERRORS)
 
-    def put_template(self, offset: int, size: int, value: int, writable: int = 0, write_clears: int = 0) -> None:
-        """Say what a register holds after a reset and which of its bits a guest can change. From constructors only."""
-        for target, content in ((self._template, value), (self._writable, writable), (self._clears, write_clears)):
-            target[offset : offset + size] = content.to_bytes(size, "little")
+    def put_template(
+        self, offset: int, size: int, value: int, writable: int = 0, write_clears: int = 0, dynamic: int = 0
+    ) -> None:
+        """Say what a register holds after a reset and which of its bits a guest can change. From constructors only.
+
+        `dynamic` are bits that only the function itself changes, and that its saved state has.
+        """
+        place = slice(offset, offset + size)
+        self._template[place] = value.to_bytes(size, "little")
+        self._writable[place] = writable.to_bytes(size, "little")
+        self._clears[place] = write_clears.to_bytes(size, "little")
+        self._dynamic[place] = dynamic.to_bytes(size, "little")
+        if "config" in self.__dict__:
+            self.config[place] = self._template[place]
 
     def add_bar(self, bar: Bar) -> None:
         """Have the guest place `bar.region`. From constructors only."""
@@ -122,7 +133,6 @@ class PciFunction(Device):
         if bar.index == ROM_BAR:
             self.put_template(offset, bar.bytes, 0, bar.address_mask | 1)
         self.bars.append(bar)
-        self.config[:] = self._template
 
     def _bar_offset(self, bar: Bar) -> int:
         if bar.index == ROM_BAR:
@@ -154,7 +164,7 @@ class PciFunction(Device):
     def after_load(self) -> None:
         for offset in range(cfg.CONFIG_SIZE):
             # Bits that software can neither set nor clear are not taken from a stream, the status register's apart.
-            free = self._writable[offset] | self._clears[offset]
+            free = self._writable[offset] | self._clears[offset] | self._dynamic[offset]
             fixed = ~free & 0xFF
             self.config[offset] = self.config[offset] & free | self._template[offset] & fixed
         for capability in self.capabilities.values():

@@ -39,6 +39,7 @@ class Msi(Capability):
         function.put_template(offset + 4, 8, 0, writable=0xFFFF_FFFF_FFFF_FFFC)
         function.put_template(offset + 12, 2, 0, writable=0xFFFF)
         function.put_template(offset + 16, 4, 0, writable=(1 << vectors) - 1)
+        function.put_template(offset + 20, 4, 0, dynamic=(1 << vectors) - 1)
 
     def _field(self, offset: int, size: int) -> int:
         return self._function.config_read(self._offset + offset, size)
