@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class RegionCompiler:
         self._wake = threading.Event()
         self.idle = True
         """No job is under way: one is taken at a time, so that what is hot now comes before what was."""
-        self._watched: list[HotCode] = []
+        self._watched: list[weakref.ref[HotCode]] = []  # a processor that nobody holds is not kept alive
         self._lock = threading.Lock()
         threading.Thread(target=self._work, name="region-compiler", daemon=True).start()
         threading.Thread(target=self._sample, name="region-sampler", daemon=True).start()
@@ -59,12 +60,12 @@ class RegionCompiler:
     def watch(self, hot: HotCode) -> None:
         """Sample this processor from now on."""
         with self._lock:
-            self._watched.append(hot)
+            self._watched = [*(ref for ref in self._watched if ref() is not None), weakref.ref(hot)]
 
     def forget(self, hot: HotCode) -> None:
         """The processor is gone."""
         with self._lock:
-            self._watched = [other for other in self._watched if other is not hot]
+            self._watched = [ref for ref in self._watched if ref() is not hot]
 
     def submit(self, hot: HotCode, generation: int, pieces: list[Piece]) -> None:
         self.idle = False
@@ -74,15 +75,19 @@ class RegionCompiler:
         quiet = 0
         while True:
             time.sleep(SAMPLE_SECONDS)
-            running = [hot for hot in self._watched if hot.running]
-            for hot in running:
-                hot.processor.ask_for_sample()
-            quiet = 0 if running else quiet + 1
+            quiet = 0 if self._ask() else quiet + 1
             if quiet > QUIET_SAMPLES:
                 self.asleep = True
                 self._wake.wait()
                 self._wake.clear()
                 quiet = 0
+
+    def _ask(self) -> bool:
+        """Ask every running processor for a sample; whether there was one."""
+        running = [hot for ref in self._watched if (hot := ref()) is not None and hot.running]
+        for hot in running:
+            hot.processor.ask_for_sample()
+        return bool(running)
 
     def _work(self) -> None:
         worker: subprocess.Popen[bytes] | None = None
