@@ -3,11 +3,13 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from pellucid.cli import guest
 from pellucid.cli.bench import workload
 from pellucid.cli.bench.loops import PROGRAMS
 from pellucid.cli.guest.scripts import BANNER, FAILED, PASSED, SELF_TEST
-from tests.boot.machine import Terminal, run
+from tests.boot.machine import APPEND, OURS, Terminal, run
 from tests.cli.bench_results import EXPECTED, ITERATIONS
 
 OPTIONS = ("-M", "microvm", "-accel", "tcg", "-m", "256M", "-nographic")
@@ -41,7 +43,7 @@ def lines(done: "subprocess.CompletedProcess[str]") -> list[str]:
 
 def test_debian_boots_passes_its_self_test_and_powers_off(debian: Path, tmp_path: Path) -> None:
     """Processes, files, pipes, signals and floating point in a guest's user space, and an end with status 0."""
-    done = run(*OPTIONS, "-kernel", debian, "-initrd", initrd(tmp_path, SELF_TEST), "-append", "console=ttyS0 quiet")
+    done = run(*OPTIONS, "-kernel", debian, "-initrd", initrd(tmp_path, SELF_TEST), "-append", APPEND)
     console = lines(done)
     assert BANNER in console
     assert [line for line in console if line.startswith("not ok") or FAILED in line] == []
@@ -55,15 +57,16 @@ def test_programs_compute_what_a_processor_of_silicon_does(debian: Path, tmp_pat
     files = {f"bench/{program.name}": guest.InitrdFile(program.elf()) for program in PROGRAMS}
     script = ARITHMETIC.format(names=" ".join(EXPECTED), iterations=ITERATIONS)
     archive = initrd(tmp_path, script, files)
-    done = run(*OPTIONS, "-no-reboot", "-kernel", debian, "-initrd", archive, "-append", "console=ttyS0 quiet")
+    done = run(*OPTIONS, "-no-reboot", "-kernel", debian, "-initrd", archive, "-append", APPEND)
     results = [result for line in lines(done) if (result := workload.finished(line))]
     assert {result.name: result.result for result in results} == EXPECTED
     assert "rebooting" in done.stdout
     assert done.returncode == 0  # -no-reboot: the reset ended it
 
 
+@pytest.mark.skipif(not OURS, reason="QEMU 7.2's microvm does not come back from a guest's reset")
 def test_a_guest_that_resets_boots_again(debian: Path, tmp_path: Path) -> None:
-    options = (*OPTIONS, "-kernel", debian, "-initrd", initrd(tmp_path, RESET_ONCE), "-append", "console=ttyS0 quiet")
+    options = (*OPTIONS, "-kernel", debian, "-initrd", initrd(tmp_path, RESET_ONCE), "-append", APPEND)
     with Terminal(*options) as machine:
         machine.expect(BANNER)
         machine.expect(BANNER)
@@ -73,7 +76,7 @@ def test_a_guest_that_resets_boots_again(debian: Path, tmp_path: Path) -> None:
 
 def test_a_person_at_the_shell(debian: Path) -> None:
     """The default initrd's shell: typed lines, Ctrl-C, the monitor in between, and leaving."""
-    options = ("-kernel", debian, "-initrd", guest.default_initrd(), "-append", "console=ttyS0 quiet")
+    options = ("-kernel", debian, "-initrd", guest.default_initrd(), "-append", APPEND)
     with Terminal(*OPTIONS, *options) as machine:
         machine.expect(BANNER)
         machine.expect("~ # ")

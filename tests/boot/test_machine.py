@@ -70,6 +70,8 @@ def test_a_machine_started_with_S_waits_for_cont(probe: Path) -> None:
 def test_a_signal_ends_the_machine(probe: Path) -> None:
     with Terminal(*OPTIONS, "-kernel", probe) as machine:
         machine.expect("!")
+        machine.send("\x01h")
+        machine.expect("C-a x")  # the main loop turns
         machine.process.terminate()
         machine.expect("terminating on signal 15")
         assert machine.wait() == 0

@@ -29,3 +29,19 @@ def test_closed_streams(closed: tuple[int, ...]) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert (b"pellucid" in process.stdout.lower()) == (1 not in closed)
+
+
+def test_a_reader_that_has_enough() -> None:
+    """As under `| head -1`: no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "pellucid.cli", "run", "-help"],
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) == (1, b"")

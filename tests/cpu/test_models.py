@@ -5,7 +5,7 @@ from __future__ import annotations
 import iced_x86
 import pytest
 from pellucid.cpu.models import (
-    BUILT, FEATURES, CpuModel, canonical_name, describe_models, feature_names, find_model, models, own_models, resolve)
+    FEATURES, CpuModel, built, canonical_name, describe_models, feature_names, find_model, models, own_models, resolve)
 from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE
 from pellucid.cpu.models.leaves import CACHES, CpuidLeaf, cpuid_leaves
 from pellucid.errors import UserError
@@ -42,7 +42,7 @@ def test_places_of_bits(name: str, place: tuple[int, int, str], bit: int) -> Non
 def test_names_are_of_one_thing() -> None:
     assert len(set(FEATURES.values())) == len(FEATURES)
     assert not OTHER_FEATURES & FEATURES.keys()
-    assert BUILT <= FEATURES.keys() and UNMIGRATABLE <= BUILT
+    assert built() <= FEATURES.keys() and UNMIGRATABLE <= built()
     assert len(set(feature_names())) == len(FEATURES) + len(OTHER_FEATURES)
     for model in models().values():
         assert model.features <= FEATURES.keys(), model.name
@@ -67,7 +67,11 @@ CPUID_FEATURES = {value: name for name, value in vars(iced_x86.CpuidFeature).ite
 
 
 def unbuilt_encodings() -> set[str]:
-    """iced-x86's features with an encoding that the instruction table does not have."""
+    """iced-x86's features with an encoding that the instruction table does not have.
+
+    One that needs several is the fault of those that are not announced (VSHA512MSG1: SHA512, not AVX).
+    """
+    announced = {word for name in built() for word in INSTRUCTIONS.get(name, "").split()}
     found = set()
     for code, name in forms.CODE_NAMES.items():
         info = iced_x86.OpCodeInfo(code)
@@ -77,7 +81,8 @@ def unbuilt_encodings() -> set[str]:
         if TABLE.find(forms.MNEMONIC_NAMES[info.mnemonic], name) is None:
             instruction = iced_x86.Instruction()
             instruction.code = code
-            found |= {CPUID_FEATURES[feature] for feature in instruction.cpuid_features()}
+            needs = {CPUID_FEATURES[feature] for feature in instruction.cpuid_features()}
+            found |= needs - announced or needs
     return found
 
 
@@ -85,12 +90,12 @@ def test_what_is_announced_is_what_the_instruction_table_has() -> None:
     unbuilt = unbuilt_encodings()
     # Encodings of a built feature may need another one too (VAESENC: AES and AVX).
     complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())}
-    assert complete == BUILT & INSTRUCTIONS.keys()
+    assert complete == built() & INSTRUCTIONS.keys()
 
 
 def test_every_announced_control_bit_can_be_set() -> None:
     """CR4 bits by feature, as the soft backend derives them; and what is built is known to it."""
-    places = {FEATURES[name] for name in BUILT}
+    places = {FEATURES[name] for name in built()}
     known = {((function, index, register), bit) for function, index, register, bit in CR4_FEATURES.values()}
     for name in ("de", "pse", "pae", "mce", "pge", "fxsr", "sse", "umip", "la57", "fsgsbase", "pcid", "xsave", "smep",
                  "smap", "tsc"):
@@ -99,7 +104,7 @@ def test_every_announced_control_bit_can_be_set() -> None:
 
 def test_own_models() -> None:
     own = own_models()
-    assert own["max"].features == BUILT - UNMIGRATABLE
+    assert own["max"].features == built() - UNMIGRATABLE
     assert own["pellucid"].features < own["max"].features
     for model in own.values():
         assert resolve(model.name).lacking == ()
@@ -122,9 +127,9 @@ def test_names_have_spellings() -> None:
 
 
 def test_what_the_processor_lacks_is_left_out_and_named() -> None:
-    resolved = resolve("Westmere")
-    assert resolved.lacking == ("aes", "pclmulqdq")
-    assert "sse4.2" in resolved.model.features and "aes" not in resolved.model.features
+    resolved = resolve("Haswell")
+    assert {"hle", "rtm"} <= set(resolved.lacking) and not {"sse4.2", "bmi2"} & set(resolved.lacking)
+    assert "bmi2" in resolved.model.features and "rtm" not in resolved.model.features
     changed = resolve("Westmere", {"aes": False, "pclmulqdq": False, "vmx-ept": True, "sse4_2": False, "umip": True})
     assert changed.lacking == ("vmx-ept",)
     assert "sse4.2" not in changed.model.features and "umip" in changed.model.features
@@ -183,7 +188,8 @@ def test_topology() -> None:
 
 
 def test_extended_state_sizes() -> None:
-    model = own_models()["max"]
+    everything = own_models()["max"]
+    model = CpuModel("x", everything.features - {"avx"})
     assert leaf(model, 0xD, 0) == CpuidLeaf(0xD, 0, 3, 576, 576, 0)
     assert leaf(model, 0xD, 1).eax == 3 and leaf(model, 0xD, 1).ebx == 576
     with_avx = CpuModel("x", model.features | {"avx"})

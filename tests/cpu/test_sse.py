@@ -14,21 +14,21 @@ from .oracle import HostCpu, Outcome, UserState, catalog, instructions, layout, 
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
-OE, PE, OM = 1 << 3, 1 << 5, 1 << 10
+OE, UE, PE = 1 << 3, 1 << 4, 1 << 5
 ADDSD, PADDB, PXOR_XMM, MOVAPS_LOAD, EMMS = (bytes.fromhex(code) for code in (
     "f20f58c1", "0ffcc1", "660fefc1", "0f2806", "0f77"))
 
 
 class ExceptForOverflow:
-    """The guest, but for one bit that it does not know: whether an unmasked overflow lost precision as well."""
+    """The guest, but for one bit that it does not know: whether an unmasked overflow or underflow lost precision."""
 
     def __init__(self, guest: Guest, host: HostCpu) -> None:
         self.guest, self.host = guest, host
 
     def run(self, code: bytes, state: UserState, bits: int = 64) -> Outcome:
         outcome = self.guest.run(code, state, bits)
-        overflow = outcome.state.mxcsr & OE and not state.mxcsr & OM
-        if overflow and outcome.fault is not None and outcome.fault.vector == XM:
+        unmasked = outcome.state.mxcsr & (OE | UE) & ~(state.mxcsr >> 7)
+        if unmasked and outcome.fault is not None and outcome.fault.vector == XM:
             expected = self.host.run(code, state, bits)
             if expected.state.mxcsr ^ outcome.state.mxcsr == PE:
                 outcome.state.mxcsr ^= PE

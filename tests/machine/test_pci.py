@@ -1,6 +1,4 @@
-"""PCI without a board: configuration accesses, BARs where a guest puts them, bridges, interrupts; and hostile guests."""
-
-from collections.abc import Callable
+"""PCI without a board: configuration accesses, BARs where a guest puts them, bridges, interrupts; hostile guests."""
 
 import pytest
 from hypothesis import given, settings
@@ -234,7 +232,7 @@ def test_msi(rig: Rig) -> None:
     rig.card(0x6C, 0x41, 2)
     card.msi.notify(0)
     assert rig.messages.calls == []
-    rig.card(0x62, 0x0021, 2)  # enable, two vectors
+    rig.card(0x62, 0x0011, 2)  # enable, two vectors
     card.msi.notify(1)
     card.msi.notify(2)  # shares with vector 0
     assert rig.messages.calls == [(0xFEE0_1000, 0x41), (0xFEE0_1000, 0x40)]
@@ -341,15 +339,20 @@ def test_random_configuration_accesses(steps: list[tuple[str, int, int, int, int
     rig = Rig()
     bridge, inner = bridged(rig)
     idx, data, window = rig.mechanism.ops(0), rig.mechanism.ops(1), rig.ecam.ops()
-    actions: dict[str, Callable[[int, int, int, int], object]] = {
-        "r": lambda bus, at, size, value: rig.bus.config_read(bus, value & 0xFF, at, size),
-        "w": lambda bus, at, size, value: rig.bus.config_write(bus, (1 + value % 3) << 3, at, size, value),
-        "m": lambda bus, at, size, value: (idx.write(0, 4, value | 1 << 31), data.write(at & 3, size, value)),
-        "e": lambda bus, at, size, value: window.write(bus << 20 | (value & 0x1F) << 15 | at, size, value),
-        "i": lambda bus, at, size, value: (inner.set_intx(bool(value & 1)), inner.msi.notify(at), inner.msix.notify(1)),
-    }
     for kind, bus, at, size, value in steps:
-        actions[kind](bus, at, size, value)
+        if kind == "r":
+            rig.bus.config_read(bus, value & 0xFF, at, size)
+        elif kind == "w":
+            rig.bus.config_write(bus, (1 + value % 3) << 3, at, size, value)
+        elif kind == "m":
+            idx.write(0, 4, value | 1 << 31)
+            data.write(at & 3, size, value)
+        elif kind == "e":
+            window.write(bus << 20 | (value & 0x1F) << 15 | at, size, value)
+        else:
+            inner.set_intx(bool(value & 1))
+            inner.msi.notify(at)
+            inner.msix.notify(1)
     devices: list[Device] = [*rig.cards, bridge, inner]
     for device in devices:
         saved = device.save()

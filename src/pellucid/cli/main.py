@@ -92,6 +92,10 @@ def _guarded(run: Callable[[], int]) -> int:
         line = " ".join(str(error).split())
         print(f"pellucid: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        # Whoever read our output has enough (`| head`). Python would write the rest at exit and fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("pellucid: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

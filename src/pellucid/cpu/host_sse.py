@@ -15,14 +15,16 @@ from pellucid.cpu.faults import fault_plain
 from pellucid.cpu.host import load_mxcsr, store_mxcsr
 from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
 from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
+from pellucid.native.target import features
 
 F: Any = vec[u32, 4]
+HOST = frozenset(name[1:] for name in features().split(",") if name.startswith("+"))   # LLVM's names: avx, fma, ...
 
 MXCSR_FLAGS, MXCSR_MASKS, MXCSR_UM, MXCSR_FTZ = 0x3F, 0x1F80, 1 << 11, 1 << 15
 MXCSR_IE, MXCSR_DE, MXCSR_ZE, MXCSR_OE, MXCSR_UE, MXCSR_PE = (1 << n for n in range(6))
 BEFORE = MXCSR_IE | MXCSR_DE | MXCSR_ZE   # found before the operation is computed (SDM vol. 1, 4.9.2)
 
-UNARY, BINARY, FROM_INTEGER, TO_INTEGER, IMMEDIATE, COMPARE = range(6)
+UNARY, BINARY, FROM_INTEGER, TO_INTEGER, IMMEDIATE, COMPARE, TERNARY = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,26 @@ class HostOp:
     shape: int
     name: str
     detail: Any = None
+    result: Any = F
+    vex: bool = False
+
+    @property
+    def sources(self) -> str:
+        """The sources of an IMMEDIATE with VEX: packed roundings and narrowings have but one."""
+        return "$2" if self.name.startswith(("vroundp", "vcvtps2ph")) else "$2, $1"
 
 
 @native
 def host_run(op, a, b, imm):
-    """The instruction itself; `a` is what its destination held, where the shape reads it."""
+    """The instruction itself; `a` is what its destination held, where the shape reads it, `imm` a third source."""
     if op.shape == UNARY:
-        r = asm(F, f"{op.name} $1, $0", "=x,x", b)
+        r = asm(op.result, f"{op.name} $1, $0", "=x,x", b)
+    elif op.shape == BINARY and op.vex:
+        r = asm(op.result, f"{op.name} $2, $1, $0", "=x,x,x", a, b)
     elif op.shape == BINARY:
         r = asm(F, f"{op.name} $2, $0", "=x,0,x", a, b)
+    elif op.shape == TERNARY:
+        r = asm(op.result, f"{op.name} $3, $2, $0", "=x,0,x,x", a, b, imm)
     elif op.shape == FROM_INTEGER:
         r = asm(F, f"{op.name} $2, $0", "=x,0,r", a, b)
     elif op.shape == TO_INTEGER:
@@ -55,10 +68,13 @@ def host_run(op, a, b, imm):
 @native
 def host_immediate(op, a, b, imm):
     """One of op.detail instructions, by an immediate that the host wants in the instruction."""
-    r = a
+    r = op.result(0)
     for i in static(range(op.detail)):
         if imm == i:
-            r = asm(F, f"{op.name} $${i}, $2, $0", "=x,0,x", a, b)
+            if op.vex:
+                r = asm(op.result, f"{op.name} $${i}, {op.sources}, $0", "=x,x,x", a, b)
+            else:
+                r = asm(F, f"{op.name} $${i}, $2, $0", "=x,0,x", a, b)
     return r
 
 
@@ -70,16 +86,33 @@ def host_float(s, op, a, b, imm):
     return host_run(op, a, b, imm)
 
 
-@native
-def host_unary(s, name, b):
-    """name(b): every lane of the result is new."""
-    return host_float(s, HostOp(UNARY, name), b, b, u64(0))
+def wide(shape, name, V, detail=None):
+    """The operation on vectors V: by its VEX form where those are wider than an XMM register."""
+    return HostOp(shape, "v" + name, detail, V, True) if V.size == 32 else HostOp(shape, name, detail)
 
 
 @native
-def host_binary(s, name, a, b):
+def host_unary(s, name, b, V=F):
+    """name(b): every lane of the result is new. V is the wider of both types."""
+    return host_float(s, wide(UNARY, name, V), b, b, u64(0))
+
+
+@native
+def host_vex_unary(s, name, b, V):
+    """Likewise for a VEX form, whose result is a V."""
+    return host_float(s, HostOp(UNARY, name, None, V), b, b, u64(0))
+
+
+@native
+def host_binary(s, name, a, b, V=F):
     """name(a, b): a is what the instruction's destination held."""
-    return host_float(s, HostOp(BINARY, name), a, b, u64(0))
+    return host_float(s, wide(BINARY, name, V), a, b, u64(0))
+
+
+@native
+def host_ternary(s, name, a, b, c, V):
+    """A fused multiply-add: the mnemonic says which of the three are multiplied."""
+    return host_float(s, HostOp(TERNARY, name, None, V), a, b, c)
 
 
 @native
@@ -95,9 +128,15 @@ def host_to_integer(s, name, b, T):
 
 
 @native(inline=False)
-def host_by_immediate(s, name, count, a: F, b: F, imm: u64):
+def host_by_immediate(s, name, count, a, b, imm: u64, V=F):
     """name(a, b) with an immediate below `count`."""
-    return host_float(s, HostOp(IMMEDIATE, name, count), a, b, imm)
+    return host_float(s, wide(IMMEDIATE, name, V, count), a, b, imm)
+
+
+@native(inline=False)
+def host_vex_by_immediate(s, name, count, a, b, imm: u64, V):
+    """Likewise for an instruction that has a VEX form only, whose result is a V."""
+    return host_float(s, HostOp(IMMEDIATE, name, count, V, True), a, b, imm)
 
 
 @native
@@ -136,7 +175,7 @@ def settle(s, flags: u32) -> None:
     """Add an operation's flags to MXCSR, and fault for an unmasked one.
 
     What is found before the computation, unmasked, keeps the computation's own flags from appearing. One bit is not
-    exact: an overflow sets PE, where with OM clear a processor does so only if precision was lost besides.
+    exact: overflow and underflow set PE, where unmasked ones do so only if precision was lost besides.
     """
     raised = flags & ~((s.mxcsr & MXCSR_MASKS) >> 7)
     reported = flags

@@ -3,13 +3,14 @@
 A `Form` is the compile-time half of an operand list; the run-time half (slots, displacement, immediate) stands
 in the `Op`. Operand kinds:
     r  general register of the operand's width        m  memory
-    i  immediate                                      x  XMM register        n  MMX register
+    i  immediate                                      x  XMM register        y  YMM register        n  MMX register
 Reading and writing go by operand number, so that one function serves every form.
 """
 
 from dataclasses import dataclass
 
 from pellucid.cpu.memory import load, load_rw, locked_pointer, store
+from pellucid.cpu.state import MODE_64, MODE_SIZE, XMM_BYTES, slot_of
 from pellucid.native import at, cas, native, ptr, u32, u64, uint
 
 
@@ -25,17 +26,27 @@ class Form:
     asize: int = 8                     # address size in bytes
     m64: bool = True                   # executes in 64-bit mode
     extra: int = 0                     # condition number, segment register, ... by instruction
+    vex: bool = False                  # encoded with a VEX prefix
 
     @property
     def name(self) -> str:
         """A short unique spelling, used in handler names and dumps."""
         parts = [self.kinds or "-", str(self.w), ".".join(map(str, self.widths))]
         parts += ["lock"] * self.lock + [self.rep] * bool(self.rep)
-        parts += [f"a{self.asize}"] * (self.asize != 8) + ["legacy"] * (not self.m64)
+        parts += [f"a{self.asize}"] * (self.asize != 8) + ["legacy"] * (not self.m64) + ["vex"] * self.vex
         return "_".join(parts + [f"e{self.extra}"] * bool(self.extra))
 
 
 SLOT = ("dst", "src", "src2")
+
+
+@native
+def fourth_slot(s, o):
+    """The vector register in bits 7:4 of the immediate (/is4); bit 7 counts in 64-bit mode only (SDM vol. 2, 3.1.1)."""
+    number = (o.imm >> 4) & 15
+    if (s.mode & MODE_SIZE) != MODE_64:
+        number = number & 7
+    return number * XMM_BYTES + slot_of("xmm")
 
 
 @native
@@ -45,6 +56,8 @@ def slot_pointer(s, o, n, T):
         return at(s, u64(o.dst), T)
     if n == 1:
         return at(s, u64(o.src), T)
+    if n == 3:
+        return at(s, fourth_slot(s, o), T)
     return at(s, u64(o.src2), T)
 
 

@@ -3,9 +3,9 @@
 from pellucid.cpu.faults import general_protection, stack_fault
 from pellucid.cpu.memory import select_tlb
 from pellucid.cpu.state import (
-    ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CS, DS, EFER_LMA, ES, MODE_16,
-    MODE_32, MODE_64, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD, MODE_STACK32, MODE_STEP,
-    RFLAGS_TF, SS)
+    ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA,
+    ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD,
+    MODE_STACK32, MODE_STEP, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
 from pellucid.native import native, static, u32, u64
 
 
@@ -79,6 +79,10 @@ def update_mode(s) -> None:
         mode = mode | MODE_FPU_TRAP
     if (s.cr4 & CR4_OSFXSR) == 0 or (s.cr0 & CR0_EM) != 0:
         mode = mode | MODE_SSE_UD
+    if (s.cr4 & CR4_OSXSAVE) == 0 or (s.xcr0 & (XCR0_SSE | XCR0_AVX)) != XCR0_SSE | XCR0_AVX:
+        mode = mode | MODE_AVX_UD
+    if (s.cr0 & CR0_PE) == 0 or (s.flags & RFLAGS_VM) != 0:
+        mode = mode | MODE_VEX_UD
     if (s.mxcsr >> 7) & 0x3F != 0x3F:
         mode = mode | MODE_FP_STRICT
     s.mode = mode

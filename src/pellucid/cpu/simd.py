@@ -1,18 +1,20 @@
-"""Vector operands: XMM and MMX registers, and the memory that stands in for them.
+"""Vector operands: YMM, XMM and MMX registers, and the memory that stands in for them.
 
-A vector type is `vec[T, n]`; `lanes(f, T)` is the one that fills operand 0, 8 bytes for MMX, 16 for SSE. An
-instruction's function is written once for every width.
+A vector type is `vec[T, n]`; `lanes(f, T)` is the one that fills operand 0, 8 bytes for MMX, 16 for SSE, 16 or 32 for
+AVX. An instruction's function is written once for every width and for both encodings: with VEX (f.vex) sources stand
+beside the destination, the destination's register is zero above the result (SDM vol. 1, 14.3.1), and memory need not
+be aligned.
 
 MMX registers are the significands of the x87's physical registers (SDM vol. 1, 9.2): every MMX instruction but
 EMMS makes all tags valid and TOP 0, and a write sets the sixteen bits above the significand.
 """
 
 from pellucid.cpu.faults import general_protection
-from pellucid.cpu.memory import slow_load, slow_store, tlb_entry
+from pellucid.cpu.memory import linear_wrap, probe_write, slow_load, slow_store, tlb_entry
 from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import PAGE_MASK
 from pellucid.cpu.x87 import X87_ES, pending_exception
-from pellucid.native import at, bitcast, likely, native, ptr, u16, u64, uint, unlikely, vec
+from pellucid.native import at, bitcast, likely, native, ptr, shuffle, u16, u64, u128, uint, unlikely, vec
 
 
 def lanes(f, T):
@@ -32,7 +34,7 @@ def has_mmx(f):
 
 def is_nondestructive(f):
     """Whether there are two vector sources beside the destination (VEX), rather than the destination as first one."""
-    return len(f.kinds.rstrip("i")) == 3
+    return len(f.kinds.rstrip("i")) >= 3
 
 
 def second(f):
@@ -42,27 +44,67 @@ def second(f):
 
 @native
 def load_vector(s, lin, V):
-    """Read a V of 8 or 16 bytes at a linear address."""
+    """Read a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.rtag == (lin + (V.size - 1)) & PAGE_MASK):
         return ptr[V](e.addend + lin)[0]
-    return bitcast(V, slow_load(s, lin, uint(V.size), s.tlb_index))
+    if V.size == 32:
+        return bitcast(V, load_pair(s, lin))
+    else:
+        return bitcast(V, slow_load(s, lin, uint(V.size), s.tlb_index))
+
+
+@native(inline=False)
+def load_pair(s, lin: u64):
+    """Read 32 bytes off the fast path: as two times 16."""
+    low = slow_load(s, lin, u128, s.tlb_index)
+    return join(low, slow_load(s, linear_wrap(s, lin + 16), u128, s.tlb_index))
+
+
+@native
+def join(low, high):
+    """32 bytes of two u128."""
+    H = vec[u64, 2]
+    return shuffle(bitcast(H, low), bitcast(H, high), [0, 1, 2, 3])
+
+
+@native
+def half(a, n):
+    """16 bytes, low (0) or high (1), of a vec[u64, 4]."""
+    return bitcast(u128, shuffle(a, a, [n * 2, n * 2 + 1]))
 
 
 @native
 def store_vector(s, lin, value, V):
-    """Write a V of 8 or 16 bytes at a linear address."""
+    """Write a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (V.size - 1)) & PAGE_MASK):
         ptr[V](e.addend + lin)[0] = value
+    elif V.size == 32:
+        store_pair(s, lin, bitcast(vec[u64, 4], value))
     else:
         slow_store(s, lin, bitcast(uint(V.size), value), uint(V.size), s.tlb_index)
 
 
+@native(inline=False)
+def store_pair(s, lin: u64, value) -> None:
+    """Write 32 bytes off the fast path: as two times 16, once both may be written."""
+    probe_write(s, lin, u64(32))
+    slow_store(s, lin, half(value, 0), u128, s.tlb_index)
+    slow_store(s, linear_wrap(s, lin + 16), half(value, 1), u128, s.tlb_index)
+
+
+@native
+def require_writable(s, lin, size):
+    """Fault now as a store of `size` bytes would."""
+    if unlikely(tlb_entry(s, s.tlb, lin).wtag != (lin + (size - 1)) & PAGE_MASK):
+        probe_write(s, lin, u64(size))
+
+
 @native
 def check_aligned(s, lin, size):
-    """#GP(0) where a legacy SSE memory operand of 16 bytes is not aligned (SDM vol. 1, 10.4.1.1)."""
-    if size == 16 and unlikely((lin & 15) != 0):
+    """#GP(0) where a memory operand of 16 or 32 bytes is not aligned (SDM vol. 1, 10.4.1.1 and 14.9)."""
+    if size >= 16 and unlikely((lin & (size - 1)) != 0):
         general_protection(s, 0)
 
 
@@ -82,15 +124,25 @@ def enter_mmx(s):
 
 @native
 def operand(s, o, f, n, V):
-    """Vector operand `n`, all of V; 16 bytes of memory must be aligned."""
+    """Vector operand `n`, all of V; 16 bytes of memory must be aligned, but for VEX."""
     if has_mmx(f):
         check_x87(s)
     if f.kinds[n] == "m":
         lin = address(s, o)
-        if not is_nondestructive(f):
+        if not f.vex:
             check_aligned(s, lin, V.size)
         return load_vector(s, lin, V)
     return slot_pointer(s, o, n, V)[0]
+
+
+@native
+def aligned_operand(s, o, f, n, V):
+    """Vector operand `n`, all of V; memory must be aligned (MOVAPS and its kin)."""
+    if f.kinds[n] == "m":
+        lin = address(s, o)
+        check_aligned(s, lin, V.size)
+        return load_vector(s, lin, V)
+    return operand(s, o, f, n, V)
 
 
 @native
@@ -136,6 +188,8 @@ def loosely(s, o, f, n, T, V):
 def put(s, o, f, V, value):
     """Replace vector register operand 0."""
     slot_pointer(s, o, 0, V)[0] = value
+    if f.vex:
+        clear_above(s, u64(o.dst), V.size)
     if f.kinds[0] == "n":
         finish_mmx(s, u64(o.dst))
     elif has_mmx(f):
@@ -144,7 +198,7 @@ def put(s, o, f, V, value):
 
 @native
 def put_aligned(s, o, f, V, value):
-    """Replace vector operand 0, register or memory; 16 bytes of memory must be aligned."""
+    """Replace vector operand 0, register or memory, which must be aligned."""
     if f.kinds[0] == "m":
         lin = address(s, o)
         check_aligned(s, lin, V.size)
@@ -169,6 +223,21 @@ def finish_mmx(s, slot):
     """After the significand at `slot` was written."""
     at(s, slot + 8, u16)[0] = 0xFFFF
     enter_mmx(s)
+
+
+@native
+def clear_above(s, slot, size):
+    """Zero the vector register at state offset `slot` above its low 16 bytes; there is nothing above 32."""
+    if size == 16:
+        at(s, slot + 16, vec[u64, 2])[0] = vec[u64, 2](0)
+
+
+@native
+def blend_mask(s, o, f, V):
+    """The mask of a variable blend: operand 3 (/is4), or XMM0."""
+    if f.vex:
+        return operand(s, o, f, 3, V)
+    return xmm(s, 0, V)
 
 
 @native

@@ -31,6 +31,7 @@ CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = 1 << 16, 1 << 18, 1 << 29, 1 << 30, 1 <
 CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR, CR4_OSXMMEXCPT, \
     CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << n for n in range(15))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 21, 1 << 22
+XCR0_SSE, XCR0_AVX = 2, 4
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
 # Exception vectors (SDM vol. 3, table 6-1).
@@ -49,6 +50,9 @@ MODE_FPU_TRAP = 1 << 5      # CR0.EM or CR0.TS: x87, MMX and SSE instructions tr
 MODE_FP_STRICT = 1 << 6     # MXCSR unmasks an exception: check after each SSE operation
 MODE_SSE_UD = 1 << 7        # CR4.OSFXSR clear or CR0.EM: SSE raises #UD
 MODE_KEYS = 1 << 8
+MODE_AVX_UD = 1 << 9        # CR4.OSXSAVE clear, or XCR0 without SSE and AVX state: AVX raises #UD
+MODE_VEX_UD = 1 << 10       # real-address or virtual-8086 mode: VEX prefixes raise #UD
+MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: each has tries of its own
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \

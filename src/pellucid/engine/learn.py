@@ -16,9 +16,10 @@ import iced_x86 as iced
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.state import (
-    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_FPU_TRAP, MODE_SEGMENTED,
-    MODE_SIZE, MODE_SSE_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC,
-    SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP,
+    MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
+    OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES,
+    CodeCache, Op, Template, TrieEdge, slot_of)
 from pellucid.engine import shapes
 from pellucid.isa import forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
@@ -27,6 +28,7 @@ log = logging.getLogger("pellucid.translate")
 _R = iced.Register
 _ZERO = slot_of("zero")
 _SEGMENTS = {_R.ES: ES, _R.CS: CS, _R.SS: SS, _R.DS: DS, _R.FS: FS, _R.GS: GS}
+_VECTORS = range(_R.XMM0, _R.YMM0 + 32)
 _BITS = {MODE_16: 16, MODE_32: 32, MODE_64: 64}
 
 
@@ -59,6 +61,13 @@ def _pause_or_exchange(raw: bytes) -> Any:
     if len(raw) < 2 or raw[-2] & 0xF1 != 0x41:
         return None
     return iced.Decoder(64, raw.replace(b"\xf3", b"\x3e"), ip=0).decode()
+
+
+def _immediate_at(instr: Any, constants: Any) -> int:
+    """Where the immediate begins, 0 without one. The byte whose bits 7:4 name a fourth register (/is4) is one, too."""
+    if constants.has_immediate:
+        return int(constants.immediate_offset)
+    return int(instr.len) - 1 if instr.op_count == 4 and instr.op_kind(3) == iced.OpKind.REGISTER else 0
 
 
 class NeedMoreBytes(Exception):
@@ -103,8 +112,9 @@ class Learner:
         head = len(raw)
         if constants.has_displacement:
             head = constants.displacement_offset
-        if constants.has_immediate:
-            head = min(head, constants.immediate_offset)
+        immediate = _immediate_at(instr, constants)
+        if immediate:
+            head = min(head, immediate)
         if self._known(raw[:head], mode):
             return
         if self.templates + 1 >= MAX_TEMPLATES or self.ops + 8 >= MAX_TEMPLATE_OPS or self.edges * 2 > TRIE_EDGES:
@@ -114,10 +124,10 @@ class Learner:
         template = Template.view(self.cache.templates + number * Template.size)
         template.length, template.count, template.first = len(raw), len(ops), self.ops
         template.disp_at, template.disp_size = constants.displacement_offset, constants.displacement_size
-        template.imm_at, template.imm_size = constants.immediate_offset, len(raw) - constants.immediate_offset
+        template.imm_at, template.imm_size = immediate, len(raw) - immediate
         if not constants.has_displacement:
             template.disp_at = template.disp_size = 0
-        if not constants.has_immediate:
+        if not immediate:
             template.imm_at = template.imm_size = 0
         jcc = len(ops) == 1 and ops[0]["flags"] & OP_TAKES_CC and ends and mode & MODE_SIZE == MODE_64
         template.flags, template.cc_out = (T_ENDS if ends else 0) | (T_JCC if jcc else 0), cc_out
@@ -141,11 +151,11 @@ class Learner:
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         number, row = found
         bad_lock = instr.has_lock_prefix and not (row.lock and instr.op0_kind == iced.OpKind.MEMORY)
-        if bad_lock or (row.sse and mode & MODE_SSE_UD):
+        if bad_lock or row.sse and mode & MODE_SSE_UD or self._is_disabled(instr, row, mode):
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         ops = []
         if row.fpu and mode & MODE_FPU_TRAP:
-            ops.append(self._engine_op("fpu_trap", instr, Form(extra=1 if row.sse else 2 * row.mmx)))
+            ops.append(self._engine_op("fpu_trap", instr, Form(extra=1 if row.sse or row.avx else 2 * row.mmx)))
         chosen, op = self._operands(instr, constants, row, mode, ops)
         asize = self._address_size(instr, constants, mode) if row.asize else 8
         rep = "repne" if instr.has_repne_prefix else "rep" if instr.has_rep_prefix else ""
@@ -169,6 +179,11 @@ class Learner:
             cc_out = cc_out * 4 + (form.widths[0] if form.widths else form.w).bit_length() - 1
         return ops, cc_out, row.ends not in (PLAIN,)
 
+    @staticmethod
+    def _is_disabled(instr: Any, row: Row, mode: int) -> bool:
+        """Whether a VEX encoding raises #UD in this mode (SDM vol. 2, 2.4 and 2.5)."""
+        return bool(row.avx and mode & MODE_AVX_UD or mode & MODE_VEX_UD and forms.is_vex(instr.code))
+
     def _engine_op(self, name: str, instr: Any, form: Form | None = None) -> dict[str, Any]:
         return {"handler": self.handlers[f"{name}:{(form or Form()).name}"], "length": instr.len, "flags": 0,
                 "base": _ZERO, "index": _ZERO, "seg": _ZERO}
@@ -177,7 +192,7 @@ class Learner:
                   before: list[dict[str, Any]]) -> tuple[tuple[tuple[str, int], ...], dict[str, Any]]:
         operands, memory, _ = forms.describe(instr.code)
         op: dict[str, Any] = {"flags": 0, "base": _ZERO, "index": _ZERO, "seg": _ZERO}
-        if constants.has_immediate:
+        if _immediate_at(instr, constants):
             op["flags"] |= OP_HAS_IMM
         chosen = []
         for i, alternatives in enumerate(operands):
@@ -254,6 +269,8 @@ class Learner:
 
     def _memory_address_size(self, instr: Any, constants: Any, mode: int) -> int:
         for register in (instr.memory_base, instr.memory_index):
+            if register in _VECTORS:
+                continue
             if register == _R.RIP:
                 return 8
             if register == _R.EIP:
@@ -290,7 +307,7 @@ class Learner:
             i = (i + 1) & (TRIE_EDGES - 1)
 
     def _known(self, head: bytes, mode: int) -> bool:
-        node = (mode & 0xFF) + 1
+        node = (mode & MODE_SHAPE) + 1
         for byte in head:
             edge, _ = self._slot(node, byte)
             if not edge.key:
@@ -299,7 +316,7 @@ class Learner:
         return bool(node & TRIE_TERMINAL)
 
     def _insert(self, head: bytes, mode: int, template: int) -> None:
-        node = (mode & 0xFF) + 1
+        node = (mode & MODE_SHAPE) + 1
         for i, byte in enumerate(head):
             edge, key = self._slot(node, byte)
             if not edge.key:

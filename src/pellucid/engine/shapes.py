@@ -10,17 +10,18 @@ from __future__ import annotations
 import ctypes
 import struct
 from dataclasses import dataclass
+from itertools import repeat
+from operator import add, le
 from typing import Any
 
 from pellucid.cpu.flags import CC_KINDS, CC_SAME, CC_UNKNOWN
 from pellucid.cpu.state import (
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge)
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_SHAPE, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge)
 
 _HEAD = struct.Struct("<4I")
 _EDGE = struct.Struct("<III")
-_TEMPLATE = struct.Struct("<BBBBBBHII")
-FIRST_NODE = 257
-"""Nodes up to 256 are the roots, one for each mode."""
+FIRST_NODE = MODE_SHAPE + 2
+"""Nodes before it are the roots, one for each mode."""
 MAX_OPS = 8
 """Ops of one template; far more than any instruction has."""
 
@@ -72,13 +73,21 @@ def unpack(cache: Any, raw: bytes, handlers: int) -> Counts | None:
 
 
 def _templates_are_sound(raw: bytes, ops: bytes, counts: Counts) -> bool:
+    """Column by column, so that tens of thousands take milliseconds of a start."""
+    length, count, disp_at, disp_size, imm_at, imm_size = (raw[n::Template.size] for n in range(6))
+    words = memoryview(raw).cast("I")
+    first, kinds = words[2::Template.size // 4], words[3::Template.size // 4]
     conditions = memoryview(ops).cast("H")[Op.fields["src"].offset // 2::Op.size // 2]
-    return all(0 < length <= 15 and 0 < count <= MAX_OPS and first + count <= counts.ops
-               and disp_at + disp_size <= length and imm_at + imm_size <= length and disp_size <= 8 and imm_size <= 8
-               and (cc_out < CC_KINDS or cc_out in (CC_SAME, CC_UNKNOWN))
-               and (not flags & T_JCC or conditions[first] < 16)
-               for length, count, disp_at, disp_size, imm_at, imm_size, flags, first, cc_out
-               in _TEMPLATE.iter_unpack(raw))
+    return (_within(length, 1, 15) and _within(count, 1, MAX_OPS) and _within(disp_size, 0, 8)
+            and _within(imm_size, 0, 8) and all(map(le, map(add, disp_at, disp_size), length))
+            and all(map(le, map(add, imm_at, imm_size), length))
+            and all(map(le, map(add, first, count), repeat(counts.ops)))
+            and set(kinds) <= {*range(CC_KINDS), CC_SAME, CC_UNKNOWN}
+            and all(conditions[number] < 16 for number, flags in zip(first, raw[6::Template.size]) if flags & T_JCC))
+
+
+def _within(values: bytes, low: int, high: int) -> bool:
+    return not values or low <= min(values) and max(values) <= high
 
 
 def _ops_are_sound(raw: bytes, handlers: int) -> bool:

@@ -12,7 +12,7 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, granules, jump_entry, protect_page
 from pellucid.cpu.physical import find_slot, page_info
 from pellucid.cpu.state import (
-    CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
+    CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
     OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op,
     Template, TrieEdge)
 from pellucid.native import i64, memcpy, native, ptr, u8, u16, u32, u64
@@ -178,7 +178,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     NEEDS_SECOND_PAGE where the first instruction reaches past `available`.
     """
     c = ptr[CodeCache](s.code)
-    root = (mode & 0xFF) + 1
+    root = (mode & MODE_SHAPE) + 1
     ip: u64 = 0
     count: u64 = 0
     n: u64 = 0

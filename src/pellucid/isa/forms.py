@@ -23,7 +23,8 @@ _FIXED = {
     "ES": ("s", 2), "CS": ("s", 2), "SS": ("s", 2), "DS": ("s", 2), "FS": ("s", 2), "GS": ("s", 2),
     "SEG_REG": ("s", 2), "CR_REG": ("c", 8), "DR_REG": ("d", 8), "TR_REG": ("t", 4), "ST0": ("f", 10),
     "STI_OPCODE": ("f", 10), "SEG_RSI": ("-", 0), "ES_RDI": ("-", 0), "SEG_RDI": ("-", 0), "SEG_RBX_AL": ("-", 0),
-    "MEM_OFFS": ("m", 0), "MEM": ("m", 0), "MEM_MIB": ("m", 0), "FARBR2_2": ("b", 4), "FARBR4_2": ("b", 6)}
+    "MEM_OFFS": ("m", 0), "MEM": ("m", 0), "MEM_MIB": ("m", 0), "MEM_VSIB32X": ("m", 0), "MEM_VSIB64X": ("m", 0),
+    "MEM_VSIB32Y": ("m", 0), "MEM_VSIB64Y": ("m", 0), "FARBR2_2": ("b", 4), "FARBR4_2": ("b", 6)}
 
 
 @functools.cache
@@ -49,6 +50,12 @@ def describe(code: int) -> tuple[tuple[tuple[tuple[str, int], ...], ...], int, i
     return operands, iced.MemorySizeExt.size(info.memory_size), info.operand_size // 8
 
 
+@functools.cache
+def is_vex(code: int) -> bool:
+    """Whether the encoding has a VEX prefix."""
+    return bool(iced.OpCodeInfo(cast(Any, code)).encoding == iced.EncodingKind.VEX)
+
+
 def make_form(row: Row, code: int, chosen: tuple[tuple[str, int], ...], *, lock: bool, rep: str, asize: int,
               m64: bool) -> Form:
     """The form for one choice of operands."""
@@ -61,7 +68,7 @@ def make_form(row: Row, code: int, chosen: tuple[tuple[str, int], ...], *, lock:
         size = widths[0] if widths else 0
     return Form(kinds="".join(letter for letter, _ in chosen), w=size, widths=widths, lock=lock, rep=rep,
                 asize=asize if row.asize else 8, m64=m64 if row.stack or row.ends == BRANCH else True,
-                extra=row.extra(name) if row.extra else 0)
+                extra=row.extra(name) if row.extra else 0, vex=is_vex(code))
 
 
 def all_forms(row: Row) -> list[Form]:

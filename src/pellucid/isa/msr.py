@@ -4,6 +4,7 @@ from pellucid.cpu.cpuid import cpuid_values
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_canonical
 from pellucid.cpu.outside import outside
+from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
 from pellucid.isa.system import require_cpl0, set_edx_eax
 from pellucid.isa.table import LEAVE, instruction
@@ -81,3 +82,4 @@ def xsetbv(s, o, f):
     if u32(s.gpr[1]) != 0 or (value & 1) == 0 or (value & ~s.xcr0_allowed) != 0 or (value & 6) == 4:
         general_protection(s, 0)
     s.xcr0 = value
+    update_mode(s)

@@ -11,6 +11,7 @@ from pellucid.native import fence, native, u32
 MXCSR_MASK = 0xFFFF
 
 
+@instruction("VLDMXCSR", name="ldmxcsr", fpu=True, avx=True, ends=LEAVE)
 @instruction("LDMXCSR", fpu=True, sse=True, ends=LEAVE)
 @native
 def ldmxcsr(s, o, f):
@@ -21,6 +22,7 @@ def ldmxcsr(s, o, f):
     update_mode(s)
 
 
+@instruction("VSTMXCSR", name="stmxcsr", fpu=True, avx=True)
 @instruction("STMXCSR", fpu=True, sse=True)
 @native
 def stmxcsr(s, o, f):

@@ -4,9 +4,9 @@ MMX operands go through the XMM form of the same conversion, upper lanes zero: a
 becomes MMX's even where the conversion then raises #XM, as processors do.
 """
 
-from pellucid.cpu.host_sse import F, host_binary, host_from_integer, host_to_integer, host_unary
+from pellucid.cpu.host_sse import F, host_binary, host_from_integer, host_to_integer, host_unary, host_vex_unary
 from pellucid.cpu.operands import read, write
-from pellucid.cpu.simd import enter_mmx, has_mmx, left, loosely, operand, put, scalar, second
+from pellucid.cpu.simd import enter_mmx, has_mmx, lanes, left, loosely, operand, put, scalar, second, source_lanes
 from pellucid.isa.simd import numbered, vector
 from pellucid.native import bitcast, native, u32, u64, u128, uint, vec
 
@@ -21,13 +21,21 @@ TO_MMX = ("CVTPS2PI", "CVTTPS2PI", "CVTPD2PI", "CVTTPD2PI")
 @vector(*PACKED_WHOLE, extra=numbered(PACKED_WHOLE))
 @native
 def convert_packed(s, o, f):
-    put(s, o, f, F, host_unary(s, PACKED_WHOLE[f.extra].lower(), operand(s, o, f, 1, F)))
+    name = PACKED_WHOLE[f.extra].lower()
+    V = lanes(f, u32)
+    a = operand(s, o, f, 1, source_lanes(f, u32))
+    if f.widths[1] > f.widths[0]:
+        put(s, o, f, V, host_vex_unary(s, "v" + name, a, F))
+    else:
+        put(s, o, f, V, host_unary(s, name, a, V))
 
 
 @vector(*PACKED_HALF, extra=numbered(PACKED_HALF))
 @native
 def convert_half(s, o, f):
-    put(s, o, f, F, host_unary(s, PACKED_HALF[f.extra].lower(), loosely(s, o, f, 1, u64, F)))
+    V = lanes(f, u32)
+    a = loosely(s, o, f, 1, uint(f.widths[0] // 2), F)
+    put(s, o, f, V, host_unary(s, PACKED_HALF[f.extra].lower(), a, V))
 
 
 @vector(*SCALAR, extra=numbered(SCALAR))

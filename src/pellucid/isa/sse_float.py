@@ -1,10 +1,11 @@
 """Float arithmetic, comparison and logic on packed and scalar operands."""
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
-from pellucid.cpu.host_sse import F, host_binary, host_by_immediate, host_compare, host_unary
-from pellucid.cpu.simd import lanes, left, loosely, operand, put, right, second, xmm
+from pellucid.cpu.host_sse import (
+    F, host_binary, host_by_immediate, host_compare, host_unary, host_vex_by_immediate)
+from pellucid.cpu.simd import blend_mask, lanes, left, loosely, operand, put, right, second
 from pellucid.isa.simd import by_mnemonic, numbered, vector
-from pellucid.native import i32, i64, native, select, u8, u32, u64, uint, vec
+from pellucid.native import i32, i64, native, select, u32, u64, uint
 
 # --- arithmetic ----------------------------------------------------------------------------------------
 
@@ -18,7 +19,8 @@ UNARY = ("SQRTPS", "SQRTPD", "RCPPS", "RSQRTPS")
 @vector(*PACKED, extra=numbered(PACKED))
 @native
 def float_packed(s, o, f):
-    put(s, o, f, F, host_binary(s, PACKED[f.extra].lower(), left(s, o, f, F), right(s, o, f, F)))
+    V = lanes(f, u32)
+    put(s, o, f, V, host_binary(s, PACKED[f.extra].lower(), left(s, o, f, V), right(s, o, f, V), V))
 
 
 def scalar_type(name):
@@ -36,7 +38,8 @@ def float_scalar(s, o, f):
 @vector(*UNARY, extra=numbered(UNARY))
 @native
 def float_unary(s, o, f):
-    put(s, o, f, F, host_unary(s, UNARY[f.extra].lower(), operand(s, o, f, 1, F)))
+    V = lanes(f, u32)
+    put(s, o, f, V, host_unary(s, UNARY[f.extra].lower(), operand(s, o, f, 1, V), V))
 
 
 # --- with an immediate that the host instruction needs at compile time -----------------------------------
@@ -50,23 +53,29 @@ def immediate_operand(s, o, f, name):
     """The second source of an instruction that may be packed or scalar."""
     if name[-2] == "S":
         return loosely(s, o, f, second(f), scalar_type(name), F)
-    return right(s, o, f, F)
+    return right(s, o, f, lanes(f, u32))
 
 
 @vector(*COMPARE, extra=numbered(COMPARE))
 @native
 def cmp_float(s, o, f):
-    name = COMPARE[f.extra]
-    b = immediate_operand(s, o, f, name)
-    put(s, o, f, F, host_by_immediate(s, name.lower(), 8, left(s, o, f, F), b, o.imm & 7))
+    name = COMPARE[f.extra].lower()
+    V = lanes(f, u32)
+    b = immediate_operand(s, o, f, COMPARE[f.extra])
+    if f.vex:
+        put(s, o, f, V, host_vex_by_immediate(s, "v" + name, 32, left(s, o, f, V), b, o.imm & 31, V))
+    else:
+        put(s, o, f, V, host_by_immediate(s, name, 8, left(s, o, f, V), b, o.imm & 7))
 
 
 @vector(*ROUND, extra=numbered(ROUND))
 @native
 def round_float(s, o, f):
     name = ROUND[f.extra]
+    V = lanes(f, u32)
     b = immediate_operand(s, o, f, name)
-    put(s, o, f, F, host_by_immediate(s, name.lower(), 16, left(s, o, f, F), b, o.imm & 15))
+    a = left(s, o, f, V) if name[-2] == "S" else b
+    put(s, o, f, V, host_by_immediate(s, name.lower(), 16, a, b, o.imm & 15, V))
 
 
 # --- flags ---------------------------------------------------------------------------------------------
@@ -86,24 +95,24 @@ def comis(s, o, f):
 
 
 @native
-def chosen_lanes(imm, T):
-    """A vector of bools, lane i from bit i."""
-    V = vec[T, 16 // T.size]
-    return (V(T(imm)) & [1 << i for i in range(16 // T.size)]) != V(0)
+def chosen_lanes(imm, V, period):
+    """A vector of bools for the lanes of V, lane i from bit i modulo `period`."""
+    return (V(V.element(imm)) & [1 << (i % period) for i in range(V.count)]) != V(0)
 
 
 @vector("DPPS")
 @native
 def dpps(s, o, f):
+    V = lanes(f, u32)
     imm = u32(o.imm)
-    zero = F(0)
-    picked = chosen_lanes(imm >> 4, u32)
-    a = select(picked, left(s, o, f, F), zero)
-    b = select(picked, right(s, o, f, F), zero)
-    p = host_binary(s, "mulps", a, b)
-    p = host_binary(s, "haddps", p, p)
-    p = host_binary(s, "haddps", p, p)
-    put(s, o, f, F, select(chosen_lanes(imm, u32), p, zero))
+    zero = V(0)
+    picked = chosen_lanes(imm >> 4, V, 4)
+    a = select(picked, left(s, o, f, V), zero)
+    b = select(picked, right(s, o, f, V), zero)
+    p = host_binary(s, "mulps", a, b, V)
+    p = host_binary(s, "haddps", p, p, V)
+    p = host_binary(s, "haddps", p, p, V)
+    put(s, o, f, V, select(chosen_lanes(imm, V, 4), p, zero))
 
 
 @vector("DPPD")
@@ -153,30 +162,45 @@ def vector_xor(s, o, f):
 # --- shuffles and blends -------------------------------------------------------------------------------
 
 
+@native
+def single_by(a, b, i, lane):
+    """Lane `lane` of SHUFPS: by two bits of the immediate, the same ones in every 16 bytes."""
+    source = a if lane & 2 == 0 else b
+    return source[((i >> ((lane & 3) * 2)) & 3) + (lane & 4)]
+
+
 @vector("SHUFPS")
 @native
 def shufps(s, o, f):
-    a = left(s, o, f, F)
-    b = right(s, o, f, F)
-    i = o.imm
-    put(s, o, f, F, F([a[i & 3], a[(i >> 2) & 3], b[(i >> 4) & 3], b[(i >> 6) & 3]]))
+    V = lanes(f, u32)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    put(s, o, f, V, V([single_by(a, b, o.imm, lane) for lane in range(V.count)]))
+
+
+@native
+def double_by(a, b, i, lane):
+    """Lane `lane` of SHUFPD: by the immediate's bit of that number."""
+    source = a if lane & 1 == 0 else b
+    return source[((i >> lane) & 1) + (lane & 2)]
 
 
 @vector("SHUFPD")
 @native
 def shufpd(s, o, f):
-    V = vec[u64, 2]
+    V = lanes(f, u64)
     a = left(s, o, f, V)
     b = right(s, o, f, V)
-    put(s, o, f, V, V([a[o.imm & 1], b[(o.imm >> 1) & 1]]))
+    put(s, o, f, V, V([double_by(a, b, o.imm, lane) for lane in range(V.count)]))
 
 
-@vector("BLENDPS", "BLENDPD", "PBLENDW", extra=by_mnemonic({"BLENDPS": 4, "BLENDPD": 8, "PBLENDW": 2}))
+@vector("BLENDPS", "BLENDPD", "PBLENDW", "PBLENDD",
+        extra=by_mnemonic({"BLENDPS": 4, "BLENDPD": 8, "PBLENDW": 2, "PBLENDD": 4}))
 @native
 def blend(s, o, f):
     T = uint(f.extra)
     V = lanes(f, T)
-    picked = chosen_lanes(u8(o.imm), T)
+    picked = chosen_lanes(o.imm & 0xFF, V, 8)
     put(s, o, f, V, select(picked, right(s, o, f, V), left(s, o, f, V)))
 
 
@@ -185,5 +209,5 @@ def blend(s, o, f):
 def blendv(s, o, f):
     S = i32 if f.extra == 4 else i64
     V = lanes(f, S)
-    picked = xmm(s, 0, V) < V(0)
+    picked = blend_mask(s, o, f, V) < V(0)
     put(s, o, f, V, select(picked, right(s, o, f, V), left(s, o, f, V)))

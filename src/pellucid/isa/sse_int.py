@@ -2,11 +2,11 @@
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.operands import slot_pointer
-from pellucid.cpu.simd import lanes, left, operand, put, right
-from pellucid.isa.simd import element, vector
+from pellucid.cpu.simd import half, has_mmx, join, lanes, left, operand, put, right
+from pellucid.isa.simd import avx, by_mnemonic, element, vector
 from pellucid.native import (
-    add_sat, bitcast, i8, i16, i32, i64, maximum, minimum, native, select, shuffle, sint, sub_sat, u8, u16, u32, u64,
-    u128, uint, vec)
+    add_sat, bitcast, i8, i16, i32, i64, maximum, minimum, movemask, native, select, shuffle, sint,
+    sub_sat, u8, u16, u32, u64, u128, uint, vec)
 
 
 def even(count):
@@ -187,10 +187,26 @@ def pmaxu(s, o, f):
 @vector("PTEST", cc_out=CC_UNKNOWN)
 @native
 def ptest(s, o, f):
-    T = uint(f.widths[0])
-    a = bitcast(T, operand(s, o, f, 0, lanes(f, u64)))
-    b = bitcast(T, operand(s, o, f, 1, lanes(f, u64)))
-    set_eflags(s, (u64((a & b) == 0) << 6) | u64((~a & b) == 0))
+    V = lanes(f, u64)
+    set_test_flags(s, operand(s, o, f, 0, V), operand(s, o, f, 1, V), V)
+
+
+@native
+def set_test_flags(s, a, b, V):
+    """ZF where a and b have no bit in common, CF where b has none that a lacks."""
+    every = (1 << V.count) - 1
+    set_eflags(s, (u64(movemask((a & b) == V(0)) == every) << 6) | u64(movemask((~a & b) == V(0)) == every))
+
+
+@avx("TESTPS", "TESTPD", cc_out=CC_UNKNOWN, extra=by_mnemonic({"TESTPS": 4, "TESTPD": 8}))
+@native
+def test_signs(s, o, f):
+    """PTEST of the lanes' signs alone."""
+    S = lanes(f, sint(f.extra))
+    V = lanes(f, u64)
+    a = bitcast(V, operand(s, o, f, 0, S) >> S(S.element.bits - 1))
+    b = bitcast(V, operand(s, o, f, 1, S) >> S(S.element.bits - 1))
+    set_test_flags(s, a, b, V)
 
 
 # --- shifts --------------------------------------------------------------------------------------------
@@ -201,7 +217,7 @@ def shift_count(s, o, f):
     """The count: an immediate byte, or the low 64 bits of the last operand (SDM vol. 2, PSLLW)."""
     if f.kinds[-1] == "i":
         return o.imm & 0xFF
-    return operand(s, o, f, len(f.kinds) - 1, vec[u64, 2 if "x" in f.kinds else 1])[0]
+    return operand(s, o, f, len(f.kinds) - 1, vec[u64, 1 if has_mmx(f) else 2])[0]
 
 
 def shifted(f):
@@ -241,18 +257,23 @@ def psra(s, o, f):
     put(s, o, f, V, a >> n)
 
 
-@vector("PSLLDQ")
+@vector("PSLLDQ", "PSRLDQ", extra=by_mnemonic({"PSLLDQ": 0, "PSRLDQ": 1}))
 @native
-def pslldq(s, o, f):
-    value = slot_pointer(s, o, shifted(f), u128)[0]
-    put(s, o, f, u128, value << ((o.imm & 0xFF) << 3))
+def shift_bytes(s, o, f):
+    """Every 16 bytes by themselves."""
+    if f.widths[0] == 32:
+        V = lanes(f, u64)
+        a = slot_pointer(s, o, shifted(f), V)[0]
+        put(s, o, f, V, join(shifted_bytes(half(a, 0), o, f), shifted_bytes(half(a, 1), o, f)))
+    else:
+        put(s, o, f, u128, shifted_bytes(slot_pointer(s, o, shifted(f), u128)[0], o, f))
 
 
-@vector("PSRLDQ")
 @native
-def psrldq(s, o, f):
-    value = slot_pointer(s, o, shifted(f), u128)[0]
-    put(s, o, f, u128, value >> ((o.imm & 0xFF) << 3))
+def shifted_bytes(value, o, f):
+    """16 bytes shifted left (f.extra = 0) or right by as many bytes as the immediate says."""
+    n = (o.imm & 0xFF) << 3
+    return value << n if f.extra == 0 else value >> n
 
 
 # --- sign and magnitude --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Packed integers across lanes: pack, unpack, shuffle, align, horizontal sums, sums of differences, blend."""
 
-from pellucid.cpu.simd import extended, lanes, left, loosely, operand, put, right, xmm
-from pellucid.isa.simd import by_mnemonic, element, vector
+from pellucid.cpu.simd import blend_mask, extended, half, join, lanes, left, loosely, operand, put, right
+from pellucid.isa.simd import avx, by_mnemonic, element, vector
 from pellucid.isa.sse_int import even, odd
 from pellucid.native import (
     add_sat, bitcast, i8, i16, i32, insert, maximum, minimum, native, select, shuffle, sint, static, sub_sat, u8, u16,
@@ -82,12 +82,13 @@ def unpack_high(s, o, f):
 
 
 @vector("PSHUFD")
+@avx("PERMILPS", codes=lambda code: code.endswith("IMM8"))
 @native
 def pshufd(s, o, f):
+    """Every 16 bytes by themselves."""
     V = lanes(f, u32)
     a = operand(s, o, f, 1, V)
-    i = o.imm
-    put(s, o, f, V, V([a[i & 3], a[(i >> 2) & 3], a[(i >> 4) & 3], a[(i >> 6) & 3]]))
+    put(s, o, f, V, V([a[((o.imm >> ((lane & 3) * 2)) & 3) + (lane & 4)] for lane in range(V.count)]))
 
 
 @native
@@ -111,7 +112,10 @@ def pshufw(s, o, f):
 def pshuf_half(s, o, f):
     V = lanes(f, u64)
     a = operand(s, o, f, 1, V)
-    put(s, o, f, V, insert(a, f.extra, four_words(a[f.extra], o.imm)))
+    r = insert(a, f.extra, four_words(a[f.extra], o.imm))
+    if V.count == 4:
+        r = insert(r, f.extra + 2, four_words(a[f.extra + 2], o.imm))
+    put(s, o, f, V, r)
 
 
 @vector("PSHUFB")
@@ -120,22 +124,30 @@ def pshufb(s, o, f):
     V = lanes(f, u8)
     a = left(s, o, f, V)
     b = right(s, o, f, V)
-    i = b & (V.count - 1)
-    chosen = V([a[i[lane]] for lane in range(V.count)])
+    i = b & (min(V.count, 16) - 1)
+    chosen = V([a[i[lane] + (lane & 16)] for lane in range(V.count)])
     put(s, o, f, V, select(b > V(127), V(0), chosen))
 
 
 @vector("PALIGNR")
 @native
 def palignr(s, o, f):
-    T = uint(f.widths[0])
-    V = lanes(f, u8)
-    high = bitcast(T, left(s, o, f, V))
-    low = bitcast(T, right(s, o, f, V))
+    V = lanes(f, u64)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    if f.widths[0] == 32:
+        put(s, o, f, V, join(aligned_right(half(a, 0), half(b, 0), o, u128),
+                             aligned_right(half(a, 1), half(b, 1), o, u128)))
+    else:
+        T = uint(f.widths[0])
+        put(s, o, f, T, aligned_right(bitcast(T, a), bitcast(T, b), o, T))
+
+
+@native
+def aligned_right(high, low, o, T):
+    """high:low shifted right by as many bytes as the immediate says, truncated to T."""
     n = (o.imm & 0xFF) << 3
-    w = f.widths[0] * 8
-    r = (low >> n) | (high << (w - n)) if n <= w else high >> (n - w)
-    put(s, o, f, T, r)
+    return (low >> n) | (high << (T.bits - n)) if n <= T.bits else high >> (n - T.bits)
 
 
 # --- horizontal ----------------------------------------------------------------------------------------
@@ -222,15 +234,29 @@ def sum_pairs(x, count):
 @vector("MPSADBW")
 @native
 def mpsadbw(s, o, f):
+    """Every 16 bytes by themselves, each with three bits of the immediate."""
+    V = lanes(f, u64)
+    a = left(s, o, f, V)
+    b = right(s, o, f, V)
+    if f.widths[0] == 32:
+        high = sad_windows(half(a, 1), half(b, 1), o.imm >> 3)
+        put(s, o, f, V, join(bitcast(u128, sad_windows(half(a, 0), half(b, 0), o.imm)), bitcast(u128, high)))
+    else:
+        put(s, o, f, vec[u16, 8], sad_windows(bitcast(u128, a), bitcast(u128, b), o.imm))
+
+
+@native
+def sad_windows(a, b, imm):
+    """Eight sums of differences: of four bytes of b with each four bytes in a row of eleven of a."""
     W = vec[u16, 8]
     B = vec[u8, 8]
-    a = bitcast(u128, left(s, o, f, lanes(f, u64))) >> (((o.imm >> 2) & 1) * 32)
-    b = bitcast(u128, right(s, o, f, lanes(f, u64))) >> ((o.imm & 3) * 32)
+    a = a >> (((imm >> 2) & 1) * 32)
+    b = b >> ((imm & 3) * 32)
     total = W(0)
     for j in static(range(4)):
         window = W(bitcast(B, u64(a >> (j * 8))))
         total = total + difference(window, W(u16(u8(b >> (j * 8)))))
-    put(s, o, f, W, total)
+    return total
 
 
 # --- blend ---------------------------------------------------------------------------------------------
@@ -240,5 +266,5 @@ def mpsadbw(s, o, f):
 @native
 def pblendvb(s, o, f):
     V = lanes(f, i8)
-    picked = xmm(s, 0, V) < V(0)
+    picked = blend_mask(s, o, f, V) < V(0)
     put(s, o, f, V, select(picked, right(s, o, f, V), left(s, o, f, V)))

@@ -4,12 +4,13 @@ from pellucid.cpu.memory import linear_wrap, probe_write, store
 from pellucid.cpu.operands import address, read, register, slot_pointer, write
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.simd import (
-    check_x87, enter_mmx, finish_mmx, has_mmx, lanes, load_vector, operand, put, put_aligned, put_anywhere, scalar,
-    source_lanes)
+    aligned_operand, check_x87, enter_mmx, has_mmx, is_nondestructive, lanes, left, load_vector, operand, put,
+    put_aligned, put_anywhere, scalar, second, source_lanes)
 from pellucid.cpu.state import MODE_64, MODE_SIZE, slot_of
 from pellucid.isa.simd import by_mnemonic, element, vector
 from pellucid.isa.table import instruction
-from pellucid.native import at, bitcast, i8, movemask, native, shuffle, sint, static, u8, u32, u64, u128, uint, vec
+from pellucid.native import (
+    at, bitcast, i8, insert, movemask, native, select, shuffle, sint, u8, u32, u64, u128, uint, vec)
 
 # --- whole registers -----------------------------------------------------------------------------------
 
@@ -18,7 +19,7 @@ from pellucid.native import at, bitcast, i8, movemask, native, shuffle, sint, st
 @native
 def move_aligned(s, o, f):
     V = vec[u64, max(f.widths) // 8]
-    put_aligned(s, o, f, V, operand(s, o, f, 1, V))
+    put_aligned(s, o, f, V, aligned_operand(s, o, f, 1, V))
     if f.kinds == "mn":
         enter_mmx(s)
 
@@ -63,12 +64,15 @@ def movd(s, o, f):
 @native
 def move_scalar(s, o, f):
     T = uint(f.extra)
-    value = scalar(s, o, f, 1, T)
+    value = scalar(s, o, f, second(f), T)
     if f.kinds == "xm":
         V = vec[u64, 2]
         put(s, o, f, V, bitcast(V, u128(value)))
     elif f.kinds[0] == "m":
         store(s, address(s, o), value, T)
+    elif f.vex:
+        V = vec[T, 16 // f.extra]
+        put(s, o, f, V, insert(left(s, o, f, V), 0, value))
     else:
         slot_pointer(s, o, 0, T)[0] = value
 
@@ -79,40 +83,44 @@ def move_low(s, o, f):
     if f.kinds[0] == "m":
         store(s, address(s, o), scalar(s, o, f, 1, u64), u64)
     else:
-        set_half(s, o, 0, scalar(s, o, f, 1, u64))
+        set_half(s, o, f, 0, scalar(s, o, f, second(f), u64))
 
 
 @native
-def set_half(s, o, half, value):
-    """Replace the low (0) or high (1) eight bytes of the destination."""
-    at(s, u64(o.dst) + half * 8, u64)[0] = value
+def set_half(s, o, f, half, value):
+    """Replace the low (0) or high (1) eight bytes of the first source."""
+    if is_nondestructive(f):
+        V = vec[u64, 2]
+        put(s, o, f, V, insert(left(s, o, f, V), half, value))
+    else:
+        at(s, u64(o.dst) + half * 8, u64)[0] = value
 
 
 @native
-def high_half(s, o):
-    """The high eight bytes of operand 1, a register."""
-    return at(s, u64(o.src) + 8, u64)[0]
+def high_half(s, o, f):
+    """The high eight bytes of the last operand, a register."""
+    return slot_pointer(s, o, second(f), u64)[1]
 
 
 @vector("MOVHPS", "MOVHPD")
 @native
 def move_high(s, o, f):
     if f.kinds[0] == "m":
-        store(s, address(s, o), high_half(s, o), u64)
+        store(s, address(s, o), high_half(s, o, f), u64)
     else:
-        set_half(s, o, 1, scalar(s, o, f, 1, u64))
+        set_half(s, o, f, 1, scalar(s, o, f, second(f), u64))
 
 
 @vector("MOVHLPS")
 @native
 def movhlps(s, o, f):
-    set_half(s, o, 0, high_half(s, o))
+    set_half(s, o, f, 0, high_half(s, o, f))
 
 
 @vector("MOVLHPS")
 @native
 def movlhps(s, o, f):
-    set_half(s, o, 1, scalar(s, o, f, 1, u64))
+    set_half(s, o, f, 1, scalar(s, o, f, second(f), u64))
 
 
 @vector("MOVQ2DQ")
@@ -136,7 +144,11 @@ def movdq2q(s, o, f):
 @native
 def movddup(s, o, f):
     V = lanes(f, u64)
-    put(s, o, f, V, V(scalar(s, o, f, 1, u64)))
+    if f.widths[0] == 32:
+        a = operand(s, o, f, 1, V)
+        put(s, o, f, V, shuffle(a, a, pairs(4, 0)))
+    else:
+        put(s, o, f, V, V(scalar(s, o, f, 1, u64)))
 
 
 def pairs(count, odd):
@@ -214,12 +226,9 @@ def lane_offset(o, slot, width, size):
 @native
 def pinsr(s, o, f):
     T = uint(f.extra)
-    if has_mmx(f):
-        check_x87(s)
-    value = T(read(s, o, f, 1))
-    at(s, lane_offset(o, o.dst, f.widths[0], f.extra), T)[0] = value
-    if has_mmx(f):
-        finish_mmx(s, u64(o.dst))
+    V = lanes(f, T)
+    a = left(s, o, f, V)
+    put(s, o, f, V, insert(a, o.imm & (V.count - 1), T(read(s, o, f, second(f)))))
 
 
 @vector("PEXTRB", "PEXTRW", "PEXTRD", "PEXTRQ", "EXTRACTPS",
@@ -237,14 +246,13 @@ def pextr(s, o, f):
 @vector("INSERTPS")
 @native
 def insertps(s, o, f):
-    if f.kinds[1] == "m":
-        value = scalar(s, o, f, 1, u32)
+    V = vec[u32, 4]
+    if f.kinds[second(f)] == "m":
+        value = scalar(s, o, f, second(f), u32)
     else:
-        value = at(s, u64(o.src) + ((o.imm >> 6) & 3) * 4, u32)[0]
-    at(s, u64(o.dst) + ((o.imm >> 4) & 3) * 4, u32)[0] = value
-    for lane in static(range(4)):
-        if (o.imm >> lane) & 1 != 0:
-            at(s, u64(o.dst) + lane * 4, u32)[0] = 0
+        value = slot_pointer(s, o, second(f), u32)[(o.imm >> 6) & 3]
+    r = insert(left(s, o, f, V), (o.imm >> 4) & 3, value)
+    put(s, o, f, V, select((V(u32(o.imm)) & [1, 2, 4, 8]) != V(0), V(0), r))
 
 
 # --- widening ------------------------------------------------------------------------------------------

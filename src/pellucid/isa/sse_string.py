@@ -4,8 +4,8 @@ from typing import Any
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.operands import address, slot_pointer
-from pellucid.cpu.simd import load_vector, set_xmm
-from pellucid.cpu.state import RFLAGS_CF, RFLAGS_OF, RFLAGS_SF, RFLAGS_ZF
+from pellucid.cpu.simd import clear_above, load_vector, set_xmm
+from pellucid.cpu.state import RFLAGS_CF, RFLAGS_OF, RFLAGS_SF, RFLAGS_ZF, slot_of
 from pellucid.isa.simd import by_mnemonic, vector
 from pellucid.native import bitcast, clz, ctz, i8, i16, i32, i64, minimum, movemask, native, select, u8, u16, u64, vec
 
@@ -150,6 +150,8 @@ def pcmpstr(s, o, f):
     r = compare_strings(imm, a, b, la, lb)
     if (f.extra & 1) != 0:
         put_mask(s, imm, r)
+        if f.vex:
+            clear_above(s, u64(slot_of("xmm")), 16)
     else:
         put_index(s, imm, r)
     n = lane_count(imm)

@@ -44,6 +44,7 @@ class Row:
     stack: bool = False              # specialized on 64-bit mode
     fpu: bool = False                # traps on CR0.TS / CR0.EM
     sse: bool = False                # also needs CR4.OSFXSR
+    avx: bool = False                # needs CR4.OSXSAVE and the AVX state in XCR0
     mmx: bool = False                # of `fpu`: CR0.EM raises #UD, not #NM
     extra: Callable[[str], int] | None = None   # compile-time number from the code's name
     width: Callable[[str], int] | None = None   # operand size in bytes from the code's name

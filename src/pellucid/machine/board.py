@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pellucid.errors import UserError
 from pellucid.machine.boards.microvm import build_microvm
+from pellucid.machine.boards.pc import build_pc
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.machine import Machine
 
@@ -23,7 +24,10 @@ class Board:
 
 BOARDS = {
     board.name: board
-    for board in (Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),)
+    for board in (
+        Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
+        Board("pc", "i440FX and PIIX3, started by SeaBIOS; no disks or display yet", build_pc),
+    )
 }
 
 

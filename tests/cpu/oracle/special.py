@@ -279,8 +279,10 @@ def _load_environment(s: Situation) -> None:
 
 @_for("LDMXCSR VLDMXCSR")
 def _load_mxcsr(s: Situation) -> None:
-    if s.memory and s.rng.randrange(4):
-        s.state.write(s.memory[0].address, _low(s.rng.getrandbits(16), 4))
+    """A value with a reserved bit now and then, but not bit 17, which AMD's processors have (MISALIGNSSE)."""
+    if s.memory:
+        reserved = 1 << s.rng.choice((16, *range(18, 32))) if s.rng.randrange(4) == 0 else 0
+        s.state.write(s.memory[0].address, _low(s.rng.getrandbits(16) | reserved, 4))
 
 
 _STRING_COMPARES = ("PCMPESTRI", "PCMPESTRI64", "PCMPESTRM", "PCMPESTRM64", "PCMPISTRI", "PCMPISTRM")

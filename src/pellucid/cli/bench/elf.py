@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAGE_SIZE = 4096
+NOTE_ALIGNMENT = 4
+"""Of a note segment: loaders round a note's name up to it to find what follows."""
 HEADER_SIZE, PROGRAM_HEADER_SIZE = 64, 56
 ET_EXEC, EM_X86_64 = 2, 62
 PT_LOAD, PT_NOTE = 1, 4
@@ -53,8 +55,9 @@ def elf(segments: Sequence[Segment], entry: int) -> bytes:
     offset = headers + -headers % PAGE_SIZE
     contents = bytearray()
     for segment in segments:
+        alignment = NOTE_ALIGNMENT if segment.type == PT_NOTE else PAGE_SIZE
         out += struct.pack("<IIQQQQQQ", segment.type, segment.flags, offset + len(contents), segment.address,
-                           segment.address, len(segment.content), segment.size, PAGE_SIZE)  # fmt: skip
+                           segment.address, len(segment.content), segment.size, alignment)  # fmt: skip
         contents += segment.content
         contents += bytes(-len(contents) % PAGE_SIZE)
     return bytes(out + bytes(offset - len(out)) + contents)

@@ -17,7 +17,7 @@ VERDICT = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}
 def show(rows: Sequence[Row], notes: Sequence[str], heading: str) -> None:
     """Print the table, its notes below."""
     console = Console()
-    console.print(heading, highlight=False)
+    console.print(heading, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("", no_wrap=True)
     for heading in ("QEMU", "Pellucid", "ratio", "limit", "kept"):
@@ -31,7 +31,7 @@ def show(rows: Sequence[Row], notes: Sequence[str], heading: str) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     for note in notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 def as_json(rows: Sequence[Row], notes: Sequence[str], heading: dict[str, Any]) -> str:

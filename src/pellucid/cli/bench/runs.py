@@ -1,7 +1,7 @@
 """Taking the measurements: which machine is started when, and what is read off its console.
 
 The machines take turns, so that a change of the host's speed meets all of them. One repetition is QEMU with all
-loops, ours with a cold cache and no loops, ours with the cache warm and all loops, and the start of each.
+loops, ours with a cold cache and no loops, ours with the cache warm and all loops, and STARTS starts of each.
 """
 
 import tempfile
@@ -20,6 +20,8 @@ Progress = Callable[[str, float], None]
 
 BUILD_SILENCE = 1800.0
 """Seconds that a first compile of the processor may take before the first line."""
+STARTS = 3
+"""Starts of each machine in one repetition; one takes well under a second."""
 LOOP_SILENCE = 180.0
 """Seconds that one loop may take, on any machine."""
 
@@ -122,11 +124,14 @@ class _Run:
         plan, found = self.plan, self.found
         if plan.qemu is not None and found.qemu is not None:
             found.qemu.warm.append(self._boot(plan.qemu, "qemu", plan.loops))
-            found.qemu.starts.append(self._start(plan.qemu, self.label + "qemu, start"))
+            found.qemu.starts += self._starts(plan.qemu)
         forget_translations(cache)
         found.ours.cold.append(self._boot(mine, "pellucid, cold cache", ()))
         found.ours.warm.append(self._boot(mine, "pellucid, warm cache", plan.loops))
-        found.ours.starts.append(self._start(mine, self.label + "pellucid, start"))
+        found.ours.starts += self._starts(mine)
+
+    def _starts(self, emulator: Emulator) -> list[float]:
+        return [self._start(emulator, f"{self.label}{emulator.name}, start") for _ in range(STARTS)]
 
     def _start(self, emulator: Emulator, label: str) -> float:
         """Seconds to the first guest instruction."""

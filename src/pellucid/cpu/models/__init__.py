@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from pellucid.cpu.models.features import (
-    BUILT, FEATURES, UNMIGRATABLE, canonical_name, feature_names, is_feature)
+    FEATURES, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
 from pellucid.errors import UserError
 
 _DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml")
@@ -77,7 +77,7 @@ class Resolved:
 
 def own_models() -> dict[str, CpuModel]:
     """The models that follow what is built."""
-    everything = BUILT - UNMIGRATABLE
+    everything = built() - UNMIGRATABLE
     return {
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
         "max": CpuModel("max", everything),
@@ -132,7 +132,7 @@ def resolve(name: str, changes: Mapping[str, bool] | None = None) -> Resolved:
     on, off = ({word for word, state in asked.items() if state is wanted} for wanted in (True, False))
     wanted = base.features - set(ACCELERATOR_LEAVES_OUT) | set(_added(base))
     wanted = (wanted | on) - off
-    return Resolved(replace(base, features=wanted & BUILT), tuple(sorted(wanted - BUILT)))
+    return Resolved(replace(base, features=wanted & built()), tuple(sorted(wanted - built())))
 
 
 def _added(model: CpuModel) -> list[str]:
@@ -145,11 +145,11 @@ def _added(model: CpuModel) -> list[str]:
 
 __all__ = [
     "ACCELERATOR_FEATURES",
-    "BUILT",
     "DEFAULT_MODEL",
     "FEATURES",
     "CpuModel",
     "Resolved",
+    "built",
     "canonical_name",
     "describe_models",
     "feature_names",

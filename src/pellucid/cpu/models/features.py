@@ -3,6 +3,8 @@
 Naming and places are facts of the manuals (SDM vol. 2, CPUID; APM vol. 3, appendix E) and of QEMU's command line.
 """
 
+import functools
+
 Place = tuple[int, int, str]
 """(leaf, subleaf, register) of a word of feature bits."""
 
@@ -74,16 +76,30 @@ ALIASES = {
 }
 """QEMU's second names. Everywhere an underscore stands for a hyphen."""
 
-BUILT = frozenset(
+_BUILT = frozenset(
     (
         "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
-        "fsgsbase tsc-adjust fdp-excptn-only smep erms zero-fcs-fds smap clflushopt clwb "
+        "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
         "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd"
     ).split()
 )
-"""What this processor carries out whole; nothing else is ever announced."""
+"""What this processor carries out whole on every host."""
+
+_BY_HOST = {
+    "avx": ("avx", "avx2"), "fma": ("fma",), "f16c": ("f16c",), "aes": ("aes",), "pclmul": ("pclmulqdq",),
+    "sha": ("sha-ni",), "rdrnd": ("rdrand",), "rdseed": ("rdseed",),
+}
+"""By LLVM's name of a host's feature: what we do by the host's own instructions, where it has them."""
+
+
+@functools.cache
+def built() -> frozenset[str]:
+    """What this processor carries out whole on this host; nothing else is ever announced."""
+    from pellucid.cpu.host_sse import HOST  # late: it loads LLVM, which most words about CPU models can do without
+
+    return _BUILT.union(*(names for host, names in _BY_HOST.items() if host in HOST))
 
 UNMIGRATABLE = frozenset(("invtsc",))
 """Features that a machine cannot take along to another host; left out unless asked for by name."""

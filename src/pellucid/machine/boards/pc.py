@@ -7,6 +7,7 @@ block; all but the first part of it lies from 4 GiB on. The firmware is seen at 
 Not on this board yet: IDE, floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
 """
 
+import os
 from dataclasses import dataclass, replace
 
 from pellucid.errors import NotBuiltError, UserError
@@ -14,6 +15,9 @@ from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
+from pellucid.machine.boot import read_kernel
+from pellucid.machine.boot.image import read_file
+from pellucid.machine.boot.linux import BzImage
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.fw_cfg import FwCfg
@@ -28,6 +32,7 @@ from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.firmware.image import find_firmware, read_firmware
+from pellucid.machine.firmware.kernel_loader import offer_kernel, read_linuxboot_rom
 from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fill_fw_cfg
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
@@ -71,8 +76,6 @@ class PcMemory:
 
 def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
-    if machine.config.kernel is not None:
-        raise NotBuiltError("-M pc: -kernel under firmware is not built yet; use -M microvm for a direct kernel boot")
     options = parse_pc_options(machine.config.board_options)
     firmware = read_firmware(find_firmware(options.firmware))
     with MemoryTransaction():
@@ -167,7 +170,20 @@ def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) 
     machine.add(Part(CoprocessorPort(lambda: machine.gsi(COPROCESSOR_GSI).set(False)), ports=(0xF0,)))
     fw_cfg = FwCfg(machine.memory)
     fill_fw_cfg(fw_cfg, config)
+    _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+
+
+def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
+    """-kernel: firmware starts it in place of a disk."""
+    config = machine.config
+    if config.kernel is None:
+        return
+    kernel = read_kernel(config.kernel)
+    if not isinstance(kernel, BzImage):
+        raise NotBuiltError(f"-M pc: {config.kernel}: only a bzImage can be started under firmware; use -M microvm")
+    initrd = read_file(config.initrd, "initrd") if config.initrd is not None else b""
+    offer_kernel(fw_cfg, kernel, os.fsencode(config.append), initrd, read_linuxboot_rom())
 
 
 def _add_power_management(machine: Machine, bus: PciBus) -> None:

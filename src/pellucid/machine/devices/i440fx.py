@@ -10,7 +10,6 @@ sees it through the `smram` region. Open, they are RAM for everybody. Locked, it
 """
 
 from pellucid.machine.pci import ConfigRegister, PciFunction
-from pellucid.machine.pci import config as cfg
 from pellucid.memory import MemoryRegion, MemoryTransaction
 
 FOUR_GIB = 1 << 32
@@ -51,8 +50,6 @@ class I440fx(PciFunction):
 
     kind = "i440FX"
     vendor_id, device_id, revision, class_code = 0x8086, 0x1237, 0x02, 0x060000
-    command_reset = 0
-    status_reset = cfg.STATUS_DEVSEL_MEDIUM
 
     dram_row_type = ConfigRegister(0x57, 1, reset=0x10, writable=0xFF)
     pam = ConfigRegister(0x59, PAM_REGISTERS, writable=(1 << 8 * PAM_REGISTERS) - 1, doc="programmable attribute map")

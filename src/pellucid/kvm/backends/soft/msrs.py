@@ -27,8 +27,8 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0),
-          **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
+VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403),
+          0x140: (0, 0), **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
           **{0x268 + n: (0, U64) for n in range(8)}}
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
 CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x34: 0, 0x1C9: 0}
