@@ -289,9 +289,10 @@ def test_a_row_with_nothing_to_compare() -> None:
 
 
 def test_a_guest_clock_that_is_off_is_told() -> None:
-    ours = Series("pellucid", warm=[Boot(1, {"fork": LoopTime(2.0, 1.0, 10, 7)})])
-    (note,) = results.notes(Measurements(None, ours))
-    assert note == "fork on pellucid: 1.00 s by the guest's clock, 2.00 s by the host's, which counts"
+    loops = {"fork": LoopTime(2.0, 1.0, 10, 7), "integer": LoopTime(2.0, 1.9, 10, 7), "memory": LoopTime(1, 3, 10, 7)}
+    (note,) = results.notes(Measurements(None, Series("pellucid", warm=[Boot(1, loops)])))
+    said = "fork 1.00 s for 2.00 s, memory 3.00 s for 1.00 s"
+    assert note == f"the clock of pellucid's guest was off, and the host's counts: {said}"
 
 
 def test_results_that_differ_between_runs() -> None:

@@ -69,12 +69,11 @@ def test_a_region_leaves_when_asked(machine: Compiled) -> None:
     machine.compile(LOOP)
     s = machine.state
     s.gpr[RCX], s.gpr[RBP], s.rip = 1 << 60, 0x3000, CODE
-    threading.Timer(0.05, machine.processor.kick).start()
-    assert machine.processor.run() == EXIT_PENDING
-    assert s.pending & PENDING_REQUEST
-    done = (1 << 60) - s.gpr[RCX]
-    assert 0 < done and s.rip in range(CODE, CODE + len(SUM))
-    s.pending = 0
+    while s.gpr[RCX] == 1 << 60:  # a kick may come before the first instruction
+        threading.Timer(0.05, machine.processor.kick).start()
+        assert machine.processor.run() == EXIT_PENDING
+        assert s.pending & PENDING_REQUEST and s.rip in range(CODE, CODE + len(SUM))
+        s.pending = 0
     s.gpr[RCX], before = 7, s.gpr[RAX]
     assert machine.run() == EXIT_HLT
     assert s.gpr[RAX] - before in (28, 21), "it goes on where it was"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.board import BOARDS
 from pellucid.machine.config import (
     DEFAULT_MEMORY_SIZE,
     NULL_BACKEND,
@@ -72,12 +73,14 @@ class Draft:
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
         )
 
-    def _kernel(self) -> Path:
+    def _kernel(self) -> Path | None:
         if self.kernel is not None:
             return readable_file("kernel", self.kernel)
         for option, value in (("append", self.append), ("initrd", self.initrd)):
             if value is not None:
                 raise UserError(f"-{option} goes with a kernel: add -kernel FILE")
+        if self.board in BOARDS and BOARDS[self.board].has_firmware:
+            return None
         raise UserError(f"nothing to boot: {self.board} has no firmware, so give a kernel with -kernel FILE")
 
     def _accelerator(self) -> str:

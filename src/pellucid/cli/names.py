@@ -6,7 +6,7 @@ to it is "not built yet" rather than "unknown". Boards that are built say so the
 
 from dataclasses import dataclass
 
-BOARDS_NOT_BUILT = ("pc", "q35", "isapc", "none", "x-remote", "xenpv", "xenfv")
+BOARDS_NOT_BUILT = ("q35", "isapc", "none", "x-remote", "xenpv", "xenfv")
 
 ACCELERATORS = {
     "tcg": "Pellucid's own engine, under the name that existing scripts use",

@@ -20,13 +20,15 @@ class Board:
     name: str
     description: str
     build: BuildBoard
+    has_firmware: bool = False
+    """Whether it starts without -kernel."""
 
 
 BOARDS = {
     board.name: board
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, started by SeaBIOS; no disks or display yet", build_pc),
+        Board("pc", "i440FX and PIIX3, started by SeaBIOS; no disks or display yet", build_pc, has_firmware=True),
     )
 }
 
