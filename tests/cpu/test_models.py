@@ -8,6 +8,7 @@ from pellucid.cpu.models import (
     FEATURES, CpuModel, built, canonical_name, describe_models, feature_names, find_model, models, own_models, resolve)
 from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE
 from pellucid.cpu.models.leaves import CACHES, CpuidLeaf, cpuid_leaves
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import UserError
 from pellucid.isa import forms
 from pellucid.isa.all import TABLE
@@ -15,7 +16,8 @@ from pellucid.kvm.backends.soft.cpuid import CR4_FEATURES
 
 
 def leaf(model: CpuModel, function: int, index: int | None = None, apic_id: int = 0, count: int = 1) -> CpuidLeaf:
-    (found,) = (e for e in cpuid_leaves(model, apic_id, count) if e.function == function and e.index == index)
+    every = cpuid_leaves(model, apic_id, CpuTopology(cores=count))
+    (found,) = (e for e in every if e.function == function and e.index == index)
     return found
 
 
@@ -196,7 +198,7 @@ def test_extended_state_sizes() -> None:
     assert leaf(with_avx, 0xD, 0).eax == 7 and leaf(with_avx, 0xD, 0).ecx == 832
     assert (leaf(with_avx, 0xD, 2).eax, leaf(with_avx, 0xD, 2).ebx) == (256, 576)
     without = CpuModel("x", model.features - {"xsave", "xsaveopt", "xsavec"})
-    assert not [found for found in cpuid_leaves(without, 0, 1) if found.function == 0xD]
+    assert not [found for found in cpuid_leaves(without, 0, CpuTopology()) if found.function == 0xD]
 
 
 def test_address_sizes() -> None:
@@ -208,6 +210,6 @@ def test_address_sizes() -> None:
 def test_no_leaf_lies_above_the_highest() -> None:
     for name in models():
         model = resolve(name).model
-        for found in cpuid_leaves(model, 0, 1):
+        for found in cpuid_leaves(model, 0, CpuTopology()):
             assert found.function <= (model.level if found.function < 0x8000_0000 else model.xlevel)
             assert all(0 <= word < 1 << 32 for word in (found.eax, found.ebx, found.ecx, found.edx))

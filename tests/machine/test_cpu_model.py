@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
@@ -11,7 +12,8 @@ from pellucid.machine.cpu_model import configured_model, cpuid_entries
 
 
 def leaf(cpu: CpuConfig, function: int, index: int | None = None, *, apic_id: int = 0, count: int = 1) -> CpuidEntry:
-    (found,) = (e for e in cpuid_entries(cpu, apic_id, count) if e.function == function and e.index == index)
+    every = cpuid_entries(cpu, apic_id, CpuTopology(cores=count))
+    (found,) = (e for e in every if e.function == function and e.index == index)
     return found
 
 
@@ -34,19 +36,19 @@ def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptur
         assert not leaf(cpu, 0x8000_0001).ecx & 4
     assert caplog.messages == ["-cpu max: this processor does not have avx512f, svm, kvm-pv-ipi: left out"]
     caplog.clear()
-    cpuid_entries(cpu, 0, 1, warn=False)
+    cpuid_entries(cpu, 0, CpuTopology(), warn=False)
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("feature", ["svm", "kvm-pv-ipi"])
 def test_enforce_refuses_what_is_not_built(feature: str) -> None:
     with pytest.raises(UserError, match=f"this processor does not have {feature}"):
-        cpuid_entries(CpuConfig("max", {feature: True}, {"enforce": "on"}), 0, 1)
+        cpuid_entries(CpuConfig("max", {feature: True}, {"enforce": "on"}), 0, CpuTopology())
 
 
 def test_properties() -> None:
     properties = {"phys-bits": "46", "vendor": "AuthenticAMD", "model-id": "My CPU", "level": "5", "kvm": "off"}
-    entries = cpuid_entries(CpuConfig("max", {}, properties), 0, 1)
+    entries = cpuid_entries(CpuConfig("max", {}, properties), 0, CpuTopology())
     found = {entry.function: entry for entry in entries}
     assert found[0x8000_0008].eax & 0xFF == 46 and found[0].eax == 5
     assert found[0].ebx.to_bytes(4, "little") == b"Auth"
@@ -74,4 +76,4 @@ def test_kvmclock_can_be_taken_away() -> None:
 )
 def test_bad_cpu_options(cpu: CpuConfig, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        cpuid_entries(cpu, 0, 1)
+        cpuid_entries(cpu, 0, CpuTopology())

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.board import BOARDS
 from pellucid.machine.config import (
@@ -27,7 +28,7 @@ class Draft:
     board_options: dict[str, str] = field(default_factory=dict)
     accelerators: list[str] = field(default_factory=list)
     memory_size: int | None = None
-    cpu_count: int = 1
+    topology: CpuTopology = field(default_factory=CpuTopology)
     cpu: CpuConfig = field(default_factory=CpuConfig)
     kernel: str | None = None
     initrd: str | None = None
@@ -56,7 +57,7 @@ class Draft:
             board_options=self.board_options,
             accelerator=self._accelerator(),
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
-            cpu_count=self.cpu_count,
+            topology=self.topology,
             cpu=self.cpu,
             kernel=self._kernel(),
             initrd=None if self.initrd is None else readable_file("initrd", self.initrd),

@@ -10,8 +10,9 @@ from pellucid.cli.char_backends import parse_char_backend
 from pellucid.cli.draft import Draft
 from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
 from pellucid.cpu.models import DEFAULT_MODEL, canonical_name, describe_models, feature_names
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
-from pellucid.machine.config import CpuConfig
+from pellucid.machine.config import MAX_CPUS, CpuConfig
 
 RAM_GRANULARITY = 8192
 """-m is rounded up to this many bytes, as QEMU does."""
@@ -103,16 +104,30 @@ def memory(draft: Draft, text: str) -> None:
 
 
 def smp(draft: Draft, text: str) -> None:
-    """-smp [cpus=]N,sockets=...,cores=...,threads=...,maxcpus=...: one CPU for now."""
+    """-smp [cpus=]N,sockets=...,cores=...,threads=...,maxcpus=...; what is left out follows, cores first."""
     levels = ("sockets", "dies", "clusters", "cores", "threads")
     values = parse_keyval("smp", text, ("cpus", "maxcpus", *levels), "cpus")
     counts = {key: parse_count("smp", key, value) for key, value in values.items()}
-    product = 1
-    for level in levels:
-        product *= counts.get(level, 1)
-    total = counts.get("maxcpus", counts.get("cpus", product))
-    if total > 1 or product > 1:
-        raise NotBuiltError(f"-smp {text}: more than one guest CPU is not built yet: use -smp 1")
+    for level in ("dies", "clusters"):
+        if counts.pop(level, 1) > 1:
+            raise NotBuiltError(f"-smp {text}: more than one of {level} is not built yet: leave it out")
+    sockets, threads = counts.get("sockets", 1), counts.get("threads", 1)
+    total = counts.get("cpus", counts.get("maxcpus", sockets * counts.get("cores", 1) * threads))
+    cores = counts.get("cores", max(1, total // (sockets * threads)))
+    if "sockets" not in counts and "cores" in counts:
+        sockets = max(1, total // (cores * threads))
+    if "threads" not in counts and "sockets" in counts and "cores" in counts:
+        threads = max(1, total // (sockets * cores))
+    if counts.get("maxcpus", total) < total:
+        raise UserError(f"-smp {text}: maxcpus is below cpus: leave it out")
+    if counts.get("maxcpus", total) > total:
+        raise NotBuiltError(f"-smp {text}: CPU hotplug (maxcpus above cpus) is not built yet: leave maxcpus out")
+    if sockets * cores * threads != total:
+        raise UserError(f"-smp {text}: sockets ({sockets}) * cores ({cores}) * threads ({threads}) is not {total}: "
+                        "give counts whose product is the number of CPUs")
+    draft.topology = CpuTopology(sockets, cores, threads)
+    if total > MAX_CPUS or max(draft.topology.apic_ids) >= MAX_CPUS:
+        raise UserError(f"-smp {text}: this machine has at most {MAX_CPUS} CPUs, with APIC ids below {MAX_CPUS}")
 
 
 def cpu(draft: Draft, text: str) -> None:

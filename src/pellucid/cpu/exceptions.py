@@ -53,6 +53,14 @@ def note(s, vector, error):
 @native(inline=False)
 def deliver_exception(s) -> bool:
     """Deliver the exception in s.exc_*, and those that its delivery raises; False is a triple fault."""
+    s.alone = 1  # no block runs: a push over translated code need not leave
+    delivered = deliver_until_done(s)
+    s.alone = 0
+    return delivered
+
+
+@native(inline=False)
+def deliver_until_done(s) -> bool:
     while True:
         vector = s.exc_vector
         error = s.exc_error

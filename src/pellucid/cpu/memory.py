@@ -2,19 +2,23 @@
 
 A TLB tag is the linear page for which that access needs nothing more; the test `(address + size - 1) & page`
 covers alignment, since an access that crosses into the next page never equals the tag of its first page.
+Guest memory is read and written by volatile accesses: other processors see them in program order, as x86 promises
+(TSO); a host of weaker order needs acquire and release here.
 Slow paths stand out of line. A store to a page with translated code always takes the slow path, which throws
-away the translations it hits before it stores.
+away the translations it hits (see `code_pages`).
 """
 
-from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
+from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
+from pellucid.cpu.faults import alignment, general_protection, non_canonical
 from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, walk
-from pellucid.cpu.physical import find_slot, page_info
+from pellucid.cpu.physical import code_bits, find_slot
 from pellucid.cpu.state import (
-    EFER_LMA, EXIT_MMIO, EXIT_SMC, FETCH, MODE_STEP, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
-    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE, Block, CodeCache,
-    CR0_AM, CR4_SMAP, JUMP_ENTRIES, JumpEntry, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
-from pellucid.native import i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely
+    EFER_LMA, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
+    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE,
+    CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
+from pellucid.native import (
+    fence, i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
 
 
 @native
@@ -34,7 +38,7 @@ def load(s, lin, T):
     """Read a T at linear address `lin` with the current privilege."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return ptr[T](e.addend + lin)[0]
+        return volatile_load(ptr[T](e.addend + lin))
     return T(slow_load(s, lin, T, s.tlb_index))
 
 
@@ -43,7 +47,7 @@ def load_rw(s, lin, T):
     """Read for a read-modify-write: faults as the write would, so that the store after it cannot."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return ptr[T](e.addend + lin)[0]
+        return volatile_load(ptr[T](e.addend + lin))
     probe_write(s, lin, u64(T.size))
     return T(slow_load(s, lin, T, s.tlb_index))
 
@@ -53,7 +57,7 @@ def store(s, lin, value, T):
     """Write a T at linear address `lin` with the current privilege."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        ptr[T](e.addend + lin)[0] = value
+        volatile_store(ptr[T](e.addend + lin), value)
     else:
         slow_store(s, lin, value, T, s.tlb_index)
 
@@ -63,7 +67,7 @@ def load_sys(s, lin, T):
     """Read with supervisor privilege whatever the CPL: descriptor tables and task state."""
     e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
     if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return ptr[T](e.addend + lin)[0]
+        return volatile_load(ptr[T](e.addend + lin))
     return T(slow_load(s, lin, T, u32(TLB_SUPERVISOR)))
 
 
@@ -72,7 +76,7 @@ def store_sys(s, lin, value, T):
     """Write with supervisor privilege whatever the CPL."""
     e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        ptr[T](e.addend + lin)[0] = value
+        volatile_store(ptr[T](e.addend + lin), value)
     else:
         slow_store(s, lin, value, T, u32(TLB_SUPERVISOR))
 
@@ -88,7 +92,7 @@ def locked_pointer(s, lin: u64, size: u64) -> u64:
         return u64(0)
     host = fill(s, lin, u32(WRITE), s.tlb_index)
     if host != 0:
-        before_store(s, s.mmio_gpa, size)
+        before_pointer_store(s, s.mmio_gpa, size)
     return host
 
 
@@ -148,11 +152,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     if s.align_check != 0 and index == TLB_USER:
         e.rtag = TLB_INVALID
     e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
-    clean = page_info(slot, w.gpa).code == 0
-    if w.writable != 0 and w.dirty != 0 and clean and (slot.flags & SLOT_READONLY) == 0 and e.rtag == page:
-        e.wtag = page
-    else:
-        e.wtag = TLB_INVALID
+    e.wtag = TLB_INVALID
     s.tlb_gpa[number] = w.gpa & PAGE_MASK
     s.tlb_page[number] = page
     large: u8 = 0
@@ -161,6 +161,12 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         if w.level >= 30:
             large = 4
     s.tlb_global[number] = u8(w.is_global) | large
+    code = code_bits(slot, w.gpa)
+    if w.writable != 0 and w.dirty != 0 and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0 and e.rtag == page:
+        e.wtag = page
+        fence()
+        if code[0] != 0:
+            e.wtag = TLB_INVALID
     return host
 
 
@@ -211,8 +217,10 @@ def slow_store(s, lin: u64, value, T, index: u32) -> None:
                 mmio_write(s, gpa, u64(value), u64(8))
                 mmio_write(s, gpa + 8, u64(value >> 64), u64(8))
             return
-        before_store(s, s.mmio_gpa, u64(T.size))
+        gpa = s.mmio_gpa
+        before_store(s, gpa, u64(T.size))
         ptr[T](host)[0] = value
+        after_store(s, gpa, u64(T.size))
         return
     second = (lin + (T.size - 1)) & PAGE_MASK
     fill(s, lin, u32(WRITE), index)
@@ -245,115 +253,6 @@ def probe_read(s, lin: u64, size: u64) -> None:
     fill(s, lin, u32(READ), s.tlb_index)
     if (lin & 0xFFF) + size > 4096:
         fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(READ), s.tlb_index)
-
-
-# --- self-modifying code -------------------------------------------------------------------------------
-
-
-@native
-def granules(gpa, size):
-    """The bits of PageInfo.code that `size` bytes at `gpa` (in one page) touch."""
-    first = (gpa & 0xFFF) >> 6
-    last = ((gpa & 0xFFF) + size - 1) >> 6
-    return (~u64(0) >> (63 - (last - first))) << first
-
-
-@native
-def block_granules(block):
-    """The granules that a block covers in its first page."""
-    size = u64(block.size)
-    room = 4096 - (block.gpa & 0xFFF)
-    if size > room:
-        size = room
-    return granules(block.gpa, size)
-
-
-@native(inline=False)
-def before_store(s, gpa: u64, size: u64) -> None:
-    """Called before a slow-path store: throw away translations of the bytes about to change.
-
-    Raises EXIT_SMC where any were thrown away, unless one instruction runs at a time: the block that is running
-    may be among them, so the instruction is executed again, alone.
-    """
-    slot = find_slot(s, gpa)
-    info = page_info(slot, gpa)
-    if (info.code & granules(gpa, size)) == 0:
-        return
-    invalidate_range(s, gpa, size)
-    s.count_smc += 1
-    if (s.mode & MODE_STEP) == 0:
-        s.exit_reason = EXIT_SMC
-        raise Stop
-
-
-@native(inline=False)
-def invalidate_range(s, gpa: u64, size: u64) -> None:
-    """Kill every block with code in these bytes of one page, and recompute what the page still holds."""
-    slot = find_slot(s, gpa)
-    info = page_info(slot, gpa)
-    c = ptr[CodeCache](s.code)
-    hit = granules(gpa, size)
-    kept: u64 = 0
-    left: u64 = 0
-    block = ptr[Block](info.blocks)
-    while u64(block) != 0:
-        if block.region != 0 and (block_granules(block) & hit) != 0:
-            hit = ~u64(0)  # a region has copies of several blocks of this page: they go together
-        block = ptr[Block](block.next)
-    block = ptr[Block](info.blocks)
-    while u64(block) != 0:
-        following = block.next
-        covered = block_granules(block)
-        if (covered & hit) != 0:
-            kill_block(s, c, block)
-        else:
-            left = left | covered
-            block.next = kept
-            kept = u64(block)
-        block = ptr[Block](following)
-    info.blocks = kept
-    kept = 0
-    block = ptr[Block](c.cross)
-    while u64(block) != 0:
-        following = block.next2
-        if block.info2 == u64(info) and block.dead == 0:
-            kill_block(s, c, block)
-        if block.dead == 0:
-            block.next2 = kept
-            kept = u64(block)
-        block = ptr[Block](following)
-    c.cross = kept
-    info.code = left
-
-
-@native
-def kill_block(s, c, block):
-    """Make a block unreachable: whoever still jumps to its first op is sent back to look again."""
-    block.dead = 1
-    ptr[u64](block.ops)[0] = ptr[u64](c.handlers)[c.dead_handler]
-    j = jump_entry(s, block.host, block.mode)
-    if j.ops == block.ops:
-        j.ops = 0
-        j.host = 0
-
-
-@native
-def jump_entry(s, host, mode):
-    """The line of the block cache for a host address and mode."""
-    h = host ^ (host >> 15) ^ (u64(mode) << 9)
-    return ptr[JumpEntry](s.jumps + (h & (JUMP_ENTRIES - 1)) * JumpEntry.size)
-
-
-@native(inline=False)
-def protect_page(s, gpa: u64) -> None:
-    """A page got translated code: its TLB entries no longer allow fast stores."""
-    page = gpa & PAGE_MASK
-    for index in range(u64(3)):
-        used = u64(s.tlb_used[index])
-        for i in range(used):
-            number = u64(s.tlb_fills[index * TLB_ENTRIES + i])
-            if s.tlb_gpa[number] == page:
-                ptr[TlbEntry](u64(s) + TLB_OFFSET + number * TlbEntry.size).wtag = TLB_INVALID
 
 
 # --- flushing ------------------------------------------------------------------------------------------

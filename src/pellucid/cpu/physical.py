@@ -26,6 +26,12 @@ def host_address(s, gpa: u64) -> u64:
 
 
 @native
+def code_bits(slot, gpa):
+    """The VM's word of code bits for the page that holds `gpa` in `slot`."""
+    return ptr[u64](slot.code + (gpa - slot.gpa) // PAGE * 8)
+
+
+@native
 def page_info(slot, gpa):
-    """The PageInfo of the page that holds `gpa` in `slot`."""
+    """The processor's PageInfo of the page that holds `gpa` in `slot`."""
     return ptr[PageInfo](slot.pages + (gpa - slot.gpa) // PAGE * PageInfo.size)

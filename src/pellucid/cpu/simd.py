@@ -14,7 +14,9 @@ from pellucid.cpu.memory import linear_wrap, probe_write, slow_load, slow_store,
 from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import PAGE_MASK
 from pellucid.cpu.x87 import X87_ES, pending_exception
-from pellucid.native import at, bitcast, likely, native, ptr, shuffle, u16, u64, u128, uint, unlikely, vec
+from pellucid.native import (
+    at, bitcast, likely, native, ptr, shuffle, u16, u64, u128, uint, unlikely, vec, volatile_load,
+    volatile_store)
 
 
 def lanes(f, T):
@@ -47,7 +49,7 @@ def load_vector(s, lin, V):
     """Read a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.rtag == (lin + (V.size - 1)) & PAGE_MASK):
-        return ptr[V](e.addend + lin)[0]
+        return volatile_load(ptr[V](e.addend + lin))
     if V.size == 32:
         return bitcast(V, load_pair(s, lin))
     else:
@@ -79,7 +81,7 @@ def store_vector(s, lin, value, V):
     """Write a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (V.size - 1)) & PAGE_MASK):
-        ptr[V](e.addend + lin)[0] = value
+        volatile_store(ptr[V](e.addend + lin), value)
     elif V.size == 32:
         store_pair(s, lin, bitcast(vec[u64, 4], value))
     else:

@@ -62,7 +62,7 @@ EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRAN
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
-PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE = 1, 2, 4
+PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL = 1, 2, 4, 8
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -126,7 +126,9 @@ class Slot(Struct):
     gpa: u64
     size: u64
     hva: u64
-    pages: u64     # address of PageInfo[size / 4096]
+    pages: u64     # address of this processor's PageInfo[size / 4096]
+    code: u64      # address of the VM's u64[size / 4096]: bit n of a page: some processor may have translated bytes
+    #                n*64..n*64+63 of it; while a word is not 0, no TLB allows fast stores to that page
     flags: u32     # SLOT_*
     number: u32
 
@@ -137,18 +139,47 @@ MAX_SLOTS = 64
 
 @struct
 class PageInfo(Struct):
-    """What the engine knows of one guest page."""
+    """What one processor has of one guest page."""
 
-    code: u64      # bit n: bytes n*64..n*64+63 were translated
     blocks: u64    # first Block whose code starts here
 
 
 @struct
 class SlotTable(Struct):
-    """The memory of a VM, sorted by guest-physical address."""
+    """The memory of a VM as one of its processors sees it, sorted by guest-physical address."""
 
     count: u64
     slots: array[Slot, 64]
+
+
+@struct
+class Processors(Struct):
+    """The processors of a VM: who must hear of a change of translated code."""
+
+    count: u64
+    states: array[u64, 256]    # addresses of their CpuStates
+
+
+MAX_PROCESSORS = 256
+
+
+@struct
+class Mailbox(Struct):
+    """Code pages that changed, for the processor that owns the box. Any thread adds, only the owner takes.
+
+    An entry is a guest-physical page | MAIL_*; order does not matter, and one that is there already serves twice.
+    """
+
+    posted: u64            # not 0: look into the entries
+    overflow: u64          # MAIL_* bits: entries of this kind were lost; they count for every page
+    entries: array[u64, 64]
+
+
+MAIL_ENTRIES = 64
+MAIL_KILL = 1              # drop the translations of this page
+MAIL_CHANGED = 2           # have every processor drop them: a store of the owner's may have met a translation
+MAIL_ECHO = 8              # have every processor drop them, the code bits stay: the owner's fast stores were taken away
+MAIL_STORED = 4            # likewise, for an entry of 64 bytes and only if its code bit is still set
 
 
 @struct
@@ -303,6 +334,9 @@ class CpuState(Struct):
     xcr0_allowed: u64
     table_limit: u32       # limit read by LGDT or LIDT
     msr_fault: u32         # the MSR access in flight raises #GP(0)
+    processors: u64        # address of the VM's Processors
+    mail: u64              # address of this processor's Mailbox
+    alone: u32             # 1: no block is running (one instruction alone, or the delivery of an event)
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

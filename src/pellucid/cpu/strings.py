@@ -5,7 +5,8 @@ interrupt or a single step in the middle finds RCX, RSI and RDI at the next elem
 """
 
 from pellucid.cpu.faults import Stop
-from pellucid.cpu.memory import before_store, fill, tlb_entry
+from pellucid.cpu.code_pages import before_pointer_store
+from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.operands import register, set_gpr
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import (
@@ -193,7 +194,7 @@ def writable(s, lin, size, back):
 def writable_slow(s, lin: u64, size: u64, back: u64) -> u64:
     host = fill(s, lin, u32(WRITE), s.tlb_index)
     if host != 0:
-        before_store(s, s.mmio_gpa - back, size)
+        before_pointer_store(s, s.mmio_gpa - back, size)
     return host
 
 

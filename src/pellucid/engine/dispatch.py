@@ -5,8 +5,9 @@ end adds to RIP, looks at `pending` and follows the chained pointer, which it fi
 and target share a page (then no mapping can part them).
 """
 
+from pellucid.cpu.code_pages import jump_entry
 from pellucid.cpu.faults import Stop
-from pellucid.cpu.memory import fill, jump_entry, tlb_entry
+from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_STEPPED, FETCH, GP, OP_STACK, OP_STACK_TOO, PAGE_MASK,
     SS_FAULT, CpuState, Op)

@@ -78,7 +78,9 @@ class RegionCompiler:
             quiet = 0 if self._ask() else quiet + 1
             if quiet > QUIET_SAMPLES:
                 self.asleep = True
-                self._wake.wait()
+                if not self._ask():  # else one began to run before it could see that we sleep
+                    self._wake.wait()
+                self.asleep = False
                 self._wake.clear()
                 quiet = 0
 

@@ -44,6 +44,7 @@ class Engine:
         self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
         self.refresh_mode = image.function("refresh_mode", None, s)
         self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.memory_written = image.function("memory_written", None, s, ctypes.c_uint64, ctypes.c_uint64)
         self.raise_pending = image.function("raise_pending", None, s, ctypes.c_uint64)
         self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
@@ -76,6 +77,7 @@ class Processor:
         self.engine, self.memory = engine, memory
         self._state = Array(STATE_BYTES)
         self.address = self._state.address
+        self.table = memory.join(self._state)
         self.state = CpuState.view(self.address)
         self._jumps = Array(JUMP_ENTRIES * JumpEntry.size)
         self._code = Array(CodeCache.size)
@@ -92,7 +94,7 @@ class Processor:
 
     def _connect(self) -> None:
         state, code = self.state, CodeCache.view(self._code.address)
-        state.slot_table, state.code, state.jumps = self.memory.address, self._code.address, self._jumps.address
+        state.code, state.jumps = self._code.address, self._jumps.address
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
@@ -170,8 +172,8 @@ class Processor:
             code.invalid_at = where
 
     def flush_code(self) -> None:
-        """Throw away every translation (the arena is full, or memory was exchanged)."""
-        self.memory.forget_code()
+        """Throw away every translation of this processor (its arena is full, or memory was exchanged)."""
+        self.table.forget_code()
         self._jumps.discard()
         self.hot.flush()
         self.code.arena_used = self.code.cross = self.code.flush_wanted = 0
@@ -233,12 +235,12 @@ class Processor:
         return None if gpa is None else self.memory.host_address(gpa)
 
     def forget_code(self, gpa: int, size: int) -> None:
-        """Guest memory changed from outside native code."""
-        while size > 0:
-            here = min(size, 4096 - gpa % 4096)
-            if self.memory.host_address(gpa) is not None:
-                self.engine.forget_code(self.address, gpa, here)
-            gpa, size = gpa + here, size - here
+        """Guest memory changed from outside native code; on this processor's thread, which drops what it had."""
+        self.engine.forget_code(self.address, gpa, size)
+
+    def memory_written(self, gpa: int, size: int) -> None:
+        """Likewise from any thread: every processor of the VM drops what it translated before it executes on."""
+        self.engine.memory_written(self.address, gpa, size)
 
     def refresh_mode(self) -> None:
         """After Python changed control registers, segments or flags."""

@@ -203,7 +203,7 @@ class RegionWriter:
         self._add_rip(source, offset)
         pending, idle = self._fresh("%p"), self._fresh("%i")
         on, out = self._fresh("on"), self._fresh("out")
-        self._emit(f"{pending} = load i64, ptr {self._state(_PENDING)}")
+        self._emit(f"{pending} = load volatile i64, ptr {self._state(_PENDING)}")
         self._emit(f"{idle} = icmp eq i64 {pending}, 0")
         self._emit(f"br i1 {idle}, label %{on}, label %{out}, !prof !2")
         self.body.append(f"{out}:")

@@ -1,17 +1,18 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
+from pellucid.cpu.code_pages import read_mail, written_outside
 from pellucid.cpu.exceptions import deliver_exception, deliver_interrupt, single_step_trap
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
-from pellucid.cpu.memory import flush_page, flush_tlb, invalidate_range, probe_read, select_tlb
+from pellucid.cpu.memory import flush_page, flush_tlb, probe_read, select_tlb
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE,
-    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, SHADOW_MOV_SS, CpuState, Op)
+    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, SHADOW_MOV_SS, CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
-from pellucid.native import atomic_and, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64
+from pellucid.native import atomic_and, atomic_load, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64, unlikely
 
 
 @native(inline=False)
@@ -30,7 +31,9 @@ def step(s) -> u32:
     s.exit_reason = EXIT_NONE
     s.replay_at = 0
     s.shadow = 0
+    s.alone = 1
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
+    s.alone = 0
     atomic_and(ref(s, "pending"), ~u64(PENDING_STEP))
     reason = s.exit_reason
     if reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED:
@@ -65,7 +68,13 @@ def run(s: ptr[CpuState]) -> u32:
     """Run the guest until Python is needed; the exit reason."""
     enter_guest_float(s)
     reason: u32 = EXIT_NONE
+    box = ptr[Mailbox](s.mail)
     while True:
+        if unlikely(atomic_load(ref(box, "posted")) != 0):
+            if read_mail(s):
+                ptr[CodeCache](s.code).flush_wanted = 1
+                reason = EXIT_TRANSLATE
+                break
         if s.step_once != 0 or s.replay_count != 0:
             reason = step(s)
         elif s.pending != 0:
@@ -116,8 +125,19 @@ def refresh_mode(s: ptr[CpuState]):
 
 @native
 def forget_code(s: ptr[CpuState], gpa: u64, size: u64):
-    """Memory changed from outside: drop the translations of `size` bytes within one page."""
-    invalidate_range(s, gpa, size)
+    """Memory changed from outside: `memory_written`, on the thread of `s`, which drops its translations at once."""
+    written_outside(s, gpa, size)
+    if read_mail(s):
+        ptr[CodeCache](s.code).flush_wanted = 1
+
+
+@native
+def memory_written(s: ptr[CpuState], gpa: u64, size: u64):
+    """Memory changed from outside: no processor of the VM executes translations of these bytes any more.
+
+    `s` is any of them; from any thread. Each drops them before it executes on.
+    """
+    written_outside(s, gpa, size)
 
 
 @native
@@ -169,6 +189,7 @@ ROOTS = {
     "run": (run, _S), "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
+    "memory_written": (memory_written, (ptr[CpuState], u64, u64)),
     "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
     "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),

@@ -7,15 +7,16 @@ every instruction of that shape, at any address in any process, translates here 
 address, so they serve the next boot as they are.
 """
 
+from pellucid.cpu.code_pages import claim_code, granules, jump_entry
 from pellucid.cpu.faults import general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
-from pellucid.cpu.memory import fill, granules, jump_entry, protect_page
-from pellucid.cpu.physical import find_slot, page_info
+from pellucid.cpu.memory import fill
+from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.state import (
     CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
     OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op,
     Template, TrieEdge)
-from pellucid.native import i64, memcpy, native, ptr, u8, u16, u32, u64
+from pellucid.native import atomic_load, i64, memcpy, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
 MAX_BLOCK_OPS = 128
@@ -283,20 +284,17 @@ def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
     host2: u64 = 0
     if (s.mode & MODE_SEGMENTED) != 0:
         check_fetch(s, s.rip, u64(1))
-    result = translate(s, out, host, available, s.mode, u64(MAX_INSTRUCTIONS), block)
+    result = translate_claimed(s, out, host, gpa, available, block)
     if result == NEEDS_SECOND_PAGE:
         host2 = second_page(s, lin)
         gpa2 = s.mmio_gpa
         if host2 == 0:
             general_protection(s, 0)
+        claim_code(s, gpa, granules(gpa, available))
+        claim_code(s, gpa2, u64(1))
         join(c, host, available, host2)
         result = translate(s, out, c.fetch, available + 15, s.mode, u64(1), block)
-        if result != 0:
-            slot2 = find_slot(s, gpa2)
-            info2 = page_info(slot2, gpa2)
-            block.info2 = u64(info2)
-            info2.code = info2.code | 1
-            protect_page(s, gpa2)
+        block.info2 = u64(page_info(find_slot(s, gpa2), gpa2))
     if result == NEEDS_PYTHON:
         return result
     if (s.mode & MODE_SEGMENTED) != 0:
@@ -307,19 +305,35 @@ def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
     block.gpa = gpa
     block.dead = 0
     block.region = 0
-    register_block(s, c, block, gpa, available)
+    register_block(s, c, block, gpa)
     return out
 
 
+@native(inline=False)
+def translate_claimed(s, out: u64, host: u64, gpa: u64, available: u64, block: ptr[Block]) -> u64:
+    """translate(), with the code bits of its bytes set before they are read.
+
+    How many bytes there are is known behind it: where they were not all claimed, they are read once more.
+    """
+    claimed = atomic_load(code_bits(find_slot(s, gpa), gpa))
+    while True:
+        result = translate(s, out, host, available, s.mode, u64(MAX_INSTRUCTIONS), block)
+        if result == NEEDS_PYTHON or result == NEEDS_SECOND_PAGE:
+            break
+        size = u64(block.size)
+        if size > available:
+            size = available
+        wanted = granules(gpa, size)
+        if (wanted & ~claimed) == 0:
+            break
+        claim_code(s, gpa, wanted)
+        claimed = claimed | wanted
+    return result
+
+
 @native
-def register_block(s, c, block, gpa, available):
-    slot = find_slot(s, gpa)
-    info = page_info(slot, gpa)
-    fresh = info.code == 0
-    size = u64(block.size)
-    if size > available:
-        size = available
-    info.code = info.code | granules(gpa, size)
+def register_block(s, c, block, gpa):
+    info = page_info(find_slot(s, gpa), gpa)
     block.next = info.blocks
     info.blocks = u64(block)
     block.next2 = 0
@@ -329,8 +343,6 @@ def register_block(s, c, block, gpa, available):
     else:
         block.info2 = 0
         remember(s, block)
-    if fresh:
-        protect_page(s, gpa)
     c.arena_used = c.arena_used + Block.size + u64(block.count) * Op.size
     c.blocks += 1
     s.count_translated += 1

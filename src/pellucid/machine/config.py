@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from pellucid.cpu.models import DEFAULT_MODEL
+from pellucid.cpu.models.topology import CpuTopology
 
 MiB = 1 << 20
 
@@ -66,6 +67,10 @@ class CpuConfig:
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
+MAX_CPUS = 255
+"""Guest CPUs with APIC ids that fit eight bits, 255 being the broadcast."""
+
+
 @dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
@@ -74,7 +79,7 @@ class MachineConfig:
     board_options: the rest of -machine, as text; the board checks them.
     accelerator: "soft" (Pellucid's own engine).
     memory_size: RAM in bytes, a multiple of 4096.
-    cpu_count: guest CPUs.
+    topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
     serials: one per serial port, in order; a kind of NONE leaves that port out.
@@ -90,7 +95,7 @@ class MachineConfig:
     board_options: Mapping[str, str] = field(default_factory=dict)
     accelerator: str = "soft"
     memory_size: int = DEFAULT_MEMORY_SIZE
-    cpu_count: int = 1
+    topology: CpuTopology = field(default_factory=CpuTopology)
     cpu: CpuConfig = field(default_factory=CpuConfig)
     kernel: Path | None = None
     initrd: Path | None = None
@@ -105,3 +110,8 @@ class MachineConfig:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
+
+    @property
+    def cpu_count(self) -> int:
+        """Guest CPUs."""
+        return self.topology.count

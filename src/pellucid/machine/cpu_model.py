@@ -10,6 +10,7 @@ from typing import Any
 
 from pellucid.cpu.models import CpuModel, resolve
 from pellucid.cpu.models.leaves import cpuid_leaves
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.kvm.cpuid import SUPPORTED_FEATURES, KvmFeature, kvm_leaves
@@ -40,13 +41,13 @@ IGNORED = ("migratable", "check", "host-phys-bits")
 """Properties that mean nothing here, because nothing of the host's CPU is passed through."""
 
 
-def cpuid_entries(cpu: CpuConfig, apic_id: int, cpu_count: int, warn: bool = True) -> list[CpuidEntry]:
+def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: bool = True) -> list[CpuidEntry]:
     """What CPUID answers on the processor with `apic_id`, warning of what is left out.
 
     Raises UserError for a model, feature or property that does not exist and, with `enforce`, for a feature that is
     not built; NotBuiltError for a property that is not.
     """
-    leaves = cpuid_leaves(configured_model(cpu, warn), apic_id, cpu_count)
+    leaves = cpuid_leaves(configured_model(cpu, warn), apic_id, topology)
     return [CpuidEntry(*astuple(leaf)) for leaf in leaves] + _kvm_entries(cpu)
 
 

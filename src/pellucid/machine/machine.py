@@ -109,11 +109,11 @@ class Machine:
                 container.add_subregion(base, region.memory_region(part.device.ops(index)))
         self.parts.append(part)
 
-    def create_vcpus(self, count: int, cpuid: Callable[[int], Sequence[CpuidEntry]]) -> None:
-        """The processors, with APIC ids from 0 up; `cpuid(apic_id)` says what CPUID answers on each."""
-        for index in range(count):
-            vcpu = self.vm.create_vcpu(index)
-            vcpu.set_cpuid(cpuid(index))
+    def create_vcpus(self, apic_ids: Sequence[int], cpuid: Callable[[int], Sequence[CpuidEntry]]) -> None:
+        """The processors, the first with APIC id 0; `cpuid(apic_id)` says what CPUID answers on each."""
+        for index, apic_id in enumerate(apic_ids):
+            vcpu = self.vm.create_vcpu(apic_id)
+            vcpu.set_cpuid(cpuid(apic_id))
             self.vcpus.add(
                 VcpuThread(
                     vcpu,

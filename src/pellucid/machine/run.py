@@ -53,7 +53,7 @@ def run_machine(
         cleanup.callback(streams.close)
         with loop.bql:
             board.build(machine, streams.serials)
-            machine.create_vcpus(config.cpu_count, cpuid)
+            machine.create_vcpus(config.topology.apic_ids, cpuid)
             machine.power_on()
             machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
             if attach_monitor is not None:
@@ -68,7 +68,7 @@ def run_machine(
 def _accelerator(progress: Progress | None) -> Accelerator:
     def open_accelerator(config: MachineConfig, clock: VirtualClock) -> tuple[Hypervisor, CpuidOf]:
         def cpuid(apic_id: int) -> list[CpuidEntry]:
-            return cpuid_entries(config.cpu, apic_id, config.cpu_count, warn=False)
+            return cpuid_entries(config.cpu, apic_id, config.topology, warn=False)
 
         configured_model(config.cpu)  # A bad -cpu is told before the engine is loaded.
         return create_hypervisor(config.accelerator, clock, progress), cpuid

@@ -124,6 +124,34 @@ def memset(to: Any, byte: Any, n: Any) -> None:
     ctypes.memset(int(to), int(literal(u8, byte)), int(literal(u64, n)))
 
 
+# --- memory that other threads change: each access happens once, in program order among its kind -------
+
+
+def _volatile_load(f: Lowering, p: Any) -> Val:
+    p = pointer(f, p)
+    kind = p.type.target
+    return f.emit(kind, f"load volatile {ir_type(kind)}, ptr {p.ir}, align 1")
+
+
+@intrinsic(_volatile_load)
+def volatile_load(p: Any) -> Any:
+    """The value at `p`, which another thread may have changed."""
+    return p[0]
+
+
+def _volatile_store(f: Lowering, p: Any, value: Any) -> Val:
+    p = pointer(f, p)
+    kind = p.type.target
+    f.effect(f"store volatile {ir_type(kind)} {f.materialize(value, kind).ir}, ptr {p.ir}, align 1")
+    return VOID
+
+
+@intrinsic(_volatile_store)
+def volatile_store(p: Any, value: Any) -> None:
+    """Store to `p`, which another thread may read."""
+    p[0] = value
+
+
 # --- atomics (sequentially consistent; plain Python has no other thread that could see a difference) ----
 
 
@@ -350,4 +378,5 @@ __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_
            "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
            "element_size", "f32", "f64", "f80", "fence", "insert", "invoke", "is_float", "is_int", "is_vec", "likely",
            "local", "maximum", "memcpy", "memset", "minimum", "movemask", "popcount", "rdtsc", "ref", "rotl", "rotr",
-           "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail", "uint", "unlikely"]
+           "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail", "uint", "unlikely",
+           "volatile_load", "volatile_store"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pellucid.cpu.models import CpuModel
+from pellucid.cpu.models.topology import CpuTopology
 
 CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
@@ -49,8 +50,9 @@ CACHES = (Cache(1, 1, 32, 8), Cache(2, 1, 32, 8), Cache(3, 2, 4096, 16), Cache(3
 """What guests are told; nothing is cached here. The second-level size is also that of leaf 0x80000006."""
 
 
-def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLeaf]:
-    """Every leaf that the processor with `apic_id` answers, of `cpu_count` one-threaded cores in one package."""
+def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[CpuidLeaf]:
+    """Every leaf that the processor with `apic_id` answers."""
+    several = topology.package_bits > 0
     words = model.words()
     last = max((index for function, index, _ in words if function == 7), default=0)
 
@@ -60,12 +62,12 @@ def cpuid_leaves(model: CpuModel, apic_id: int, cpu_count: int) -> list[CpuidLea
 
     basic = [
         _identity(model, 0, model.level),
-        leaf(1, eax=model.signature, ebx=_package(apic_id, cpu_count), edx=HTT if cpu_count > 1 else 0),
+        leaf(1, eax=model.signature, ebx=_package(apic_id, topology), edx=HTT if several else 0),
         CpuidLeaf(2, eax=0xFF01),  # descriptor FF: leaf 4 tells of the caches
-        *_caches(cpu_count),
+        *_caches(topology),
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
-        *_topology(apic_id, cpu_count),
+        *_topology(apic_id, topology),
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
     ]
     linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
@@ -88,27 +90,28 @@ def _identity(model: CpuModel, function: int, highest: int) -> CpuidLeaf:
     return CpuidLeaf(function, None, highest, ebx, ecx, edx)
 
 
-def _package(apic_id: int, cpu_count: int) -> int:
-    """Leaf 1, EBX: initial APIC id, logical processors in the package, CLFLUSH size in units of eight bytes."""
-    return (apic_id & 0xFF) << 24 | min(cpu_count, 255) << 16 | CLFLUSH_BYTES // 8 << 8
+def _package(apic_id: int, topology: CpuTopology) -> int:
+    """Leaf 1, EBX: initial APIC id, APIC ids reserved for the package, CLFLUSH size in units of eight bytes."""
+    return (apic_id & 0xFF) << 24 | min(1 << topology.package_bits, 255) << 16 | CLFLUSH_BYTES // 8 << 8
 
 
-def _caches(cpu_count: int) -> Iterator[CpuidLeaf]:
+def _caches(topology: CpuTopology) -> Iterator[CpuidLeaf]:
     """Leaf 4, one subleaf a cache, and an empty one behind (SDM vol. 2, table 3-8)."""
-    cores = (1 << (cpu_count - 1).bit_length()) - 1
+    cores = (1 << topology.package_bits - topology.thread_bits) - 1
     for index, cache in enumerate(CACHES):
-        sharing = min(cores, 0xFFF) if cache.shared else 0
+        sharing = min((1 << (topology.package_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
         eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14 | min(cores, 63) << 26
         ebx = CLFLUSH_BYTES - 1 | cache.ways - 1 << 22
         yield CpuidLeaf(4, index, eax, ebx, cache.sets - 1, 0)
     yield CpuidLeaf(4, len(CACHES))
 
 
-def _topology(apic_id: int, cpu_count: int) -> Iterator[CpuidLeaf]:
-    """Leaf 0xB: one thread a core, all cores in one package."""
+def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
+    """Leaf 0xB: how many bits of the APIC id number a core's threads and a package's (SDM vol. 2, table 3-8)."""
     smt, core = 1, 2
-    yield CpuidLeaf(0xB, 0, eax=0, ebx=1, ecx=smt << 8 | 0, edx=apic_id)
-    yield CpuidLeaf(0xB, 1, eax=(cpu_count - 1).bit_length(), ebx=cpu_count, ecx=core << 8 | 1, edx=apic_id)
+    yield CpuidLeaf(0xB, 0, eax=topology.thread_bits, ebx=topology.threads, ecx=smt << 8 | 0, edx=apic_id)
+    in_package = topology.cores * topology.threads
+    yield CpuidLeaf(0xB, 1, eax=topology.package_bits, ebx=in_package, ecx=core << 8 | 1, edx=apic_id)
     yield CpuidLeaf(0xB, 2, ecx=2, edx=apic_id)
 
 

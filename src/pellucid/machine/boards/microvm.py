@@ -182,7 +182,7 @@ def _set_boot(machine: Machine, ram: GuestRam, *, has_rtc: bool) -> None:
 
 def _acpi_tables(machine: Machine, *, has_rtc: bool) -> AcpiTables:
     platform = AcpiPlatform(
-        apic_ids=tuple(range(machine.config.cpu_count)),
+        apic_ids=machine.config.topology.apic_ids,
         sleep_control=GED_REGISTERS,
         sleep_status=GED_REGISTERS + 1,
         reset_register=GED_REGISTERS + 2,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from pellucid.cpu.state import MAX_PROCESSORS
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
@@ -18,7 +21,8 @@ from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 
 CALIBRATION_NS = 10_000_000
-PAUSE_TIMEOUT = 5.0
+KICK_AGAIN = 0.01
+"""Seconds after which a vCPU that has not left native code is kicked again."""
 
 
 class SoftHypervisor:
@@ -35,7 +39,7 @@ class SoftHypervisor:
 
     def capabilities(self) -> Mapping[str, int]:
         return {"irqchip": 1, "user_memory": 1, "pit2": 1, "ioeventfd": 1, "irqfd": 1, "tsc_deadline_timer": 1,
-                "nr_vcpus": 1, "max_vcpus": 1}
+                "nr_vcpus": os.cpu_count() or 1, "max_vcpus": MAX_PROCESSORS}
 
     def create_vm(self) -> SoftVm:
         return SoftVm(self._engine, self._clock, self.tsc_hz)
@@ -59,6 +63,7 @@ class SoftVm:
         self.memory = SlotMemory()
         self.irqchip: Irqchip | None = None
         self.vcpus: list[SoftVcpu] = []
+        self.gate = Gate()
         self.tsc_offset = -engine.read_tsc() & (1 << 64) - 1
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
@@ -77,12 +82,15 @@ class SoftVm:
                 vcpu.processor.flush_code()
 
     def _stopped(self) -> _Stopped:
-        return _Stopped(self.vcpus)
+        return _Stopped(self)
 
     def create_vcpu(self, apic_id: int) -> SoftVcpu:
-        if self.vcpus:
-            raise InvalidRequestError("more than one vCPU is not built yet; use -smp 1")
-        vcpu = SoftVcpu(self, apic_id)
+        if any(other.apic_id == apic_id for other in self.vcpus):
+            raise InvalidRequestError(f"a vCPU with APIC id {apic_id} is there already")
+        if len(self.vcpus) >= MAX_PROCESSORS:
+            raise InvalidRequestError(f"more than {MAX_PROCESSORS} vCPUs")
+        with self._stopped():
+            vcpu = SoftVcpu(self, apic_id)
         self.vcpus.append(vcpu)
         return vcpu
 
@@ -163,14 +171,17 @@ class SoftVm:
         if host is None or last != host + len(content) - 1:
             return False
         ctypes.memmove(host, content, len(content))
-        for vcpu in self.vcpus:
-            vcpu.forget_code(gpa, len(content))
+        self._written(gpa, len(content))
         return True
 
     def memory_written(self, hva: int, size: int) -> None:
-        for gpa, length in self.memory.translated(hva, size):
-            for vcpu in self.vcpus:
-                vcpu.drop_code(gpa, length)
+        for gpa, length in self.memory.ranges(hva, size):
+            self._written(gpa, length)
+
+    def _written(self, gpa: int, size: int) -> None:
+        """No vCPU executes translations of what these bytes were."""
+        if self.vcpus:
+            self.vcpus[0].processor.memory_written(gpa, size)
 
     def close(self) -> None:
         for vcpu in self.vcpus:
@@ -179,17 +190,47 @@ class SoftVm:
             self.irqchip.close()
 
 
-class _Stopped:
-    """Every vCPU outside native code: what a change of memory slots needs."""
+class Gate:
+    """Where vCPUs wait before native code while somebody needs all of them outside."""
 
-    def __init__(self, vcpus: list[SoftVcpu]) -> None:
-        self._vcpus = vcpus
+    def __init__(self) -> None:
+        self.closed = 0
+        self._open = threading.Event()
+        self._open.set()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed += 1
+            self._open.clear()
+
+    def open(self) -> None:
+        with self._lock:
+            self.closed -= 1
+            if not self.closed:
+                self._open.set()
+
+    def wait(self) -> None:
+        """Until it is open."""
+        self._open.wait()
+
+
+class _Stopped:
+    """Every vCPU outside native code: what a change of memory slots needs. Not on a vCPU that is inside `run`."""
+
+    def __init__(self, vm: SoftVm) -> None:
+        self._gate, self._vcpus = vm.gate, list(vm.vcpus)
 
     def __enter__(self) -> None:
+        self._gate.close()
         for vcpu in self._vcpus:
             vcpu.request(KVM_REQ_TLB_FLUSH)
-            vcpu.guest_lock.acquire()
+        for vcpu in self._vcpus:
+            # A kick is lost where the vCPU was between looking at its requests and native code.
+            while not vcpu.guest_lock.acquire(timeout=KICK_AGAIN):
+                vcpu.processor.kick()
 
     def __exit__(self, *_: object) -> None:
         for vcpu in self._vcpus:
             vcpu.guest_lock.release()
+        self._gate.open()

@@ -8,7 +8,6 @@ through requests and `kick`, both of which set the processor's `pending` word.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 NS = 10**9
 U64 = (1 << 64) - 1
 NMI_VECTOR = 2
-SOFT_REQ_STALE_CODE = 48
-"""A request of this backend alone: `_stale` names guest memory whose translations must go."""
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
 # GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
@@ -52,7 +49,6 @@ class SoftVcpu:
         self.guest_lock = threading.Lock()
         self.requests = VcpuRequests()
         self._events = PendingEvents()
-        self._stale: deque[tuple[int, int]] = deque()
         self._kicked = False
         self._halted = False
         self._wake = threading.Event()
@@ -110,11 +106,6 @@ class SoftVcpu:
         self.processor.kick()
         self._wake.set()
 
-    def drop_code(self, gpa: int, size: int) -> None:
-        """Have translations of guest memory dropped before the guest goes on; from any thread."""
-        self._stale.append((gpa, size))
-        self.request(SOFT_REQ_STALE_CODE)
-
     def nmi(self) -> None:
         self._events.queue_nmi()
         self.request(KVM_REQ_NMI)
@@ -122,7 +113,7 @@ class SoftVcpu:
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> Exit:
-        handlers, processor = self._handlers, self.processor
+        handlers, processor, gate = self._handlers, self.processor, self._vm.gate
         while True:
             self.state.pending = 0
             if self._kicked:
@@ -135,7 +126,10 @@ class SoftVcpu:
             if self._halted or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
+            gate.wait()
             with self.guest_lock:
+                if gate.closed:
+                    continue
                 reason = processor.run()
             handler = handlers.get(reason)
             if handler is None:
@@ -146,9 +140,6 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
-        if requests.check(SOFT_REQ_STALE_CODE):
-            while self._stale:
-                self.processor.forget_code(*self._stale.popleft())
         if requests.check(KVM_REQ_TLB_FLUSH):
             self.processor.flush_tlb()
         if requests.check(KVM_REQ_CLOCK_UPDATE):
@@ -159,6 +150,8 @@ class SoftVcpu:
             return InternalErrorExit("an SMI arrived: system-management mode is not built yet")
         if requests.check(KVM_REQ_EVENT):
             self._accept_apic_events()
+            if self._mp_state is not MpState.RUNNABLE:
+                return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0:
                 return self._inject()
             self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
@@ -377,10 +370,6 @@ class SoftVcpu:
     def translate(self, gva: int) -> int | None:
         with self.guest_lock:
             return self.processor.translate(gva)
-
-    def forget_code(self, gpa: int, size: int) -> None:
-        """Guest memory changed under translated code; on the vCPU's thread or while it does not run."""
-        self.processor.forget_code(gpa, size)
 
     def close(self) -> None:
         if not self._closed:

@@ -1,0 +1,110 @@
+"""The soft backend with several vCPUs: started by INIT and SIPI, stopped together, awake only when asked."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from pellucid.engine.arrays import Array
+from pellucid.kvm.api import KVM_REQ_EVENT, IntrExit, IoExit
+from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
+from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+from pellucid.kvm.errors import InvalidRequestError
+from pellucid.kvm.irqchip.apicdef import DM_INIT, DM_STARTUP
+from pellucid.kvm.regs import MpState
+from pellucid.runtime import VirtualClock
+
+RAM = 0x10_0000
+
+
+class Guest:
+    """A VM of `count` vCPUs, in real mode, and its RAM."""
+
+    def __init__(self, count: int) -> None:
+        self.clock = VirtualClock()
+        self.vm: SoftVm = SoftHypervisor(self.clock).create_vm()
+        self.vm.create_irqchip()
+        self.ram = Array(RAM)
+        self.vm.set_user_memory_region(0, 0, RAM, self.ram.address)
+        self.vcpus: list[SoftVcpu] = [self.vm.create_vcpu(n) for n in range(count)]
+
+    def put(self, at: int, code: str) -> None:
+        assert self.vm.write_guest(at, bytes.fromhex(code))
+
+    def close(self) -> None:
+        self.vm.close()
+        self.clock.close()
+
+
+def start(vcpu: SoftVcpu, page: int) -> None:
+    vcpu.lapic.deliver(DM_INIT, 0)
+    vcpu.request(KVM_REQ_EVENT)
+    while vcpu.get_mp_state() is not MpState.INIT_RECEIVED:
+        vcpu._serve_requests()
+    vcpu.lapic.deliver(DM_STARTUP, page)
+
+
+def test_an_application_processor_starts_at_the_page_of_the_sipi() -> None:
+    guest = Guest(2)
+    try:
+        guest.put(0x7000, "b007 e699")   # mov al, 7; out 0x99, al
+        second = guest.vcpus[1]
+        assert second.get_mp_state() is MpState.UNINITIALIZED
+        start(second, 7)
+        assert second.run() == IoExit(0x99, 1, True, 7)
+        assert second.get_mp_state() is MpState.RUNNABLE
+        assert second.get_sregs().cs.base == 0x7000
+    finally:
+        guest.close()
+
+
+def test_a_processor_that_waits_for_its_sipi_executes_nothing_and_can_be_kicked() -> None:
+    guest = Guest(2)
+    try:
+        guest.vcpus[1].kick()
+        assert guest.vcpus[1].run() == IntrExit()
+        assert guest.vcpus[1].get_mp_state() is MpState.UNINITIALIZED
+    finally:
+        guest.close()
+
+
+def test_slots_change_under_running_processors() -> None:
+    guest = Guest(2)
+    more = Array(RAM)
+    try:
+        guest.put(0x7000, "ebfe")        # jmp to itself
+        exits: list[object] = []
+        for vcpu in guest.vcpus:
+            if vcpu.apic_id:
+                start(vcpu, 7)
+        first = guest.vcpus[0]
+        sregs = first.get_sregs()
+        sregs.cs = replace(sregs.cs, base=0x7000, selector=0x700)
+        first.set_sregs(sregs)
+        regs = first.get_regs()
+        regs.rip = 0
+        first.set_regs(regs)
+        threads = [threading.Thread(target=lambda v=v: exits.append(v.run())) for v in guest.vcpus]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            guest.vm.set_user_memory_region(1, 0x1000_0000, RAM, more.address)
+            guest.vm.set_user_memory_region(1, 0x1000_0000, 0, 0)
+        # From outside: the loop becomes `mov al, 7; out 0x99, al`, and both see it.
+        guest.put(0x7000, "b007 e699")
+        for thread in threads:
+            thread.join()
+        assert exits == [IoExit(0x99, 1, True, 7)] * 2
+    finally:
+        guest.close()
+
+
+def test_an_apic_id_is_given_once() -> None:
+    guest = Guest(1)
+    try:
+        with pytest.raises(InvalidRequestError, match="APIC id 0"):
+            guest.vm.create_vcpu(0)
+    finally:
+        guest.close()
