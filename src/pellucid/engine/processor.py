@@ -142,8 +142,9 @@ class Processor:
             hot.running = False
             if hot.wanted:
                 hot.sample()
-                if not self.engine.drop_pending(address, PENDING_SAMPLE) and reason == EXIT_PENDING \
-                        and not self.state.irq_window:
+            if reason == EXIT_PENDING:
+                # A sample's bit may come after its flag was served: it never leaves this loop by itself.
+                if not self.engine.drop_pending(address, PENDING_SAMPLE) and not self.state.irq_window:
                     continue
             if reason == EXIT_TRANSLATE:
                 self._teach()
