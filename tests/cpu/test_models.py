@@ -65,6 +65,9 @@ INSTRUCTIONS = {
 }
 """The encodings that a feature stands for, by iced-x86's names."""
 
+LACKING = {"pku": "XSAVE has no PKRU component yet"}
+"""Features whose instructions are built, but not all that belongs to them."""
+
 CPUID_FEATURES = {value: name for name, value in vars(iced_x86.CpuidFeature).items() if isinstance(value, int)}
 
 
@@ -91,7 +94,7 @@ def unbuilt_encodings() -> set[str]:
 def test_what_is_announced_is_what_the_instruction_table_has() -> None:
     unbuilt = unbuilt_encodings()
     # Encodings of a built feature may need another one too (VAESENC: AES and AVX).
-    complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())}
+    complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())} - LACKING.keys()
     assert complete == built() & INSTRUCTIONS.keys()
 
 

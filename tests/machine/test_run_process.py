@@ -31,6 +31,12 @@ sys.exit(run_machine(config, lambda machine, chardev: None, lambda config, clock
 ROOT = Path(__file__).parent.parent.parent
 
 
+def _default_signals() -> None:
+    """A signal that the tests' own parent ignores (nohup) would stay ignored in the machine's process."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Terminal:
     """A process whose standard streams are a new terminal, and our end of it."""
 
@@ -46,6 +52,7 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+            preexec_fn=_default_signals,
         )
 
     def wait_for(self, text: bytes) -> None:

@@ -1,32 +1,33 @@
 """Control registers: what a write checks, and what it changes (SDM vol. 3, 2.5 and 4.1)."""
 
+from pellucid.cpu.breakpoints import update_breakpoints
 from pellucid.cpu.descriptors import in_long_mode
 from pellucid.cpu.faults import general_protection
 from pellucid.cpu.memory import flush_tlb
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
-    ATTR_L, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PSE, CR4_SMAP,
-    CR4_SMEP, CS, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, PENDING_REQUEST)
-from pellucid.native import atomic_or, native, ptr, ref, static, u64
+    ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_DE, CR4_LA57, CR4_PAE, CR4_PCIDE,
+    CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA, EFER_LME, PENDING_REQUEST, TR)
+from pellucid.native import array, atomic_or, local, native, ptr, ref, static, u64
 
 CR0_DEFINED = 0xE005003F
-EFER_DEFINED = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
 
 
 @native(inline=False)
 def load_pdptrs(s, cr3: u64) -> None:
     """The four page-directory-pointer entries of PAE paging; #GP(0) for reserved bits (SDM vol. 3, 4.4.1)."""
-    host = host_address(s, cr3 & 0xFFFF_FFE0)
+    host = host_address(s, cr3 & 0xFFFF_FFE0 & s.a20_mask)
     reserved = 0x1E6 | (~((u64(1) << s.maxphyaddr) - 1))
     if host == 0:
         general_protection(s, 0)
+    entries = local(array[u64, 4])
     for i in static(range(4)):
-        entry = ptr[u64](host)[i]
-        if (entry & 1) != 0 and (entry & reserved) != 0:
+        entries[i] = ptr[u64](host)[i]
+        if (entries[i] & 1) != 0 and (entries[i] & reserved) != 0:
             general_protection(s, 0)
     for i in static(range(4)):
-        s.pdptr[i] = ptr[u64](host)[i]
+        s.pdptr[i] = entries[i]
 
 
 @native
@@ -35,9 +36,17 @@ def pae_paging(cr0, cr4, efer):
     return (cr0 & CR0_PG) != 0 and (cr4 & CR4_PAE) != 0 and (efer & EFER_LMA) == 0
 
 
+@native
+def task_state_is_16bit(s):
+    """A 16-bit TSS in TR forbids to enter IA-32e mode (SDM vol. 3, 9.8.5)."""
+    return (s.seg_attr[TR] & (ATTR_UNUSABLE | ATTR_P | 0xD)) == ATTR_P | 1
+
+
 @native(inline=False)
 def write_cr0(s, value: u64) -> None:
     """MOV to CR0; #GP(0) for what the manual forbids."""
+    if value >> 32 != 0:
+        general_protection(s, 0)
     value = (value & CR0_DEFINED) | CR0_ET
     if (value & CR0_PG) != 0 and (value & CR0_PE) == 0:
         general_protection(s, 0)
@@ -50,7 +59,7 @@ def write_cr0(s, value: u64) -> None:
     if (changed & CR0_PG) != 0:
         if (value & CR0_PG) != 0:
             if (efer & EFER_LME) != 0:
-                if (s.cr4 & CR4_PAE) == 0 or (s.seg_attr[CS] & ATTR_L) != 0:
+                if (s.cr4 & CR4_PAE) == 0 or (s.seg_attr[CS] & ATTR_L) != 0 or task_state_is_16bit(s):
                     general_protection(s, 0)
                 efer = efer | EFER_LMA
         else:
@@ -96,7 +105,9 @@ def write_cr4(s, value: u64) -> None:
     if pae_paging(s.cr0, value, s.efer) and paging != 0:
         load_pdptrs(s, s.cr3)
     s.cr4 = value
-    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | (1 << 22))) != 0:
+    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE)) != 0:
+        flush_tlb(s, True)
+    if (changed & CR4_DE) != 0 and update_breakpoints(s):
         flush_tlb(s, True)
     update_mode(s)
 
@@ -108,19 +119,3 @@ def write_cr8(s, value: u64) -> None:
         general_protection(s, 0)
     s.cr8 = value
     atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
-
-
-@native(inline=False)
-def write_efer(s, value: u64) -> None:
-    """WRMSR IA32_EFER."""
-    if (value & ~s.efer_allowed) != 0:
-        general_protection(s, 0)
-    if ((value ^ s.efer) & EFER_LME) != 0 and (s.cr0 & CR0_PG) != 0:
-        general_protection(s, 0)
-    changed = value ^ s.efer
-    s.efer = (value & ~u64(EFER_LMA)) | (s.efer & EFER_LMA)
-    if (changed & EFER_NXE) != 0:
-        flush_tlb(s, True)
-    update_mode(s)
-
-

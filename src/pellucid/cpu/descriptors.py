@@ -2,8 +2,10 @@
 
 from pellucid.cpu.faults import fault, general_protection, stack_fault
 from pellucid.cpu.memory import load_sys, store_sys
+from pellucid.cpu.paging import canonical
 from pellucid.cpu.state import (
-    ATTR_UNUSABLE, CR0_PE, EFER_LMA, FS, GS, LDTR, MODE_64, MODE_SIZE, NP, RFLAGS_VM, SS)
+    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_PE, CS, DS, EFER_LMA, ES, FS, GP, GS, LDTR, MODE_64, MODE_SIZE, NP, RFLAGS_VM,
+    SS)
 from pellucid.native import native, u8, u16, u32, u64
 
 TYPE_CODE, TYPE_CONFORMING, TYPE_READABLE, TYPE_WRITABLE, TYPE_ACCESSED = 8, 4, 2, 2, 1
@@ -59,6 +61,22 @@ def desc_type(d):
     return u32(d >> 40) & 15
 
 
+@native
+def is_wide_code(d):
+    """A code segment of 64-bit mode: L set, D clear."""
+    return (d >> 53) & 3 == 1
+
+
+@native(inline=False)
+def check_code_offset(s, offset: u64, d: u64, error: u32) -> None:
+    """#GP(error) for an instruction pointer outside the code segment `d`, or not canonical in 64-bit mode."""
+    if in_long_mode(s) and (d & (1 << 53)) != 0:
+        if not canonical(s, offset):
+            general_protection(s, error)
+    elif offset > u64(desc_limit(d)):
+        general_protection(s, error)
+
+
 @native(inline=False)
 def descriptor_address(s, selector: u32, error: u32, vector: u32) -> u64:
     """Linear address of a selector's descriptor; raises `vector`(error) beyond the table's limit."""
@@ -71,7 +89,7 @@ def descriptor_address(s, selector: u32, error: u32, vector: u32) -> u64:
             fault(s, vector, error)
     if (selector & 0xFFF8) + 7 > limit:
         fault(s, vector, error)
-    return base + u64(selector & 0xFFF8)
+    return linear(s, base + u64(selector & 0xFFF8))
 
 
 @native(inline=False)
@@ -84,8 +102,14 @@ def read_descriptor(s, selector: u32, error: u32, vector: u32) -> u64:
 def mark_accessed(s, selector: u32, d: u64) -> None:
     """Set the accessed bit in memory where it is clear."""
     if (d & (1 << 40)) == 0:
-        at = descriptor_address(s, selector, u32(selector & 0xFFFC), u32(13))
-        store_sys(s, at + 5, u8((d >> 40) | 1), u8)
+        at = descriptor_address(s, selector, u32(selector & 0xFFFC), u32(GP))
+        store_sys(s, linear(s, at + 5), u8((d >> 40) | 1), u8)
+
+
+@native
+def linear(s, address):
+    """Linear addresses are 32 bits wide outside IA-32e mode."""
+    return address if in_long_mode(s) else address & 0xFFFF_FFFF
 
 
 @native
@@ -117,6 +141,16 @@ def set_real_segment(s, n, selector):
         s.seg_attr[n] = (s.seg_attr[n] & 0xC000) | 0x93
 
 
+@native
+def set_real_code(s, selector):
+    """CS in real and virtual-8086 mode: in real mode its limit and size stay, as protected mode left them."""
+    limit = s.seg_limit[CS]
+    set_real_segment(s, u32(CS), selector)
+    if not in_v86(s):
+        s.seg_attr[CS] = (s.seg_attr[CS] & 0xC000) | 0x9B
+        s.seg_limit[CS] = limit
+
+
 @native(inline=False)
 def load_stack_segment(s, selector: u32, cpl: u32, error: u32, vector: u32) -> u64:
     """Check a selector for SS at privilege `cpl`; the descriptor. Raises vector(error), #SS when not present."""
@@ -141,27 +175,34 @@ def load_segment(s, n: u32, selector: u32) -> None:
     if n == SS:
         if error == 0 and in_64bit(s) and s.cpl != 3 and (selector & 3) == s.cpl:
             set_null(s, n, selector)
-            s.seg_attr[SS] = ATTR_UNUSABLE | (s.cpl << 5)
+            s.seg_attr[SS] = ATTR_UNUSABLE | (s.cpl << ATTR_DPL_SHIFT)
             return
-        d = load_stack_segment(s, selector, s.cpl, error, u32(13))
+        d = load_stack_segment(s, selector, s.cpl, error, u32(GP))
         mark_accessed(s, selector, d)
         set_segment(s, n, selector, d)
         return
     if error == 0:
         set_null(s, n, selector)
         return
-    d = read_descriptor(s, selector, error, u32(13))
+    d = check_data_segment(s, selector, error, u32(GP))
+    mark_accessed(s, selector, d)
+    set_segment(s, n, selector, d)
+
+
+@native(inline=False)
+def check_data_segment(s, selector: u32, error: u32, vector: u32) -> u64:
+    """Check a selector that is not null for DS, ES, FS or GS; the descriptor. Raises vector(error) or #NP(error)."""
+    d = read_descriptor(s, selector, error, vector)
     kind = desc_type(d)
     if (d & DESC_S) == 0 or (kind & 0xA) == 8:
-        general_protection(s, error)
+        fault(s, vector, error)
     if (kind & 0xC) != 0xC:
         dpl = desc_dpl(d)
         if (selector & 3) > dpl or s.cpl > dpl:
-            general_protection(s, error)
+            fault(s, vector, error)
     if (d & DESC_P) == 0:
         fault(s, u32(NP), error)
-    mark_accessed(s, selector, d)
-    set_segment(s, n, selector, d)
+    return d
 
 
 @native(inline=False)
@@ -175,8 +216,8 @@ def drop_inaccessible(s, n: u32) -> None:
 
 @native
 def drop_inaccessible_all(s):
-    drop_inaccessible(s, u32(0))
-    drop_inaccessible(s, u32(3))
+    drop_inaccessible(s, u32(ES))
+    drop_inaccessible(s, u32(DS))
     drop_inaccessible(s, u32(FS))
     drop_inaccessible(s, u32(GS))
 
@@ -188,5 +229,3 @@ def set_flat(s, n, selector, attr):
     s.seg_base[n] = 0
     s.seg_limit[n] = 0xFFFF_FFFF
     s.seg_attr[n] = attr
-
-

@@ -8,6 +8,7 @@ Slow paths stand out of line. A store to a page with translated code always take
 away the translations it hits (see `code_pages`).
 """
 
+from pellucid.cpu.breakpoints import on_watched_page, watch
 from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
 from pellucid.cpu.faults import alignment, general_protection, non_canonical
 from pellucid.cpu.outside import outside
@@ -72,13 +73,30 @@ def load_sys(s, lin, T):
 
 
 @native
-def store_sys(s, lin, value, T):
-    """Write with supervisor privilege whatever the CPL."""
-    e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
+def store_as(s, lin, value, T, index):
+    """Write through TLB number `index`: with a privilege that may not be the current one."""
+    e = tlb_entry(s, tlb_address(s, index), lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
         volatile_store(ptr[T](e.addend + lin), value)
     else:
-        slow_store(s, lin, value, T, u32(TLB_SUPERVISOR))
+        slow_store(s, lin, value, T, u32(index))
+
+
+@native
+def store_sys(s, lin, value, T):
+    """Write with supervisor privilege whatever the CPL."""
+    store_as(s, lin, value, T, TLB_SUPERVISOR)
+
+
+@native
+def privilege_index(s, cpl):
+    """The TLB of explicit accesses at a privilege level that may not be the current one."""
+    index: u32 = TLB_SUPERVISOR
+    if cpl == 3:
+        index = TLB_USER
+    elif (s.cr4 & CR4_SMAP) != 0 and (s.flags & RFLAGS_AC) != 0:
+        index = TLB_SUPERVISOR_AC
+    return index
 
 
 @native(inline=False)
@@ -92,6 +110,7 @@ def locked_pointer(s, lin: u64, size: u64) -> u64:
         return u64(0)
     host = fill(s, lin, u32(WRITE), s.tlb_index)
     if host != 0:
+        watch(s, lin, size, True)
         before_pointer_store(s, s.mmio_gpa, size)
     return host
 
@@ -139,6 +158,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     if s.align_check != 0 and index == TLB_USER and access != FETCH:
         return host
     page = lin & PAGE_MASK
+    if unlikely((s.watch_code | s.watch_data) != 0) and on_watched_page(s, page):
+        return host
     e = tlb_entry(s, tlb_address(s, index), lin)
     number = u64(index) * TLB_ENTRIES + ((lin >> 12) & (TLB_ENTRIES - 1))
     if e.rtag & e.wtag & e.xtag & TLB_INVALID != 0:
@@ -146,9 +167,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         s.tlb_fills[u64(index) * TLB_ENTRIES + u64(used & (TLB_ENTRIES - 1))] = u16(number)
         s.tlb_used[index] = used + 1
     e.addend = host - lin
-    e.rtag = page
-    if access == FETCH and w.user != 0 and index == TLB_SUPERVISOR and (s.cr4 & CR4_SMAP) != 0:
-        e.rtag = TLB_INVALID
+    e.rtag = page if w.readable != 0 else u64(TLB_INVALID)
     if s.align_check != 0 and index == TLB_USER:
         e.rtag = TLB_INVALID
     e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
@@ -187,6 +206,7 @@ def slow_load(s, lin: u64, T, index: u32):
     check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
         host = fill(s, lin, u32(READ), index)
+        watch(s, lin, u64(T.size), False)
         if host != 0:
             return ptr[T](host)[0]
         if T.size <= 8:
@@ -209,6 +229,7 @@ def slow_store(s, lin: u64, value, T, index: u32) -> None:
     check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
         host = fill(s, lin, u32(WRITE), index)
+        watch(s, lin, u64(T.size), True)
         if host == 0:
             if T.size <= 8:
                 mmio_write(s, s.mmio_gpa, u64(value), u64(T.size))
@@ -231,8 +252,8 @@ def slow_store(s, lin: u64, value, T, index: u32) -> None:
 
 @native
 def linear_wrap(s, lin):
-    """Linear addresses are 32 bits wide outside 64-bit mode."""
-    if (s.mode & MODE_SIZE) == MODE_64:
+    """Linear addresses are 32 bits wide outside 64-bit mode, but for the system's tables in compatibility mode."""
+    if (s.mode & MODE_SIZE) == MODE_64 or lin >> 33 != 0:
         return lin
     return lin & 0xFFFF_FFFF
 
@@ -244,6 +265,14 @@ def probe_write(s, lin: u64, size: u64) -> None:
     fill(s, lin, u32(WRITE), s.tlb_index)
     if (lin & 0xFFF) + size > 4096:
         fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(WRITE), s.tlb_index)
+
+
+@native(inline=False)
+def probe_sys(s, lin: u64, size: u64) -> None:
+    """Fault as a supervisor's store to every byte of a range within two pages would."""
+    fill(s, lin & 0xFFFF_FFFF, u32(WRITE), u32(TLB_SUPERVISOR))
+    if (lin & 0xFFF) + size > 4096:
+        fill(s, (lin + size - 1) & PAGE_MASK & 0xFFFF_FFFF, u32(WRITE), u32(TLB_SUPERVISOR))
 
 
 @native(inline=False)

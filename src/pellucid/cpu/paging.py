@@ -5,10 +5,11 @@ that another CPU changed meanwhile starts the walk again.
 """
 
 from pellucid.cpu.faults import page_fault
-from pellucid.cpu.physical import host_address
+from pellucid.cpu.physical import find_slot, host_address
 from pellucid.cpu.state import (
-    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE, FETCH,
-    PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE, RFLAGS_AC, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
+    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
+    FEATURE_PDPE1GB, FEATURE_PSE36, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE, SLOT_READONLY,
+    TLB_SUPERVISOR_AC, TLB_USER, WRITE)
 from pellucid.native import cas, i64, native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -22,7 +23,8 @@ class Walk(Struct):
     """A finished translation."""
 
     gpa: u64         # of the byte asked for
-    writable: u32    # by this kind of access, when dirty tracking allows
+    readable: u32    # as data, by this TLB's accesses; likewise
+    writable: u32    # when dirty tracking allows
     executable: u32
     dirty: u32       # the leaf's dirty bit stands
     is_global: u32
@@ -57,6 +59,17 @@ def error_code(s, access, index, present) -> u64:
 
 
 @native(inline=False)
+def mark_entry(s, gpa: u64, host: u64, old, new, T) -> bool:
+    """Set accessed and dirty bits in a paging-structure entry; False when another CPU changed it meanwhile.
+
+    Tables in a read-only slot are left as they are, as KVM does.
+    """
+    if (find_slot(s, gpa).flags & SLOT_READONLY) != 0:
+        return True
+    return cas(ptr[T](host), old, new)
+
+
+@native(inline=False)
 def fail_walk(s, lin: u64, access: u32, index: u32, present: bool, more: u64) -> None:
     page_fault(s, lin, error_code(s, access, index, present) | more)
 
@@ -70,6 +83,7 @@ def walk(s, w, lin: u64, access: u32, index: u32) -> None:
     w.user = 1
     w.pat_bits = 0
     w.level = 0
+    w.readable = 1
     w.writable = 1
     w.executable = 1
     if (s.cr0 & CR0_PG) == 0:
@@ -106,9 +120,11 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
             reserved = reserved | 0x7FF0_0000_0000_0000
         entry: u64 = 0
         host: u64 = 0
+        gpa: u64 = 0
         again: bool = False
         while True:
-            host = host_address(s, (table & s.a20_mask) + ((lin >> shift) & 0x1FF) * 8)
+            gpa = (table & s.a20_mask) + ((lin >> shift) & 0x1FF) * 8
+            host = host_address(s, gpa)
             entry = 0
             if host != 0:
                 entry = ptr[u64](host)[0]
@@ -118,14 +134,14 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
                 fail_walk(s, lin, access, index, True, u64(PF_RSVD))
             if (entry & PTE_PS) != 0 and shift > 12:
                 low = (u64(1) << shift) - 1
-                if shift > 30 or (entry & low & ADDRESS & ~u64(0x1000)) != 0 or (shift == 30 and not long_mode):
+                if (entry & low & ADDRESS & ~u64(0x1000)) != 0 or not large_allowed(s, shift, long_mode):
                     fail_walk(s, lin, access, index, True, u64(PF_RSVD))
             rw = rw & entry
             nx = nx | (entry & PTE_NX)
             if shift == 12 or (entry & PTE_PS) != 0:
                 break
             if (entry & PTE_A) == 0:
-                if not cas(ptr[u64](host), entry, entry | PTE_A):
+                if not mark_entry(s, gpa, host, entry, entry | PTE_A, u64):
                     again = True
                     break
             table = entry & ADDRESS
@@ -136,7 +152,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
         wanted = entry | PTE_A
         if access == WRITE:
             wanted = wanted | PTE_D
-        if wanted != entry and not cas(ptr[u64](host), entry, wanted):
+        if wanted != entry and not mark_entry(s, gpa, host, entry, wanted, u64):
             continue
         offset = (u64(1) << shift) - 1
         w.gpa = (((entry & ADDRESS) & ~offset) | (lin & offset)) & s.a20_mask
@@ -149,11 +165,18 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
         return
 
 
+@native
+def large_allowed(s, shift, long_mode):
+    """Whether an entry of this level may map a page: 2 MiB always, 1 GiB where CPUID says so."""
+    return shift == 21 or (shift == 30 and long_mode and (s.features[0] & FEATURE_PDPE1GB) != 0)
+
+
 @native(inline=False)
 def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
     """32-bit two-level tables: entries of four bytes, 4 MiB pages with PSE."""
     while True:
-        directory = host_address(s, (s.cr3 & 0xFFFF_F000) + ((lin >> 22) & 0x3FF) * 4)
+        at = (s.cr3 & 0xFFFF_F000 & s.a20_mask) + ((lin >> 22) & 0x3FF) * 4
+        directory = host_address(s, at)
         pde: u32 = 0
         if directory != 0:
             pde = ptr[u32](directory)[0]
@@ -161,20 +184,21 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
             fail_walk(s, lin, access, index, False, u64(0))
         rw = u64(pde) & (PTE_W | PTE_U)
         if (pde & PTE_PS) != 0 and (s.cr4 & CR4_PSE) != 0:
-            if (pde & 0x20_0000) != 0:
+            if (pde & narrow_reserved(s)) != 0:
                 fail_walk(s, lin, access, index, True, u64(PF_RSVD))
             check(s, w, lin, access, index, rw, u64(0), u64(pde), False)
             wanted = pde | PTE_A
             if access == WRITE:
                 wanted = wanted | PTE_D
-            if wanted != pde and not cas(ptr[u32](directory), pde, wanted):
+            if wanted != pde and not mark_entry(s, at, directory, pde, wanted, u32):
                 continue
             base = u64(pde & 0xFFC0_0000) | (u64((pde >> 13) & 0xFF) << 32)
             finish_narrow(s, w, base | (lin & 0x3F_FFFF), wanted, True)
             return
-        if (pde & PTE_A) == 0 and not cas(ptr[u32](directory), pde, pde | PTE_A):
+        if (pde & PTE_A) == 0 and not mark_entry(s, at, directory, pde, pde | PTE_A, u32):
             continue
-        host = host_address(s, u64(pde & 0xFFFF_F000) + ((lin >> 12) & 0x3FF) * 4)
+        at = (u64(pde & 0xFFFF_F000) & s.a20_mask) + ((lin >> 12) & 0x3FF) * 4
+        host = host_address(s, at)
         pte: u32 = 0
         if host != 0:
             pte = ptr[u32](host)[0]
@@ -185,10 +209,22 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
         wanted = pte | PTE_A
         if access == WRITE:
             wanted = wanted | PTE_D
-        if wanted != pte and not cas(ptr[u32](host), pte, wanted):
+        if wanted != pte and not mark_entry(s, at, host, pte, wanted, u32):
             continue
         finish_narrow(s, w, u64(pte & 0xFFFF_F000) | (lin & 0xFFF), wanted, False)
         return
+
+
+@native
+def narrow_reserved(s):
+    """Reserved bits of a 4 MiB entry: bit 21, and address bits 39:32 (in 20:13) that this processor lacks."""
+    reserved: u32 = 0x3F_E000
+    if (s.features[0] & FEATURE_PSE36) != 0:
+        width = s.maxphyaddr
+        if width > 40:
+            width = 40
+        reserved = reserved & ~(((u32(1) << u32(width - 32)) - 1) << 13)
+    return reserved
 
 
 @native
@@ -204,43 +240,42 @@ def finish_narrow(s, w, gpa, entry, large):
 
 @native
 def check(s, w, lin, access, index, rw, nx, entry, long_mode):
-    """Permissions of a leaf: `rw` is the AND of the W and U bits of every level, `nx` the OR of the NX bits."""
+    """Permissions of a leaf: `rw` is the AND of the W and U bits of every level, `nx` the OR of the NX bits.
+
+    Raises #PF where `access` is not allowed, else says in `w` what is (SDM vol. 3, 4.6).
+    """
     user_page = (rw & PTE_U) != 0
+    readable: bool = True
     writable = (rw & PTE_W) != 0
-    w.user = u32(user_page)
-    w.executable = u32(nx == 0)
+    executable = nx == 0
     if index == TLB_USER:
         if not user_page:
-            fail_walk(s, lin, access, index, True, u64(0))
+            readable = False
     else:
-        if user_page and access == FETCH and (s.cr4 & CR4_SMEP) != 0:
-            fail_walk(s, lin, access, index, True, u64(0))
         if user_page and (s.cr4 & CR4_SMEP) != 0:
-            w.executable = 0
-        if user_page and access != FETCH and index != TLB_SUPERVISOR_AC and (s.cr4 & CR4_SMAP) != 0:
-            fail_walk(s, lin, access, index, True, u64(0))
+            executable = False
         if (s.cr0 & CR0_WP) == 0:
             writable = True
-    if access == FETCH and nx != 0:
-        fail_walk(s, lin, access, index, True, u64(0))
-    if access == WRITE and not writable:
-        fail_walk(s, lin, access, index, True, u64(0))
+        if user_page and index != TLB_SUPERVISOR_AC and (s.cr4 & CR4_SMAP) != 0:
+            readable = False
+    more: u64 = 0
     if user_page and long_mode and (s.cr4 & CR4_PKE) != 0:
-        if access != FETCH:
-            key = u32((entry >> 59) & 15) * 2
-            rights = s.pkru >> key
-            denied = (rights & 1) != 0
-            no_write = (rights & 2) != 0 and (index == TLB_USER or (s.cr0 & CR0_WP) != 0)
-            if denied or (access == WRITE and no_write):
-                fail_walk(s, lin, access, index, True, u64(PF_PKEY))
-            if no_write:
-                writable = False
-        else:
-            writable = False
-    w.writable = u32(writable)
-
-
-@native
-def smap_allows(s):
-    """Whether explicit supervisor accesses reach user pages now."""
-    return (s.cr4 & CR4_SMAP) == 0 or (s.flags & RFLAGS_AC) != 0
+        rights = s.pkru >> (u32((entry >> 59) & 15) * 2)
+        guarded = (rights & 2) != 0 and (index == TLB_USER or (s.cr0 & CR0_WP) != 0)
+        if (rights & 1) != 0:
+            guarded = True
+        if access != FETCH and ((rights & 1) != 0 or (access == WRITE and guarded)):
+            more = PF_PKEY
+        readable = readable and (rights & 1) == 0
+        writable = writable and not guarded
+    w.user = u32(user_page)
+    w.readable = u32(readable)
+    w.writable = u32(readable and writable)
+    w.executable = u32(executable and (user_page or index != TLB_USER))
+    allowed = w.readable
+    if access == WRITE:
+        allowed = w.writable
+    if access == FETCH:
+        allowed = w.executable
+    if allowed == 0:
+        fail_walk(s, lin, access, index, True, more)

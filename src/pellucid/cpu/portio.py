@@ -1,11 +1,12 @@
 """I/O ports: who may use them, and the access itself, which leaves the engine like that of a device in memory."""
 
+from pellucid.cpu.breakpoints import match_port
 from pellucid.cpu.faults import general_protection
 from pellucid.cpu.memory import load_sys
 from pellucid.cpu.outside import outside
 from pellucid.cpu.state import (
     ATTR_P, ATTR_TYPE, ATTR_UNUSABLE, CR0_PE, EFER_LMA, EXIT_IO, RFLAGS_VM, TR)
-from pellucid.native import native, u16, u32, u64
+from pellucid.native import native, u16, u32, u64, unlikely
 
 _IO_MAP_BASE = 102       # the same in the 32-bit and the 64-bit TSS (SDM vol. 3, figures 8-2 and 8-11)
 _TSS_AVAILABLE, _TSS_BUSY = 9, 11
@@ -44,10 +45,14 @@ def task_state(s, offset):
 @native
 def port_read(s, port, size):
     """Read a port."""
+    if unlikely(s.watch_port != 0):
+        match_port(s, port, size)
     return outside(s, u32(EXIT_IO), port, u64(0), size, u32(0))
 
 
 @native
 def port_write(s, port, value, size):
     """Write a port."""
+    if unlikely(s.watch_port != 0):
+        match_port(s, port, size)
     outside(s, u32(EXIT_IO), port, value, size, u32(1))

@@ -4,26 +4,31 @@ from pellucid.cpu.faults import general_protection, stack_fault
 from pellucid.cpu.memory import select_tlb
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA,
-    ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SSE_UD,
+    ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SIZE, MODE_SSE_UD,
     MODE_STACK32, MODE_STEP, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
-from pellucid.native import native, static, u32, u64
+from pellucid.native import native, static, u32, u64, unlikely
+
+
+@native
+def beyond_limit(attr, limit, offset, size):
+    """Whether `size` bytes at `offset` reach out of a segment; an expand-down one lies above its limit."""
+    last = offset + size - 1
+    bad = last > limit
+    if (attr & (ATTR_S | 0xC)) == ATTR_S | 4:
+        top: u64 = 0xFFFF
+        if (attr & ATTR_DB) != 0:
+            top = 0xFFFF_FFFF
+        bad = offset <= limit or last > top
+    return bad
 
 
 @native(inline=False)
 def check_segment(s, segment: u32, offset: u64, size: u64, write: bool) -> None:
     """Limit and type check of a data access (SDM vol. 3, 5.3): #SS(0) through SS, else #GP(0)."""
     attr = s.seg_attr[segment]
-    limit = u64(s.seg_limit[segment])
-    last = offset + size - 1
     bad = (attr & ATTR_UNUSABLE) != 0 or (attr & ATTR_P) == 0
+    bad = bad or beyond_limit(attr, u64(s.seg_limit[segment]), offset, size)
     kind = attr & 15
-    if (attr & ATTR_S) != 0 and (kind & 8) == 0 and (kind & 4) != 0:
-        top: u64 = 0xFFFF
-        if (attr & ATTR_DB) != 0:
-            top = 0xFFFF_FFFF
-        bad = bad or offset <= limit or last > top
-    else:
-        bad = bad or last > limit
     if (s.cr0 & CR0_PE) != 0:
         if write:
             bad = bad or (kind & 8) != 0 or (kind & 2) == 0
@@ -44,9 +49,39 @@ def check_stack(s, offset, size):
 
 @native
 def is_flat(s, segment):
+    """Whether accesses through a segment need no check: all 4 GiB, and for data writable."""
     attr = s.seg_attr[segment]
-    return (s.seg_base[segment] == 0 and s.seg_limit[segment] == 0xFFFF_FFFF
-            and (attr & (ATTR_UNUSABLE | ATTR_P)) == ATTR_P and ((attr & 8) != 0 or (attr & 6) == 2))
+    fits = (attr & 0xE) == 2
+    if segment == CS:
+        fits = (attr & 8) != 0
+    return (fits and s.seg_base[segment] == 0 and s.seg_limit[segment] == 0xFFFF_FFFF
+            and (attr & (ATTR_UNUSABLE | ATTR_P)) == ATTR_P)
+
+
+@native
+def linear_ip(s):
+    """The linear address of the instruction at RIP."""
+    lin = s.rip + s.cs_base
+    return lin if (s.mode & MODE_SIZE) == MODE_64 else lin & 0xFFFF_FFFF
+
+
+@native
+def branch_target(source, offset, f):
+    """RIP after a near transfer, truncated to the operand size outside 64-bit mode."""
+    to = source + offset
+    if f.m64:
+        return to
+    if f.w == 2:
+        return to & 0xFFFF
+    return to & 0xFFFF_FFFF
+
+
+@native
+def check_near(s, f, to):
+    """#GP(0) for the target of a near transfer beyond the limit of CS; 64-bit code has none."""
+    if not f.m64:
+        if unlikely(to > u64(s.seg_limit[CS])):
+            general_protection(s, 0)
 
 
 @native(inline=False)

@@ -38,6 +38,14 @@ EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 DE, DB, NMI, BP, OF, BR, UD, NM, DF, _, TS, NP, SS_FAULT, GP, PF, _, MF, AC, MC, XM, VE, CP = range(22)
 NO_VECTOR = 0xFFFF
 
+# What raised an exception, CpuState.exc_soft: the processor; INT n, INT3 or INTO; INT1; a device; and a #DB that is a
+# fault (general detect), which alone of the #DBs sets RF in the pushed flags.
+SOFT_NONE, SOFT_INT, SOFT_ICEBP, EXTERNAL, DEBUG_FAULT = range(5)
+
+# Debug registers (SDM vol. 3, 17.2). DR6_FIXED: bits that always read as 1.
+DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
+DR7_FIXED, DR7_GD, DR7_LOCAL = 1 << 10, 1 << 13, 0x155
+
 # Page-fault error code (SDM vol. 3, 4.7).
 PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY = (1 << n for n in range(6))
 
@@ -63,6 +71,9 @@ SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
 PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL = 1, 2, 4, 8
+
+# CpuState.features[0].
+FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP = 1, 2, 4
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -106,6 +117,7 @@ OP_HAS_DISP = 8          # the displacement bytes are added to disp
 OP_HAS_IMM = 16          # the immediate bytes become imm
 OP_STACK = 32            # 64-bit mode: its memory is reached through SS, or ...
 OP_STACK_TOO = 64        # ... through SS besides another segment: a non-canonical address is #SS(0)
+OP_CALL = 128            # a branch that pushes its return address
 OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
 
 
@@ -198,6 +210,7 @@ class Block(Struct):
     info2: u64     # PageInfo of the second page
     next2: u64     # next block that crosses a page
     region: u64    # 1: compiled code of a region holds a copy of this block
+    reach: u64     # bytes from its start that must lie within the code segment
 
 
 @struct
@@ -242,7 +255,7 @@ class CpuState(Struct):
     exc_error: u32
     exc_has_error: u32
     exc_address: u64       # CR2 of a page fault in flight
-    exc_soft: u32          # 1: INT n, INT3, INTO; the return address is after the instruction
+    exc_soft: u32          # SOFT_*; behind INT n, INT3, INTO and INT1 the return address is after the instruction
     exc_length: u32
     tlb_index: u32         # TLB_*
     nmi_blocked: u32
@@ -279,7 +292,7 @@ class CpuState(Struct):
     maxphyaddr: u64        # physical address width, bits
     a20_mask: u64
     pdptr: array[u64, 4]   # PAE: the four entries loaded with CR3
-    features: array[u64, 8]   # cpu.features: bit sets of what CPUID advertises
+    features: array[u64, 8]   # FEATURE_* in the first word: what CPUID advertises
     # x87: physical registers; the stack top is a number into them
     st: array[u8, 128]     # 8 x 16 bytes, f80 each; register i of the stack is (fpu_top + i) & 7
     fpu_cw: u16
@@ -334,6 +347,14 @@ class CpuState(Struct):
     xcr0_allowed: u64
     table_limit: u32       # limit read by LGDT or LIDT
     msr_fault: u32         # the MSR access in flight raises #GP(0)
+    delivering: u32        # 1: the event in exc_* is half delivered and goes on when a device has answered
+    step_trap: u32         # the instruction that runs alone ends in a single-step trap
+    db_pending: u64        # DR6 bits of a #DB that is due behind the current instruction
+    watch_code: u32        # bit n: DRn is an instruction breakpoint; likewise for data and for ports
+    watch_data: u32
+    watch_port: u32
+    count_mmio_fetch: u64  # bytes of code fetched from devices, in runs of up to fifteen
+    count_mmio_tables: u64 # task switches refused because their descriptor tables lie on a device
     processors: u64        # address of the VM's Processors
     mail: u64              # address of this processor's Mailbox
     alone: u32             # 1: no block is running (one instruction alone, or the delivery of an event)
@@ -368,9 +389,14 @@ class CodeCache(Struct):
     want_count: u64        # how many bytes stand there
     want_mode: u64
     invalid_at: u64        # host address of bytes that Python found to be no instruction
+    invalid_count: u64     # how many of them it looked at, and which
+    invalid_bytes: array[u8, 16]
+    invalid_long: u64      # 1: more than 15 bytes, #GP(0) instead of #UD
     short_at: u64          # host address of bytes that Python found to go on in the next page
     flush_wanted: u64
     ud_handler: u64        # handler numbers the translator itself uses
+    long_handler: u64
+    limit_handler: u64
     next_handler: u64
     leave_handler: u64
     dead_handler: u64

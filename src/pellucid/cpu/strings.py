@@ -10,7 +10,8 @@ from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.operands import register, set_gpr
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import (
-    ATTR_DB, CS, ES, EXIT_PENDING, FS, MODE_SEGMENTED, PAGE, PAGE_MASK, READ, RFLAGS_DF, RFLAGS_TF, WRITE, slot_of)
+    ATTR_DB, CS, ES, EXIT_PENDING, FS, MODE_SEGMENTED, PAGE, PAGE_MASK, READ, RFLAGS_DF, RFLAGS_RF, RFLAGS_TF, WRITE,
+    slot_of)
 from pellucid.native import minimum, native, u32, u64
 
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
@@ -164,7 +165,7 @@ def chunk(s, count, room):
     n = minimum(count, room)
     if (s.flags & RFLAGS_TF) != 0:
         n = minimum(n, u64(1))
-    if s.align_check != 0:
+    if (s.align_check | s.watch_data) != 0:
         n = u64(0)
     return n
 
@@ -207,7 +208,11 @@ def forget_replay(s):
 
 @native
 def interrupted(s) -> None:
-    """Between two chunks: leave when someone asked. RIP stays at the instruction, which then goes on."""
+    """Between two chunks: leave when someone asked. RIP stays at the instruction, which then goes on.
+
+    RF keeps an instruction breakpoint from being met again for the rest of it (SDM vol. 3, 17.3.1.1).
+    """
     if s.pending != 0:
+        s.flags = s.flags | RFLAGS_RF
         s.exit_reason = EXIT_PENDING
         raise Stop

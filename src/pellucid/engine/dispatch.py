@@ -6,13 +6,17 @@ and target share a page (then no mapping can part them).
 """
 
 from pellucid.cpu.code_pages import jump_entry
-from pellucid.cpu.faults import Stop
+from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.memory import fill, tlb_entry
+from pellucid.cpu.paging import canonical
+from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_STEPPED, FETCH, GP, OP_STACK, OP_STACK_TOO, PAGE_MASK,
-    SS_FAULT, CpuState, Op)
-from pellucid.engine.translate import find_block
+    CS, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
+    OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
+from pellucid.engine.translate import check_fetch, find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
+
+RSP = 4
 
 
 @native(inline=False)
@@ -21,7 +25,7 @@ def leave(s, o: ptr[Op]) -> None:
     s.rip = s.rip + u64(o.ip)
     if s.exc_access != 0 and s.exit_reason == EXIT_EXCEPTION and s.exc_vector == GP:
         s.exc_access = 0
-        near_stack = s.exc_address - s.gpr[4] + 64 < 128
+        near_stack = s.exc_address - s.gpr[RSP] + 64 < 128
         if (o.flags & OP_STACK) != 0 or ((o.flags & OP_STACK_TOO) != 0 and near_stack):
             s.exc_vector = SS_FAULT
 
@@ -53,7 +57,11 @@ def plain_cc(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
 @native
 def quick_lookup(s):
     """The first op of the block at RIP from TLB and block cache, or 0."""
-    lin = s.rip + s.cs_base
+    return lookup_linear(s, linear_ip(s))
+
+
+@native
+def lookup_linear(s, lin):
     e = tlb_entry(s, s.tlb, lin)
     ops: u64 = 0
     if likely(e.xtag == lin & PAGE_MASK):
@@ -75,7 +83,11 @@ def jump(s: ptr[CpuState], o: ptr[Op], fn, f):
     if unlikely(s.pending != 0):
         s.exit_reason = EXIT_PENDING
         return
-    ops = quick_lookup(s)
+    ops: u64 = 0
+    if f.m64:
+        ops = lookup_linear(s, s.rip)
+    else:
+        ops = quick_lookup(s)
     if unlikely(ops == 0):
         s.exit_reason = EXIT_LOOKUP
         return
@@ -83,26 +95,49 @@ def jump(s: ptr[CpuState], o: ptr[Op], fn, f):
 
 
 @native
-def chain(s, source, target):
-    """The block at RIP for a direct transfer; 0 when it must be looked up outside. Fills the chain if it may."""
-    ops = quick_lookup(s)
-    if ops != 0 and ((source ^ s.rip) & PAGE_MASK) == 0:
-        target[0] = ops
-    return ops
+def may_chain(s, source, distance):
+    """Whether the block at RIP, `distance` from the one at `source`, may be its successor for good.
+
+    Both lie in one linear page, so that no mapping can part them, and RIP did not wrap round 16 or 32 bits on the way:
+    another alias of this code, at another RIP, would not.
+    """
+    base = s.cs_base
+    return s.rip == source + distance and (((source + base) ^ (s.rip + base)) & PAGE_MASK) == 0
 
 
 @native(inline=False)
 def chain_target(s, o: ptr[Op], source: u64) -> u64:
+    """The block at RIP for a branch taken at `source`; 0, with the exit reason set, when the run loop must look."""
     ops = quick_lookup(s)
-    if ops != 0 and ((source ^ s.rip) & PAGE_MASK) == 0:
-        o.target = ops
+    if ops != 0:
+        if may_chain(s, source, o.imm):
+            o.target = ops
+    else:
+        s.exit_reason = EXIT_LOOKUP
+        if (s.mode & MODE_SIZE) == MODE_64 and not canonical(s, s.rip):
+            take_back(s, o, source)
     return ops
 
 
 @native(inline=False)
+def take_back(s, o: ptr[Op], source: u64) -> None:
+    """A branch to a non-canonical address raises #GP(0) itself: undo what it did."""
+    s.rip = source + u64(o.ip)
+    if (o.flags & OP_CALL) != 0:
+        s.gpr[RSP] = s.gpr[RSP] + 8
+    try:
+        general_protection(s, 0)
+    except Stop:
+        return
+
+
+@native(inline=False)
 def chain_fall(s, o: ptr[Op], source: u64) -> u64:
+    """Likewise for the way past a branch, or the end of a block that has none."""
     ops = quick_lookup(s)
-    if ops != 0 and ((source ^ s.rip) & PAGE_MASK) == 0:
+    if ops == 0:
+        s.exit_reason = EXIT_LOOKUP
+    elif may_chain(s, source, u64(o.next_ip)):
         o.fall = ops
     return ops
 
@@ -113,6 +148,9 @@ def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
     source = s.rip
     try:
         taken = fn(s, o, f, kind)
+        if not f.m64:
+            if taken:
+                check_near(s, f, branch_target(source, o.imm, f))
     except Stop:
         leave(s, o)
         return
@@ -127,19 +165,21 @@ def follow(s, o, f, source, taken):
     """Move RIP past a branch and find the next block; 0, with the exit reason set, when the run loop must."""
     ops: u64 = 0
     if taken:
-        s.rip = branch_target(s, source, o.imm, f)
-        if likely(s.pending == 0):
+        s.rip = branch_target(source, o.imm, f)
+        if unlikely(s.pending != 0):
+            s.exit_reason = EXIT_PENDING
+        else:
             ops = o.target
             if unlikely(ops == 0):
                 ops = chain_target(s, o, source)
     else:
         s.rip = next_rip(source, u64(o.next_ip), f)
-        if likely(s.pending == 0):
+        if unlikely(s.pending != 0):
+            s.exit_reason = EXIT_PENDING
+        else:
             ops = o.fall
             if unlikely(ops == 0):
                 ops = chain_fall(s, o, source)
-    if unlikely(ops == 0):
-        s.exit_reason = EXIT_LOOKUP
     return ops
 
 
@@ -156,17 +196,6 @@ def fused(s: ptr[CpuState], o: ptr[Op], fn, f, condition_fn, condition_f, kind):
     if unlikely(ops == 0):
         return
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
-
-
-@native
-def branch_target(s, source, offset, f):
-    """RIP after a near transfer, truncated to the operand size outside 64-bit mode."""
-    to = source + offset
-    if f.m64:
-        return to
-    if f.w == 2:
-        return to & 0xFFFF
-    return to & 0xFFFF_FFFF
 
 
 @native
@@ -193,9 +222,20 @@ def next_block(s: ptr[CpuState], o: ptr[Op], m64):
     if unlikely(ops == 0):
         ops = chain_fall(s, o, source)
     if unlikely(ops == 0):
-        s.exit_reason = EXIT_LOOKUP
         return
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
+
+
+@native(tail=True)
+def within_limit(s: ptr[CpuState], o: ptr[Op]):
+    """First op of a block in a code segment that is not flat. A block that reaches beyond its limit (imm is its last
+    byte) goes on one instruction at a time: those before the limit execute, and the one that passes it faults.
+    """
+    if unlikely(s.rip + o.imm > u64(s.seg_limit[CS])):
+        s.exit_reason = EXIT_SMC
+        return
+    following = ptr[Op](u64(o) + Op.size)
+    tail(following.handler, s, following)
 
 
 @native(tail=True)
@@ -248,7 +288,8 @@ def lookup(s) -> u64:
     ops = quick_lookup(s)
     if ops != 0:
         return ops
-    lin = s.rip + s.cs_base
+    check_fetch(s, u64(1))
+    lin = linear_ip(s)
     e = tlb_entry(s, s.tlb, lin)
     if e.xtag != lin & PAGE_MASK:
         fill(s, lin, u32(FETCH), s.tlb_index)

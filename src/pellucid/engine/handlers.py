@@ -86,8 +86,10 @@ def _engine_roots() -> dict[str, Root]:
         "next": (dispatch.next_block, (*_OPS, constant(True))),
         "next_legacy": (dispatch.next_block, (*_OPS, constant(False))),
         "stepped": (dispatch.stepped, _OPS),
-        "dead": (dispatch.dead, _OPS)}
-    helper_forms = [(helpers.undefined_op, Form()), *((helpers.fpu_trap, Form(extra=e)) for e in range(3))]
+        "dead": (dispatch.dead, _OPS),
+        "within_limit": (dispatch.within_limit, _OPS)}
+    helper_forms = [(helpers.undefined_op, Form()), (helpers.too_long, Form())]
+    helper_forms += [(helpers.fpu_trap, Form(extra=e)) for e in range(3)]
     helper_forms += [(helpers.address_op, Form(asize=a, m64=wide, extra=e))
                      for a in (2, 4) for wide in (False, True) for e in (0, 1)]
     for fn, form in helper_forms:

@@ -30,6 +30,8 @@ _ZERO = slot_of("zero")
 _SEGMENTS = {_R.ES: ES, _R.CS: CS, _R.SS: SS, _R.DS: DS, _R.FS: FS, _R.GS: GS}
 _VECTORS = range(_R.XMM0, _R.YMM0 + 32)
 _BITS = {MODE_16: 16, MODE_32: 32, MODE_64: 64}
+_LEGACY_PREFIXES = bytes.fromhex("262e363e64656667f0f2f3")
+MAX_LENGTH = 15
 
 
 def _slots() -> dict[int, int]:
@@ -61,6 +63,11 @@ def _pause_or_exchange(raw: bytes) -> Any:
     if len(raw) < 2 or raw[-2] & 0xF1 != 0x41:
         return None
     return iced.Decoder(64, raw.replace(b"\xf3", b"\x3e"), ip=0).decode()
+
+
+def _prefixes(code: bytes | bytearray) -> int:
+    """How many legacy prefixes stand at the start."""
+    return len(code) - len(bytes(code).lstrip(_LEGACY_PREFIXES))
 
 
 def _immediate_at(instr: Any, constants: Any) -> int:
@@ -107,6 +114,20 @@ class Learner:
             if instr.flow_control != iced.FlowControl.NEXT or done > 256:
                 break
         return done
+
+    def too_long(self, code: bytes, mode: int) -> bool:
+        """Whether what begins at `code`, which is no instruction, has more than fifteen bytes.
+
+        The decoder only says that fifteen were not enough: without some of the repeated prefixes it sees the end.
+        """
+        head = bytearray(code[:MAX_LENGTH])
+        dropped = 0
+        while len(head) > 1 and head[0] in head[1:1 + _prefixes(head[1:])]:
+            del head[0]
+            dropped += 1
+        rest = bytes(head) + code[MAX_LENGTH:2 * MAX_LENGTH]
+        instr = iced.Decoder(_BITS[mode & MODE_SIZE], rest.ljust(MAX_LENGTH, b"\0"), ip=0).decode()
+        return bool(dropped + instr.len > MAX_LENGTH)
 
     def _add(self, instr: Any, constants: Any, raw: bytes, mode: int) -> None:
         head = len(raw)
@@ -167,6 +188,7 @@ class Learner:
             log.warning("not built: %s as %s", code, form.name)
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
+        op["flags"] |= row.op_flags
         if row.cc:
             op["flags"] |= OP_TAKES_CC
             if row.ends == BRANCH:

@@ -11,13 +11,13 @@ import threading
 from typing import Any
 
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST,
-    PENDING_SAMPLE, STATE_BYTES, TLB_BYTES, TLB_INVALID,
-    TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
+    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP, JUMP_ENTRIES,
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET,
+    TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
-from pellucid.engine.learn import Learner, NeedMoreBytes
+from pellucid.engine.learn import MAX_LENGTH, Learner, NeedMoreBytes
 from pellucid.engine.memory import SlotMemory
 from pellucid.isa.all import TABLE
 from pellucid.native import cache as disk
@@ -98,6 +98,7 @@ class Processor:
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
+        state.features[0] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_SMAP
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32
         for i in range(3 * TLB_BYTES // TlbEntry.size):
@@ -110,7 +111,8 @@ class Processor:
         code.fused = ctypes.addressof(self.engine.fused)
         code.scratch, code.fetch = self._scratch.address, self._fetch.address
         numbers = self.engine.numbers
-        code.ud_handler = numbers["undefined_op:-_0_"]
+        code.ud_handler, code.long_handler = numbers["undefined_op:-_0_"], numbers["too_long:-_0_"]
+        code.limit_handler = numbers["within_limit"]
         code.next_handler, code.leave_handler, code.dead_handler = numbers["next"], numbers["stepped"], numbers["dead"]
         assert numbers["next_legacy"] == numbers["next"] + 1
         self.code = code
@@ -170,7 +172,14 @@ class Processor:
             code.short_at = where
             return
         if not known:
-            code.invalid_at = where
+            self._remember_invalid(where, raw)
+
+    def _remember_invalid(self, where: int, raw: bytes) -> None:
+        """Tell the translator that these bytes are no instruction; it asks again should they have changed."""
+        code, size = self.code, min(len(raw), MAX_LENGTH)
+        code.invalid_at, code.invalid_count = where, size
+        code.invalid_bytes[:size] = raw[:size]
+        code.invalid_long = int(self.learner.too_long(raw, code.want_mode))
 
     def flush_code(self) -> None:
         """Throw away every translation of this processor (its arena is full, or memory was exchanged)."""
@@ -209,8 +218,9 @@ class Processor:
         state.replay_count += 1
 
     def fail_msr(self) -> None:
-        """The MSR access that left raises #GP(0)."""
-        self.state.msr_fault = self.state.step_once = 1
+        """The MSR access that left raises #GP(0): the instruction is executed again, before anything else."""
+        self.complete(0)
+        self.state.msr_fault = 1
 
     def deliver_interrupt(self, vector: int) -> bool:
         """Deliver an external interrupt or NMI; False is a triple fault."""

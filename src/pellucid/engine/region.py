@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.cpu.state import EXIT_LOOKUP, EXIT_PENDING, Block, CpuState, Op, slot_of
+from pellucid.cpu.state import EXIT_PENDING, Block, CpuState, Op, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
@@ -144,7 +144,8 @@ class RegionWriter:
                 return
             elif wrapper is dispatch.next_block:
                 source = self._load_rip()
-                self._go(step, source, step.ip, step.fall, dispatch.chain_fall, _FALL)
+                bits = 64 if params[2].value else 32
+                self._go(step, source, step.ip, bits, step.fall, dispatch.chain_fall, _FALL)
                 return
             else:
                 self._emit(f"musttail call tailcc void inttoptr (i64 {step.handler} to ptr)"
@@ -193,14 +194,16 @@ class RegionWriter:
         taken = self._call(step, params)
         yes, no = self._fresh("taken"), self._fresh("fall")
         self._emit(f"br i1 {taken or '1'}, label %{yes}, label %{no}")
+        form = params[3].value
         self.body.append(f"{yes}:")
-        self._go(step, source, step.imm, step.target, dispatch.chain_target, _TARGET)
+        bits = 64 if form.m64 else 16 if form.w == 2 else 32
+        self._go(step, source, step.imm, bits, step.target, dispatch.chain_target, _TARGET)
         self.body.append(f"{no}:")
-        self._go(step, source, step.next_ip, step.fall, dispatch.chain_fall, _FALL)
+        self._go(step, source, step.next_ip, 64 if form.m64 else 32, step.fall, dispatch.chain_fall, _FALL)
 
-    def _go(self, step: Step, source: str, offset: int, successor: int, resolve: Any, field: int) -> None:
-        """Leave a block: move RIP, look at `pending`, go on inside the region or through the chain."""
-        self._add_rip(source, offset)
+    def _go(self, step: Step, source: str, offset: int, bits: int, successor: int, resolve: Any, field: int) -> None:
+        """Leave a block: move RIP, `bits` wide, look at `pending`, go on inside the region or through the chain."""
+        self._add_rip(source, offset, bits)
         pending, idle = self._fresh("%p"), self._fresh("%i")
         on, out = self._fresh("on"), self._fresh("out")
         self._emit(f"{pending} = load volatile i64, ptr {self._state(_PENDING)}")
@@ -235,7 +238,6 @@ class RegionWriter:
         self._emit(f"{missing} = icmp eq i64 {ops}, 0")
         self._emit(f"br i1 {missing}, label %{none}, label %{some}, !prof !1")
         self.body.append(f"{none}:")
-        self._emit(f"store i32 {EXIT_LOOKUP}, ptr {self._state(_REASON)}")
         self._emit("ret void")
         self.body.append(f"{some}:")
         place = self._fresh("%a")
@@ -254,10 +256,13 @@ class RegionWriter:
         self._emit(f"{value} = load i64, ptr {place}")
         return value
 
-    def _add_rip(self, source: str, offset: int) -> None:
+    def _add_rip(self, source: str, offset: int, bits: int) -> None:
         total, place = self._fresh("%n"), self._state(_RIP)
         signed = offset - (1 << 64) if offset >> 63 else offset
         self._emit(f"{total} = add i64 {source}, {signed}")
+        if bits < 64:
+            whole, total = total, self._fresh("%n")
+            self._emit(f"{total} = and i64 {whole}, {(1 << bits) - 1}")
         self._emit(f"store i64 {total}, ptr {place}")
 
 

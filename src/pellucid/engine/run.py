@@ -1,15 +1,17 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
+from pellucid.cpu.breakpoints import debug_exception, match_code, update_breakpoints
 from pellucid.cpu.code_pages import read_mail, written_outside
-from pellucid.cpu.exceptions import deliver_exception, deliver_interrupt, single_step_trap
+from pellucid.cpu.exceptions import DELIVERED, WAITS, deliver_exception, deliver_interrupt
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
-from pellucid.cpu.memory import flush_page, flush_tlb, probe_read, select_tlb
-from pellucid.cpu.segments import update_mode
+from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
+from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
-    EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE,
-    PENDING_STEP, RFLAGS_IF, RFLAGS_TF, SHADOW_MOV_SS, CodeCache, CpuState, Mailbox, Op)
+    DR6_BS, EXIT_EXCEPTION, EXIT_HLT, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC,
+    EXIT_STEPPED, EXIT_TRANSLATE, PENDING_STEP, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_NONE, CodeCache,
+    CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import atomic_and, atomic_load, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64, unlikely
@@ -18,35 +20,54 @@ from pellucid.native import atomic_and, atomic_load, atomic_or, invoke, native, 
 @native(inline=False)
 def step(s) -> u32:
     """Execute one instruction alone; the exit reason, EXIT_STEPPED when it is done."""
-    traps = (s.flags & RFLAGS_TF) != 0
+    s.replay_at = 0
+    resume = s.flags & RFLAGS_RF
+    if unlikely(s.watch_code != 0) and resume == 0 and s.replay_count == 0 and s.shadow != SHADOW_MOV_SS:
+        hits = match_code(s, linear_ip(s))
+        if hits != 0:
+            s.step_once = 0
+            debug_exception(s, hits, u32(SOFT_NONE))
+            return u32(EXIT_EXCEPTION)
     try:
-        ops = step_block(s, s.rip + s.cs_base)
+        ops = step_block(s, linear_ip(s))
     except Stop:
-        s.step_once = 0
-        s.replay_count = 0
+        if s.exit_reason == EXIT_EXCEPTION:
+            end_step(s)
         return s.exit_reason
     if ops == 0:
         return u32(EXIT_TRANSLATE)
+    shadow = s.shadow
+    s.step_trap = u32((s.flags & RFLAGS_TF) != 0)
+    s.flags = s.flags & ~u64(RFLAGS_RF)
+    s.shadow = 0
     atomic_or(ref(s, "pending"), u64(PENDING_STEP))
     s.exit_reason = EXIT_NONE
-    s.replay_at = 0
-    s.shadow = 0
     s.alone = 1
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     s.alone = 0
     atomic_and(ref(s, "pending"), ~u64(PENDING_STEP))
     reason = s.exit_reason
-    if reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED:
-        s.step_once = 0
-        s.replay_count = 0
-        if traps and s.shadow != SHADOW_MOV_SS:
-            single_step_trap(s)
-            return u32(EXIT_EXCEPTION)
-        return u32(EXIT_STEPPED)
     if reason == EXIT_EXCEPTION:
-        s.step_once = 0
-        s.replay_count = 0
+        end_step(s)
+        if s.exc_soft == SOFT_NONE:
+            s.db_pending = 0
+    elif reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED or reason == EXIT_HLT:
+        end_step(s)
+        if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS:
+            s.db_pending = s.db_pending | DR6_BS
+        if reason != EXIT_HLT or s.db_pending != 0:
+            reason = u32(EXIT_STEPPED)
+    else:
+        # Half done: it is executed again when a device has answered, or its code has been thrown away.
+        s.flags = s.flags | resume
+        s.shadow = shadow
     return reason
+
+
+@native
+def end_step(s):
+    s.step_once = 0
+    s.replay_count = 0
 
 
 @native(inline=False)
@@ -59,8 +80,15 @@ def run_blocks(s) -> u32:
     if ops == 0:
         return u32(EXIT_TRANSLATE)
     s.exit_reason = EXIT_NONE
+    s.shadow = 0
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     return s.exit_reason
+
+
+@native
+def debug_trap_due(s):
+    """A #DB waits behind the last instruction; MOV SS and POP SS hold it for one more."""
+    return s.db_pending != 0 and s.shadow != SHADOW_MOV_SS
 
 
 @native
@@ -75,23 +103,29 @@ def run(s: ptr[CpuState]) -> u32:
                 ptr[CodeCache](s.code).flush_wanted = 1
                 reason = EXIT_TRANSLATE
                 break
-        if s.step_once != 0 or s.replay_count != 0:
+        if unlikely(s.delivering != 0):
+            reason = EXIT_EXCEPTION
+        elif s.step_once != 0 or s.replay_count != 0:
             reason = step(s)
+        elif unlikely(debug_trap_due(s)):
+            debug_exception(s, s.db_pending, u32(SOFT_NONE))
+            reason = EXIT_EXCEPTION
         elif s.pending != 0:
             reason = EXIT_PENDING
             break
         elif s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0:
             reason = EXIT_PENDING
             break
-        elif (s.flags & RFLAGS_TF) != 0:
+        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0:
             reason = step(s)
         else:
             reason = run_blocks(s)
         if reason == EXIT_EXCEPTION:
             if s.trap_exceptions != 0:
                 break
-            if not deliver_exception(s):
-                reason = EXIT_SHUTDOWN
+            outcome = deliver_exception(s)
+            if outcome != DELIVERED:
+                reason = EXIT_MMIO if outcome == WAITS else u32(EXIT_SHUTDOWN)
                 break
         elif reason == EXIT_SMC:
             s.step_once = 1
@@ -120,7 +154,8 @@ def flush_one(s: ptr[CpuState], address: u64):
 @native
 def refresh_mode(s: ptr[CpuState]):
     update_mode(s)
-    select_tlb(s)
+    if update_breakpoints(s):
+        flush_tlb(s, True)
 
 
 @native

@@ -7,18 +7,20 @@ every instruction of that shape, at any address in any process, translates here 
 address, so they serve the next boot as they are.
 """
 
+from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import claim_code, granules, jump_entry
-from pellucid.cpu.faults import general_protection
+from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
-from pellucid.cpu.memory import fill
+from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.state import (
-    CS, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
+    CS, EXIT_SMC, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
     OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op,
     Template, TrieEdge)
-from pellucid.native import atomic_load, i64, memcpy, native, ptr, u8, u16, u32, u64
+from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
+MAX_LENGTH = 15           # bytes of an instruction
 MAX_BLOCK_OPS = 128
 ARENA_RESERVE = 64 * (MAX_BLOCK_OPS + 4)
 
@@ -185,14 +187,19 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     n: u64 = 0
     known_cc: u32 = 0
     previous: u64 = 0
+    reach: u64 = 0
     ended: bool = False
+    bounded = limits_code(mode)
+    if bounded:
+        count = 1
     while n < limit and count < MAX_BLOCK_OPS - 8 and not ended:
         number = match(c, code + ip, available - ip, root)
         if number >= SHORT:
-            if c.invalid_at == code + ip:
-                closing(c, out + count * Op.size, c.ud_handler, ip)
+            if c.invalid_at == code + ip and still_invalid(c, code + ip, available - ip):
+                closing(c, out + count * Op.size, c.long_handler if c.invalid_long != 0 else c.ud_handler, ip)
                 count += 1
-                ip += 1
+                reach = ip + 1
+                ip += c.invalid_count
                 ended = True
                 break
             if number == SHORT or c.short_at == code + ip:
@@ -207,6 +214,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
         previous = last_handler(c, t)
         count += u64(t.count)
         ip += u64(t.length)
+        reach = ip
         n += 1
         known_cc = kind_after(t, known_cc)
         ended = (t.flags & T_ENDS) != 0
@@ -215,11 +223,31 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     if not ended:
         closing(c, out + count * Op.size, end_handler(c, mode), ip)
         count += 1
+    if bounded:
+        closing(c, out, c.limit_handler, u64(0))
+        ptr[Op](out).imm = reach - 1
     done.size = u32(ip)
+    done.reach = reach
     done.count = u32(count)
     done.ops = out
     c.invalid_at = 0
     return out
+
+
+@native
+def limits_code(mode):
+    """Whether blocks begin by checking that they lie within the code segment. Single instructions are checked apart."""
+    return (mode & (MODE_SEGMENTED | MODE_STEP)) == MODE_SEGMENTED and (mode & MODE_SIZE) != MODE_64
+
+
+@native(inline=False)
+def still_invalid(c, code: u64, available: u64) -> bool:
+    """Whether the bytes are those that Python looked at: other code may have run, and written here, since then."""
+    same = c.invalid_count <= available
+    if same:
+        for i in range(c.invalid_count):
+            same = same and ptr[u8](code)[i] == c.invalid_bytes[i]
+    return same
 
 
 @native(inline=False)
@@ -242,13 +270,21 @@ def join(c, code, first, second):
         ptr[u8](c.fetch)[first + i] = ptr[u8](second)[i]
 
 
+@native
+def alone(s) -> None:
+    """This code cannot be kept as a block: execute one instruction of it by itself."""
+    s.exit_reason = EXIT_SMC
+    raise Stop
+
+
 @native(inline=False)
 def find_block(s, lin: u64) -> u64:
-    """The block at `lin` (whose page the TLB holds), translated if need be; 0 when Python must help."""
+    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code that is executed
+    one instruction at a time: on a device, or on a page with a breakpoint.
+    """
     host = fill(s, lin, u32(FETCH), s.tlb_index)
-    if host == 0:
-        # Code on a device: the byte-wise fetch of a ROM behind I/O is not supported, as on KVM.
-        general_protection(s, 0)
+    if host == 0 or (s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK)):
+        alone(s)
     gpa = s.mmio_gpa
     slot = find_slot(s, gpa)
     info = page_info(slot, gpa)
@@ -282,14 +318,12 @@ def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
     out = u64(block) + Block.size
     available = 4096 - (lin & 0xFFF)
     host2: u64 = 0
-    if (s.mode & MODE_SEGMENTED) != 0:
-        check_fetch(s, s.rip, u64(1))
     result = translate_claimed(s, out, host, gpa, available, block)
     if result == NEEDS_SECOND_PAGE:
         host2 = second_page(s, lin)
         gpa2 = s.mmio_gpa
         if host2 == 0:
-            general_protection(s, 0)
+            alone(s)
         claim_code(s, gpa, granules(gpa, available))
         claim_code(s, gpa2, u64(1))
         join(c, host, available, host2)
@@ -297,8 +331,6 @@ def make_block(s, lin: u64, host: u64, gpa: u64) -> u64:
         block.info2 = u64(page_info(find_slot(s, gpa2), gpa2))
     if result == NEEDS_PYTHON:
         return result
-    if (s.mode & MODE_SEGMENTED) != 0:
-        check_fetch(s, s.rip, u64(block.size))
     block.host = host
     block.host2 = host2
     block.mode = s.mode
@@ -349,29 +381,57 @@ def register_block(s, c, block, gpa):
 
 
 @native
-def check_fetch(s, rip, size):
-    """The code segment's limit; #GP(0) beyond it."""
-    if rip + size - 1 > u64(s.seg_limit[CS]):
-        if rip > u64(s.seg_limit[CS]):
+def check_fetch(s, size):
+    """#GP(0) where an instruction of `size` bytes at RIP reaches beyond the code segment."""
+    if (s.mode & MODE_SEGMENTED) != 0 and (s.mode & MODE_SIZE) != MODE_64:
+        if s.rip + size - 1 > u64(s.seg_limit[CS]):
             general_protection(s, 0)
 
 
 @native(inline=False)
 def step_block(s, lin: u64) -> u64:
-    """Ops for one instruction at `lin`, in the scratch memory; 0 when Python must help. Raises fetch faults."""
+    """Ops for the instruction at RIP, whose linear address is `lin`, in the scratch memory; 0 when Python must help.
+    Raises fetch faults.
+
+    Code may lie on a device, wholly or with one of its two pages: its bytes are read like those of any access.
+    """
     c = ptr[CodeCache](s.code)
-    host = fill(s, lin, u32(FETCH), s.tlb_index)
-    if host == 0:
-        general_protection(s, 0)
+    check_fetch(s, u64(1))
+    code = fill(s, lin, u32(FETCH), s.tlb_index)
     available = 4096 - (lin & 0xFFF)
+    if code == 0:
+        available = minimum(available, u64(MAX_LENGTH))
+        fetch_device(s, c, s.mmio_gpa, u64(0), available)
+        code = c.fetch
     block = ptr[Block](c.scratch)
     out = c.scratch + Block.size
     mode = s.mode | MODE_STEP
-    result = translate(s, out, host, available, mode, u64(1), block)
+    result = translate(s, out, code, available, mode, u64(1), block)
     if result == NEEDS_SECOND_PAGE:
-        host2 = second_page(s, lin)
-        if host2 == 0:
-            general_protection(s, 0)
-        join(c, host, available, host2)
-        result = translate(s, out, c.fetch, available + 15, mode, u64(1), block)
+        second = second_page(s, lin)
+        if second == 0:
+            gpa = s.mmio_gpa
+            copy_code(c, code, available)
+            fetch_device(s, c, gpa, available, u64(MAX_LENGTH))
+        elif code != c.fetch:
+            join(c, code, available, second)
+        else:
+            memcpy(ptr[u8](c.fetch + available), ptr[u8](second), u64(MAX_LENGTH))
+        result = translate(s, out, c.fetch, available + MAX_LENGTH, mode, u64(1), block)
+    if result != NEEDS_PYTHON:
+        check_fetch(s, block.reach)
     return result
+
+
+@native
+def copy_code(c, code, size):
+    if code != c.fetch:
+        memcpy(ptr[u8](c.fetch), ptr[u8](code), size)
+
+
+@native(inline=False)
+def fetch_device(s, c, gpa: u64, at: u64, size: u64) -> None:
+    """Read code from a device into CodeCache.fetch + at, byte by byte."""
+    s.count_mmio_fetch += 1
+    for i in range(size):
+        ptr[u8](c.fetch)[at + i] = u8(mmio_read(s, gpa + i, u64(1)))

@@ -5,7 +5,9 @@ from pellucid.cpu.faults import general_protection
 from pellucid.cpu.memory import check_canonical, probe_write
 from pellucid.cpu.operands import gpr, read, set_gpr
 from pellucid.cpu.paging import canonical
+from pellucid.cpu.segments import branch_target, check_near
 from pellucid.cpu.stack import drop, peek, push
+from pellucid.cpu.state import OP_CALL
 from pellucid.isa.move import CONDITIONS, condition_number
 from pellucid.isa.table import BRANCH, JUMP, instruction
 from pellucid.native import native, u64, uint, unlikely
@@ -41,19 +43,28 @@ def jmp_relative(s, o, f, kind):
     return True
 
 
-@instruction("CALL", ends=BRANCH, codes=_relative, width=_transfer_width, name="call_relative")
+@instruction("CALL", ends=BRANCH, codes=_relative, op_flags=OP_CALL, width=_transfer_width, name="call_relative")
 @native
 def call_relative(s, o, f, kind):
+    check_near(s, f, branch_target(s.rip, o.imm, f))
     push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
     return True
+
+
+@native
+def check_target(s, f, to):
+    """#GP(0) for a near transfer out of the code segment or to a non-canonical address."""
+    if f.m64:
+        check_canonical(s, to)
+    else:
+        check_near(s, f, to)
 
 
 @instruction("JMP", ends=JUMP, codes=_through, stack=True, width=_transfer_width, name="jmp_through")
 @native
 def jmp_through(s, o, f):
     to = u64(read(s, o, f, 0))
-    if f.m64:
-        check_canonical(s, to)
+    check_target(s, f, to)
     s.rip = to
 
 
@@ -66,6 +77,8 @@ def call_through(s, o, f):
             # The stack's fault comes first.
             probe_write(s, s.gpr[4] - f.w, u64(f.w))
             general_protection(s, 0)
+    else:
+        check_near(s, f, to)
     push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
     s.rip = to
 
@@ -74,8 +87,7 @@ def call_through(s, o, f):
 @native
 def ret(s, o, f):
     to = u64(peek(s, f, 0, f.w))
-    if f.m64:
-        check_canonical(s, to)
+    check_target(s, f, to)
     drop(s, f, f.w + (o.imm & 0xFFFF))
     s.rip = to
 
@@ -85,12 +97,14 @@ def ret(s, o, f):
 @native
 def loop(s, o, f, kind):
     count = gpr(s, 1, f.asize) - 1
-    set_gpr(s, 1, f.asize, count)
     taken = count != 0
     if f.extra == 1:
         taken = taken and condition(s, 4, CC_UNKNOWN)
     if f.extra == 2:
         taken = taken and condition(s, 5, CC_UNKNOWN)
+    if taken:
+        check_target(s, f, branch_target(s.rip, o.imm, f))
+    set_gpr(s, 1, f.asize, count)
     return taken
 
 

@@ -1,13 +1,15 @@
-"""Descriptor tables and what looks into them: LGDT to STR, LLDT, LTR, LAR, LSL, VERR, VERW, ARPL."""
+"""Descriptor tables and system segments: LGDT to STR; what descriptors permit: LAR, LSL, VERR, VERW, ARPL."""
 
 from pellucid.cpu.descriptors import (
-    desc_attr, desc_base, desc_dpl, desc_limit, desc_type, in_long_mode, read_descriptor, set_null)
+    DESC_P, DESC_S, desc_attr, desc_base, desc_dpl, desc_limit, desc_type, descriptor_address, in_long_mode, linear,
+    read_descriptor, set_null)
 from pellucid.cpu.faults import fault, general_protection
 from pellucid.cpu.flags import get_rflags, set_rflags
-from pellucid.cpu.memory import check_canonical, load, load_sys, store, store_sys
+from pellucid.cpu.memory import check_canonical, load, load_sys, probe_write, store, store_sys
 from pellucid.cpu.operands import address, read, set_register, write
-from pellucid.cpu.state import LDTR, NP, TR
-from pellucid.isa.system import require_cpl0, require_protected, require_umip
+from pellucid.cpu.paging import canonical
+from pellucid.cpu.privilege import require_cpl0, require_protected, require_umip
+from pellucid.cpu.state import ATTR_UNUSABLE, GP, LDTR, NP, TR
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, u8, u16, u32, u64, uint
 
@@ -54,6 +56,7 @@ def lidt(s, o, f):
 def store_table(s, o, f, base, limit):
     require_umip(s)
     lin = address(s, o)
+    probe_write(s, lin, u64(2 + (8 if f.w == 8 else 4)))
     store(s, lin, u16(limit), u16)
     if f.w == 8:
         store(s, lin + 2, base, u64)
@@ -99,21 +102,30 @@ def sldt_str(s, o, f):
 
 @native
 def system_descriptor(s, selector):
-    """Load a system segment (LDT, TSS): base and limit from its 8 or, in IA-32e mode, 16 bytes."""
+    """The descriptor of an LDT or TSS, which must be in the GDT: its first eight bytes."""
     error = selector & 0xFFFC
     if (selector & 4) != 0:
         general_protection(s, error)
-    return read_descriptor(s, selector, error, u32(13))
+    return read_descriptor(s, selector, error, u32(GP))
 
 
 @native
-def set_system_segment(s, n, selector, d):
-    high: u64 = 0
+def system_base(s, selector, d):
+    """The base in a system descriptor; in IA-32e mode it has sixteen bytes, with the high half of the base."""
+    base = desc_base(d)
     if in_long_mode(s):
-        high = load_sys(s, s.gdt_base + u64(selector & 0xFFF8) + 8, u64) << 32
-        check_canonical(s, desc_base(d) | high)
+        error = selector & 0xFFFC
+        high = load_sys(s, descriptor_address(s, selector + 8, error, u32(GP)), u64)
+        base = base | (high << 32)
+        if (high >> 40) & 0x1F != 0 or not canonical(s, base):
+            general_protection(s, error)
+    return base
+
+
+@native
+def set_system_segment(s, n, selector, d, base):
     s.seg_selector[n] = u16(selector)
-    s.seg_base[n] = desc_base(d) | high
+    s.seg_base[n] = base
     s.seg_limit[n] = desc_limit(d)
     s.seg_attr[n] = desc_attr(d)
 
@@ -130,9 +142,9 @@ def lldt(s, o, f):
         d = system_descriptor(s, selector)
         if u32(d >> 40) & 0x1F != 2:
             general_protection(s, selector & 0xFFFC)
-        if (d & (1 << 47)) == 0:
+        if (d & DESC_P) == 0:
             fault(s, u32(NP), selector & 0xFFFC)
-        set_system_segment(s, LDTR, selector, d)
+        set_system_segment(s, LDTR, selector, d, system_base(s, selector, d))
 
 
 @instruction("LTR", ends=LEAVE)
@@ -147,10 +159,11 @@ def ltr(s, o, f):
     kind = u32(d >> 40) & 0x1F
     if kind != 9 and (kind != 1 or in_long_mode(s)):
         general_protection(s, selector & 0xFFFC)
-    if (d & (1 << 47)) == 0:
+    if (d & DESC_P) == 0:
         fault(s, u32(NP), selector & 0xFFFC)
-    set_system_segment(s, TR, selector, d)
-    store_sys(s, s.gdt_base + u64(selector & 0xFFF8) + 5, u8(d >> 40) | 2, u8)
+    base = system_base(s, selector, d)
+    store_sys(s, linear(s, s.gdt_base + u64(selector & 0xFFF8) + 5), u8(d >> 40) | 2, u8)
+    set_system_segment(s, TR, selector, d, base)
     s.seg_attr[TR] = s.seg_attr[TR] | 2
 
 
@@ -167,11 +180,13 @@ def probe_descriptor(s, selector: u32, what: u32) -> u64:
     if (selector & 4) != 0:
         base = s.seg_base[LDTR]
         limit = s.seg_limit[LDTR]
+        if (s.seg_attr[LDTR] & ATTR_UNUSABLE) != 0:
+            return u64(0)
     if (selector & 0xFFF8) + 7 > limit:
         return u64(0)
-    d = load_sys(s, base + u64(selector & 0xFFF8), u64)
+    d = load_sys(s, linear(s, base + u64(selector & 0xFFF8)), u64)
     kind = desc_type(d)
-    if (d & (1 << 44)) == 0:
+    if (d & DESC_S) == 0:
         known = kind == 2 or kind == 9 or kind == 11 or kind == 12 and what == 0
         if not in_long_mode(s):
             known = known or kind == 1 or kind == 3 or (what == 0 and (kind == 4 or kind == 5))
@@ -183,7 +198,7 @@ def probe_descriptor(s, selector: u32, what: u32) -> u64:
     elif what == 3:
         if (kind & 0xA) != 2:
             return u64(0)
-    if (d & (1 << 44)) == 0 or (kind & 0xC) != 0xC:
+    if (d & DESC_S) == 0 or (kind & 0xC) != 0xC:
         dpl = desc_dpl(d)
         if s.cpl > dpl or (selector & 3) > dpl:
             return u64(0)

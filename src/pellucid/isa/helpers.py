@@ -1,6 +1,6 @@
 """Ops that stand before an instruction's own: addresses outside 64-bit mode, and traps."""
 
-from pellucid.cpu.faults import not_available, undefined
+from pellucid.cpu.faults import general_protection, not_available, undefined
 from pellucid.cpu.operands import offset, register
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import CR0_EM, CR0_TS, ES
@@ -38,6 +38,12 @@ def fpu_trap(s, o, f):
 def undefined_op(s, o, f):
     """#UD: no such instruction here."""
     undefined(s)
+
+
+@native
+def too_long(s, o, f):
+    """#GP(0): more than fifteen bytes (SDM vol. 3, 6.15)."""
+    general_protection(s, 0)
 
 
 SEGMENT_ES = ES

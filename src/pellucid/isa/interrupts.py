@@ -1,18 +1,20 @@
 """INT n, INT3, INTO, INT1, IRET, UD."""
 
 from pellucid.cpu.descriptors import (
-    DESC_P, DESC_S, desc_dpl, desc_type, drop_inaccessible_all, in_64bit, in_long_mode, in_real_mode, in_v86,
-    load_stack_segment, mark_accessed, read_descriptor, set_null, set_real_segment, set_segment)
-from pellucid.cpu.faults import Stop, fault, general_protection, undefined
+    check_code_offset, in_64bit, in_long_mode, in_real_mode, in_v86, mark_accessed, set_real_code, set_real_segment)
+from pellucid.cpu.faults import Stop, general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags, status_flags
-from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.memory import load_sys
+from pellucid.cpu.privilege import require_iopl
+from pellucid.cpu.returns import return_code, return_stack, returns_to_64bit, set_return_code, set_return_stack
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stack import drop, peek
 from pellucid.cpu.state import (
-    BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, NP, OF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF, RFLAGS_VIF,
-    RFLAGS_VIP, RFLAGS_VM, SS)
+    BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, OF, PENDING_REQUEST, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF,
+    RFLAGS_RF, RFLAGS_VIF, RFLAGS_VIP, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SS, TR, TS)
+from pellucid.cpu.tasks import RETURN, switch_task, task_descriptor
 from pellucid.isa.table import JUMP, LEAVE_JUMP, PLAIN, instruction
-from pellucid.native import native, u32, u64
+from pellucid.native import atomic_or, native, ref, u16, u32, u64
 
 RSP = 4
 
@@ -32,28 +34,28 @@ def software_interrupt(s, o, vector, kind):
 @instruction("INT", ends=JUMP, name="int_n")
 @native
 def int_n(s, o, f):
-    if in_v86(s) and (s.flags & RFLAGS_IOPL) != RFLAGS_IOPL:
-        general_protection(s, 0)
-    software_interrupt(s, o, u32(o.imm) & 0xFF, 1)
+    if in_v86(s):
+        require_iopl(s)
+    software_interrupt(s, o, u32(o.imm) & 0xFF, SOFT_INT)
 
 
 @instruction("INT3", ends=JUMP)
 @native
 def int3(s, o, f):
-    software_interrupt(s, o, u32(BP), 1)
+    software_interrupt(s, o, u32(BP), SOFT_INT)
 
 
 @instruction("INT1", ends=JUMP)
 @native
 def int1(s, o, f):
-    software_interrupt(s, o, u32(DB), 2)
+    software_interrupt(s, o, u32(DB), SOFT_ICEBP)
 
 
 @instruction("INTO", ends=PLAIN)
 @native
 def into(s, o, f):
     if (status_flags(s) & RFLAGS_OF) != 0:
-        software_interrupt(s, o, u32(OF), 1)
+        software_interrupt(s, o, u32(OF), SOFT_INT)
 
 
 @instruction("UD0", "UD1", "UD2", ends=JUMP, address_only=True)
@@ -62,74 +64,82 @@ def ud(s, o, f):
     undefined(s)
 
 
-@native
-def merge_flags(s, value, w):
-    """RFLAGS after IRET or POPF of w bytes: what the current CPL may not change stays (SDM vol. 2, IRET)."""
-    may: u64 = 0x244DD5
-    if w == 2:
-        may = 0x4DD5
-    iopl = u32(s.flags >> 12) & 3
-    if s.cpl == 0:
-        may = may | RFLAGS_IOPL
-        if w != 2:
-            may = may | RFLAGS_VIF | RFLAGS_VIP
-    if s.cpl <= iopl:
-        may = may | RFLAGS_IF
-    if w != 2:
-        may = may | 0x10000
-    return (get_rflags(s) & ~may) | (value & may)
+# --- IRET ----------------------------------------------------------------------------------------------
 
 
 @instruction("IRET", "IRETD", "IRETQ", ends=LEAVE_JUMP, stack=True,
              width=lambda code: {"IRETW": 2, "IRETD": 4, "IRETQ": 8}[code])
 @native
 def iret(s, o, f):
+    unblock_nmi(s)
     if in_real_mode(s):
         iret_real(s, f)
     elif in_v86(s):
-        if (s.flags & RFLAGS_IOPL) != RFLAGS_IOPL:
-            general_protection(s, 0)
+        require_iopl(s)
         iret_real(s, f)
+    elif (s.flags & RFLAGS_NT) != 0:
+        iret_task(s, o)
     else:
         iret_protected(s, f)
-    s.nmi_blocked = 0
+
+
+@native
+def unblock_nmi(s):
+    """NMIs are taken again even where the IRET faults (SDM vol. 3, 6.7.1)."""
+    if s.nmi_blocked != 0:
+        s.nmi_blocked = 0
+        atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+
+
+@native
+def merge_flags(s, value, w):
+    """RFLAGS after IRET of w bytes in protected mode: what the current CPL may not change stays (SDM vol. 2, IRET)."""
+    may: u64 = 0x244DD5
+    if w == 2:
+        may = 0x4DD5
+    if s.cpl == 0:
+        may = may | RFLAGS_IOPL
+        if w != 2:
+            may = may | RFLAGS_VIF | RFLAGS_VIP
+    if s.cpl <= u32(s.flags >> 12) & 3:
+        may = may | RFLAGS_IF
+    if w != 2:
+        may = may | RFLAGS_RF
+    return (get_rflags(s) & ~may) | (value & may)
 
 
 @native
 def iret_real(s, f):
+    """Real mode, and virtual-8086 mode, where IOPL and VM stay."""
     ip = u64(peek(s, f, 0, f.w))
     cs = u32(peek(s, f, f.w, f.w))
     flags = u64(peek(s, f, f.w * 2, f.w))
-    if ip > 0xFFFF:
+    if ip > u64(s.seg_limit[CS]):
         general_protection(s, 0)
     drop(s, f, f.w * 3)
-    old = get_rflags(s)
-    keep: u64 = 0x1A0000
+    keep: u64 = RFLAGS_VM | RFLAGS_VIF | RFLAGS_VIP
     if f.w == 2:
         keep = 0xFFFF_0000
     if in_v86(s):
         keep = keep | RFLAGS_IOPL
-    set_rflags(s, (old & keep) | (flags & ~keep & 0x3F7FD5))
+    set_rflags(s, (get_rflags(s) & keep) | (flags & ~keep & 0x3F7FD5))
     s.rip = ip
     set_real_code(s, cs & 0xFFFF)
     update_mode(s)
 
 
-@native
-def set_real_code(s, selector):
-    limit = s.seg_limit[CS]
-    set_real_segment(s, u32(CS), selector)
-    if not in_v86(s):
-        s.seg_attr[CS] = (s.seg_attr[CS] & 0xC000) | 0x9B
-        s.seg_limit[CS] = limit
+@native(inline=False)
+def iret_task(s, o) -> None:
+    """NT: back to the task that the current TSS links to; #GP(0) in IA-32e mode."""
+    if in_long_mode(s):
+        general_protection(s, 0)
+    selector = u32(load_sys(s, s.seg_base[TR] & 0xFFFF_FFFF, u16))
+    d = task_descriptor(s, selector, u32(TS), u32(0), True)
+    switch_task(s, selector, d, u32(RETURN), s.rip + u64(o.next_ip), get_rflags(s), u32(0), u64(o.ip))
 
 
 @native
 def iret_protected(s, f):
-    if (s.flags & RFLAGS_NT) != 0:
-        if not in_long_mode(s):
-            s.count_task_gates += 1
-        general_protection(s, 0)
     ip = u64(peek(s, f, 0, f.w))
     selector = u32(peek(s, f, f.w, f.w)) & 0xFFFF
     flags = u64(peek(s, f, f.w * 2, f.w))
@@ -142,71 +152,34 @@ def iret_protected(s, f):
 
 @native
 def iret_code(s, f, ip, selector, flags):
-    error = selector & 0xFFFC
-    if error == 0:
-        general_protection(s, 0)
-    d = read_descriptor(s, selector, error, u32(13))
-    rpl = selector & 3
-    kind = desc_type(d)
-    if (d & DESC_S) == 0 or (kind & 8) == 0 or rpl < s.cpl:
-        general_protection(s, error)
-    if (kind & 4) != 0:
-        if desc_dpl(d) > rpl:
-            general_protection(s, error)
-    elif desc_dpl(d) != rpl:
-        general_protection(s, error)
-    if (d & DESC_P) == 0:
-        fault(s, u32(NP), error)
-    to_64 = in_long_mode(s) and (d & (1 << 53)) != 0
-    outer = rpl > s.cpl
+    """A return within protected or IA-32e mode; 64-bit mode always pops the stack pointer."""
+    d = return_code(s, selector)
+    wide = returns_to_64bit(s, d)
+    if not wide:
+        ip = ip & 0xFFFF_FFFF
     merged = merge_flags(s, flags, f.w)
-    if outer or in_64bit(s):
+    rpl = selector & 3
+    if rpl > s.cpl or in_64bit(s):
         sp = u64(peek(s, f, f.w * 3, f.w))
         ss = u32(peek(s, f, f.w * 4, f.w)) & 0xFFFF
-        null_ss = (ss & 0xFFFC) == 0 and to_64 and rpl != 3
-        ssd: u64 = 0
-        if not null_ss:
-            ssd = load_stack_segment(s, ss, rpl, ss & 0xFFFC, u32(13))
-        check_target(s, ip, to_64, d)
+        ssd = return_stack(s, ss, rpl, wide)
+        check_code_offset(s, ip, d, u32(0))
         mark_accessed(s, selector, d)
-        if null_ss:
-            set_null(s, SS, ss)
-            s.seg_attr[SS] = s.seg_attr[SS] | (rpl << 5)
-        else:
-            mark_accessed(s, ss, ssd)
-            set_segment(s, SS, ss, ssd)
-        if to_64 or (ssd & (1 << 54)) != 0:
-            s.gpr[RSP] = sp
-        else:
-            s.gpr[RSP] = (s.gpr[RSP] & ~u64(0xFFFF)) | (sp & 0xFFFF)
+        set_return_stack(s, ss, ssd, rpl, sp, wide)
     else:
-        check_target(s, ip, to_64, d)
+        check_code_offset(s, ip, d, u32(0))
         mark_accessed(s, selector, d)
         drop(s, f, f.w * 3)
-    s.rip = ip
-    set_segment(s, CS, selector, d)
     set_rflags(s, merged)
-    if outer:
-        s.cpl = rpl
-        drop_inaccessible_all(s)
+    set_return_code(s, selector, d, ip)
     update_mode(s)
 
 
 @native
-def check_target(s, ip, to_64, d):
-    """A return address outside the code segment, or not canonical: #GP(0)."""
-    if to_64:
-        check_canonical(s, ip)
-    else:
-        limit = (d & 0xFFFF) | ((d >> 32) & 0xF_0000)
-        if (d & (1 << 55)) != 0:
-            limit = (limit << 12) | 0xFFF
-        if ip > limit:
-            general_protection(s, 0)
-
-
-@native
 def iret_to_v86(s, f, ip, selector, flags):
+    """To virtual-8086 mode: ESP, SS, ES, DS, FS and GS follow on the stack."""
+    if ip > 0xFFFF:
+        general_protection(s, 0)
     sp = u64(peek(s, f, 12, 4))
     ss = u32(peek(s, f, 16, 4)) & 0xFFFF
     es = u32(peek(s, f, 20, 4)) & 0xFFFF
@@ -215,14 +188,12 @@ def iret_to_v86(s, f, ip, selector, flags):
     gs = u32(peek(s, f, 32, 4)) & 0xFFFF
     set_rflags(s, flags & 0x3F7FD5)
     s.cpl = 3
-    s.rip = ip & 0xFFFF
+    s.rip = ip
     s.gpr[RSP] = sp
+    set_real_segment(s, u32(ES), es)
     set_real_segment(s, u32(CS), selector)
     set_real_segment(s, u32(SS), ss)
-    set_real_segment(s, u32(ES), es)
     set_real_segment(s, u32(DS), ds)
     set_real_segment(s, u32(FS), fs)
     set_real_segment(s, u32(GS), gs)
     update_mode(s)
-
-

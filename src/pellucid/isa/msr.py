@@ -6,7 +6,8 @@ from pellucid.cpu.memory import check_canonical
 from pellucid.cpu.outside import outside
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
-from pellucid.isa.system import require_cpl0, set_edx_eax
+from pellucid.cpu.privilege import require_cpl0
+from pellucid.isa.system import set_edx_eax
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, u32, u64
 

@@ -49,6 +49,7 @@ class Row:
     extra: Callable[[str], int] | None = None   # compile-time number from the code's name
     width: Callable[[str], int] | None = None   # operand size in bytes from the code's name
     undefined: int = 0
+    op_flags: int = 0                # OP_* of its op
     address_after_pop: bool = False  # a memory operand through RSP is addressed as if RSP had been popped (POP)
     address_only: bool = False       # the memory operand is not accessed as data (LEA, INVLPG, prefetch)
 

@@ -51,6 +51,8 @@ def run_machine(
         cleanup.callback(machine.close)
         streams = Streams(config, loop, lambda: machine.system.requests.shutdown(ShutdownCause.HOST_UI))
         cleanup.callback(streams.close)
+        # Before the guest can say anything: whoever hears it may send a signal at once.
+        cleanup.enter_context(SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)))
         with loop.bql:
             board.build(machine, streams.serials)
             machine.create_vcpus(config.topology.apic_ids, cpuid)
@@ -61,8 +63,7 @@ def run_machine(
                     attach_monitor(machine, stream)
             if not config.start_paused:
                 machine.system.vm_start()
-        with SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)):
-            return EXIT_STATUS.get(machine.run(), 0)
+        return EXIT_STATUS.get(machine.run(), 0)
 
 
 def _accelerator(progress: Progress | None) -> Accelerator:

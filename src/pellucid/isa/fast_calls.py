@@ -1,0 +1,108 @@
+"""Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT; and SWAPGS."""
+
+from pellucid.cpu.descriptors import in_64bit, in_long_mode, in_real_mode, set_flat
+from pellucid.cpu.faults import general_protection, undefined
+from pellucid.cpu.flags import get_rflags, set_rflags
+from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.privilege import require_cpl0
+from pellucid.cpu.segments import update_mode
+from pellucid.cpu.state import CS, DR6_BS, EFER_SCE, GS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS
+from pellucid.isa.table import LEAVE_JUMP, instruction
+from pellucid.native import native, u32, u64
+
+RCX, RDX, RSP, R11 = 1, 2, 4, 11
+CODE64, CODE32, DATA, USER = 0xA09B, 0xC09B, 0xC093, 0x60
+
+
+@instruction("SYSCALL", ends=LEAVE_JUMP)
+@native
+def syscall(s, o, f):
+    if (s.efer & EFER_SCE) == 0 or not in_64bit(s):
+        undefined(s)
+    flags = get_rflags(s)
+    s.gpr[RCX] = s.rip + u64(o.next_ip)
+    s.gpr[R11] = flags & ~u64(RFLAGS_RF)
+    selector = u32(s.star >> 32) & 0xFFFC
+    if (s.sfmask & RFLAGS_TF) != 0:
+        s.step_trap = 0
+    s.rip = s.lstar
+    s.cpl = 0
+    set_flat(s, CS, selector, u32(CODE64))
+    set_flat(s, SS, selector + 8, u32(DATA))
+    set_rflags(s, flags & ~s.sfmask & ~u64(RFLAGS_RF))
+    update_mode(s)
+
+
+@instruction("SYSRET", "SYSRETQ", "SYSRETD", ends=LEAVE_JUMP, width=lambda c: 8 if c.endswith("Q") else 4)
+@native
+def sysret(s, o, f):
+    if (s.efer & EFER_SCE) == 0 or not in_64bit(s):
+        undefined(s)
+    require_cpl0(s)
+    base = u32(s.star >> 48)
+    if f.w == 8:
+        check_canonical(s, s.gpr[RCX])
+        s.rip = s.gpr[RCX]
+        set_flat(s, CS, (base + 16) | 3, u32(CODE64 | USER))
+    else:
+        s.rip = s.gpr[RCX] & 0xFFFF_FFFF
+        set_flat(s, CS, base | 3, u32(CODE32 | USER))
+    set_flat(s, SS, (base + 8) | 3, u32(DATA | USER))
+    s.cpl = 3
+    set_rflags(s, (s.gpr[R11] & 0x3C7FD7) | 2)
+    # Unlike IRET, a SYSRET that sets TF is followed by the trap at once.
+    if (s.flags & RFLAGS_TF) != 0:
+        s.db_pending = s.db_pending | DR6_BS
+    update_mode(s)
+
+
+@instruction("SYSENTER", ends=LEAVE_JUMP)
+@native
+def sysenter(s, o, f):
+    if in_real_mode(s) or (s.sysenter_cs & 0xFFFC) == 0:
+        general_protection(s, 0)
+    selector = u32(s.sysenter_cs) & 0xFFFC
+    s.flags = s.flags & ~u64(RFLAGS_VM | RFLAGS_IF)
+    attr: u32 = CODE32
+    s.rip = s.sysenter_eip
+    s.gpr[RSP] = s.sysenter_esp
+    if in_long_mode(s):
+        attr = CODE64
+    else:
+        s.rip = s.rip & 0xFFFF_FFFF
+        s.gpr[RSP] = s.gpr[RSP] & 0xFFFF_FFFF
+    s.cpl = 0
+    set_flat(s, CS, selector, attr)
+    set_flat(s, SS, selector + 8, u32(DATA))
+    update_mode(s)
+
+
+@instruction("SYSEXIT", "SYSEXITQ", "SYSEXITD", ends=LEAVE_JUMP, width=lambda c: 8 if c.endswith("Q") else 4)
+@native
+def sysexit(s, o, f):
+    if in_real_mode(s) or (s.sysenter_cs & 0xFFFC) == 0 or s.cpl != 0:
+        general_protection(s, 0)
+    selector = u32(s.sysenter_cs) & 0xFFFC
+    if f.w == 8:
+        check_canonical(s, s.gpr[RDX])
+        check_canonical(s, s.gpr[RCX])
+        s.rip = s.gpr[RDX]
+        s.gpr[RSP] = s.gpr[RCX]
+        set_flat(s, CS, (selector + 32) | 3, u32(CODE64 | USER))
+        set_flat(s, SS, (selector + 40) | 3, u32(DATA | USER))
+    else:
+        s.rip = s.gpr[RDX] & 0xFFFF_FFFF
+        s.gpr[RSP] = s.gpr[RCX] & 0xFFFF_FFFF
+        set_flat(s, CS, (selector + 16) | 3, u32(CODE32 | USER))
+        set_flat(s, SS, (selector + 24) | 3, u32(DATA | USER))
+    s.cpl = 3
+    update_mode(s)
+
+
+@instruction("SWAPGS")
+@native
+def swapgs(s, o, f):
+    require_cpl0(s)
+    old = s.seg_base[GS]
+    s.seg_base[GS] = s.kernel_gs_base
+    s.kernel_gs_base = old

@@ -1,0 +1,1 @@
+"""Small guests, assembled here, for the privileged half of the processor."""
