@@ -125,7 +125,7 @@ class _Pass:
     def labelled(self, text: str) -> None:
         while (label := re.match(r"(\w+):(?!\S)\s*", text)) is not None:
             self.labels[label[1]] = self.here
-            text = text[label.end():]
+            text = text[label.end() :]
         if text:
             self.statement(text)
 
@@ -150,7 +150,7 @@ class _Pass:
     def value(self, text: str) -> int:
         """An expression of numbers, names and labels; a label not seen yet counts as the origin."""
         names = self.names if self.final else _Unknown(self.names, self.origin)
-        return int(eval(text.strip(), {"__builtins__": {}}, names))  # noqa: S307 - the tests' own text
+        return int(eval(text.strip(), {"__builtins__": {}}, names))
 
     def instruction(self, text: str) -> bytes:
         words = text.split()
@@ -159,7 +159,7 @@ class _Pass:
             prefixes.append(words.pop(0).lower())
         mnemonic, rest = words[0].lower(), " ".join(words[1:])
         operands = [self.operand(part) for part in _split(rest)]
-        found = [code for code in _candidates(mnemonic, len(operands), self.bits)]
+        found = list(_candidates(mnemonic, len(operands), self.bits))
         encoded = [raw for code in found for raw in self.encode(code, operands, prefixes, mnemonic)]
         if not encoded:
             raise ValueError(f"no encoding in {self.bits}-bit code")
@@ -258,7 +258,8 @@ class _Pass:
         if operand.size and size and operand.size != size:
             raise ValueError
         far = iced.OpCodeInfo(instruction.code).mnemonic in (iced.Mnemonic.JMP, iced.Mnemonic.CALL) and "_M16" in _name(
-            instruction.code)
+            instruction.code
+        )
         if far != operand.far:
             raise ValueError
         _set(instruction, i, OP.MEMORY, None)
@@ -268,8 +269,9 @@ class _Pass:
         bare = operand.base == operand.index == REGISTERS["none"]
         bits = 32 if self.bits == 16 and operand.displacement >> 16 else self.bits
         instruction.memory_displacement = operand.displacement & (1 << 64) - 1
-        instruction.memory_displ_size = (bits // 8 if bare or operand.base == REGISTERS["rip"]
-                                         else int(operand.displacement != 0))
+        instruction.memory_displ_size = (
+            bits // 8 if bare or operand.base == REGISTERS["rip"] else int(operand.displacement != 0)
+        )
         if bare and self.bits == 64:
             instruction.memory_displ_size = 4 if -1 << 31 <= operand.displacement < 1 << 31 else 8
 
@@ -319,8 +321,7 @@ def _split(text: str) -> list[str]:
 
 def _signed(value: int, bits: int) -> int:
     value &= (1 << bits) - 1
-    value = value - (1 << bits) if value >> bits - 1 else value
-    return value
+    return value - (1 << bits) if value >> bits - 1 else value
 
 
 def _set(instruction: Any, i: int, kind: Any, register: Any) -> None:

@@ -18,9 +18,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.state import (
-    ATTR_UNUSABLE, CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_OSFXSR, CR4_PAE, CR4_PSE, CS, EFER_LMA,
-    EFER_LME, EFER_NXE, EFER_SCE, EXIT_EXCEPTION, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN,
-    LDTR, RFLAGS_STATUS, RFLAGS_VM, SS, TR)
+    ATTR_UNUSABLE,
+    CR0_ET,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_LA57,
+    CR4_OSFXSR,
+    CR4_PAE,
+    CR4_PSE,
+    CS,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    EFER_SCE,
+    EXIT_EXCEPTION,
+    EXIT_HLT,
+    EXIT_IO,
+    EXIT_MMIO,
+    EXIT_MSR,
+    EXIT_PENDING,
+    EXIT_SHUTDOWN,
+    LDTR,
+    RFLAGS_STATUS,
+    RFLAGS_VM,
+    SS,
+    TR,
+)
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
@@ -39,10 +64,10 @@ DEVICE = 0xFED0_0000
 CODE64, DATA0, CODE32, CODE16, DATA16 = 0x08, 0x10, 0x18, 0x20, 0x28
 USER32, USER_DATA, USER64 = 0x33, 0x3B, 0x43
 CONFORMING, TSS, LDT = 0x48, 0x50, 0x60
-SPARE = 0x70                        # and every eight bytes up to 0xF8
+SPARE = 0x70  # and every eight bytes up to 0xF8
 GDT_LIMIT, TSS_LIMIT = 0xFF, 0x67
-CR4_ALLOWED = 0x7F_1FFC             # everything but VME, PVI and what is beyond PKE, less VMX and SMX
-_HANG = 20.0                        # seconds after which a guest that does not stop is stopped
+CR4_ALLOWED = 0x7F_1FFC  # everything but VME, PVI and what is beyond PKE, less VMX and SMX
+_HANG = 20.0  # seconds after which a guest that does not stop is stopped
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class Stop:
 
 
 class Machine:
-    """See the module's text. `trace` collects device accesses: ("in" | "out" | "read" | "write", address, size, value)."""
+    """See the module's text. `trace` collects device accesses: ("in" | "out" | "read" | "write", address, size)."""
 
     def __init__(self, *, maxphyaddr: int = 40) -> None:
         self.ram = Array(RAM)
@@ -116,12 +141,16 @@ class Machine:
 
     def _descriptors(self) -> None:
         for selector, descriptor in (
-                (CODE64, tables.segment(tables.CODE, bits=64)), (DATA0, tables.segment(tables.DATA)),
-                (CODE32, tables.segment(tables.CODE)), (CODE16, tables.segment(tables.CODE, limit=0xFFFF, bits=16)),
-                (DATA16, tables.segment(tables.DATA, limit=0xFFFF, bits=16)),
-                (USER32, tables.segment(tables.CODE, dpl=3)), (USER_DATA, tables.segment(tables.DATA, dpl=3)),
-                (USER64, tables.segment(tables.CODE, dpl=3, bits=64)),
-                (CONFORMING, tables.segment(tables.CONFORMING))):
+            (CODE64, tables.segment(tables.CODE, bits=64)),
+            (DATA0, tables.segment(tables.DATA)),
+            (CODE32, tables.segment(tables.CODE)),
+            (CODE16, tables.segment(tables.CODE, limit=0xFFFF, bits=16)),
+            (DATA16, tables.segment(tables.DATA, limit=0xFFFF, bits=16)),
+            (USER32, tables.segment(tables.CODE, dpl=3)),
+            (USER_DATA, tables.segment(tables.DATA, dpl=3)),
+            (USER64, tables.segment(tables.CODE, dpl=3, bits=64)),
+            (CONFORMING, tables.segment(tables.CONFORMING)),
+        ):
             self.describe(selector, descriptor)
         self.describe(TSS, tables.system_segment(tables.TSS_BUSY, TSS_AT, TSS_LIMIT), 16)
         self.describe(LDT, tables.system_segment(tables.LDT, LDT_AT, 0xFF), 16)
@@ -168,8 +197,9 @@ class Machine:
         self._start(source, 16, at=0xC000, base=cs << 4)
         s.gpr[4] = sp
 
-    def protected(self, source: str = "hlt", *, bits: int = 32, cpl: int = 0, paging: int = 0, cr4: int = 0,
-                  gates: bool = True) -> None:
+    def protected(
+        self, source: str = "hlt", *, bits: int = 32, cpl: int = 0, paging: int = 0, cr4: int = 0, gates: bool = True
+    ) -> None:
         """Protected mode, flat segments (`bits` 16: CODE16 and DATA16); `paging`: 0, 2 or 3 (PAE) levels."""
         s = self.state
         s.cr0, s.cr4, s.efer = CR0_PE | CR0_ET | CR0_NE, cr4 | CR4_OSFXSR, 0
@@ -287,8 +317,10 @@ class Machine:
         """For a failing test: where the processor is."""
         s = self.state
         names = {EXIT_HLT: "HLT", EXIT_SHUTDOWN: "shutdown", EXIT_PENDING: "pending", EXIT_EXCEPTION: "exception"}
-        return (f"{names.get(stop.reason, stop.reason)} at {s.seg_selector[CS]:#x}:{s.rip:#x}, last exception "
-                f"{s.exc_vector} error {s.exc_error:#x} address {s.exc_address:#x}, history {self.history()}")
+        return (
+            f"{names.get(stop.reason, stop.reason)} at {s.seg_selector[CS]:#x}:{s.rip:#x}, last exception "
+            f"{s.exc_vector} error {s.exc_error:#x} address {s.exc_address:#x}, history {self.history()}"
+        )
 
     def history(self) -> list[tuple[int, int, int]]:
         """The last exceptions, oldest first: vector, error, RIP."""

@@ -14,8 +14,16 @@ TSS16, LDT, TSS16_BUSY, CALL16, TASK_GATE, INT16, TRAP16 = 1, 2, 3, 4, 5, 6, 7
 TSS, TSS_BUSY, CALL, INT, TRAP = 9, 11, 12, 14, 15
 
 
-def segment(kind: int, *, base: int = 0, limit: int = 0xFFFF_FFFF, dpl: int = 0, bits: int = 32, present: bool = True,
-            system: bool = False) -> int:
+def segment(
+    kind: int,
+    *,
+    base: int = 0,
+    limit: int = 0xFFFF_FFFF,
+    dpl: int = 0,
+    bits: int = 32,
+    present: bool = True,
+    system: bool = False,
+) -> int:
     """A descriptor of eight bytes. `limit` is in bytes; above 1 MiB it must end a page. `bits`: 16, 32 or 64 (L)."""
     granular = limit > 0xF_FFFF
     if granular:
@@ -23,8 +31,14 @@ def segment(kind: int, *, base: int = 0, limit: int = 0xFFFF_FFFF, dpl: int = 0,
         limit >>= 12
     flags = granular << 3 | (bits == 32 and not system) << 2 | (bits == 64) << 1
     access = kind | (not system) << 4 | dpl << 5 | present << 7
-    return (limit & 0xFFFF | (base & 0xFF_FFFF) << 16 | access << 40 | (limit >> 16) << 48 | flags << 52
-            | (base >> 24 & 0xFF) << 56)
+    return (
+        limit & 0xFFFF
+        | (base & 0xFF_FFFF) << 16
+        | access << 40
+        | (limit >> 16) << 48
+        | flags << 52
+        | (base >> 24 & 0xFF) << 56
+    )
 
 
 def system_segment(kind: int, base: int, limit: int, *, dpl: int = 0, present: bool = True) -> int:
@@ -32,10 +46,20 @@ def system_segment(kind: int, base: int, limit: int, *, dpl: int = 0, present: b
     return segment(kind, base=base, limit=limit, dpl=dpl, present=present, system=True) | (base >> 32) << 64
 
 
-def gate(kind: int, selector: int, offset: int, *, dpl: int = 0, present: bool = True, ist: int = 0, count: int = 0) -> int:
+def gate(
+    kind: int, selector: int, offset: int, *, dpl: int = 0, present: bool = True, ist: int = 0, count: int = 0
+) -> int:
     """An interrupt, trap, call or task gate; the bits above 64 count in IA-32e mode only."""
-    return (offset & 0xFFFF | selector << 16 | (ist | count) << 32 | kind << 40 | dpl << 45 | present << 47
-            | (offset >> 16 & 0xFFFF) << 48 | (offset >> 32) << 64)
+    return (
+        offset & 0xFFFF
+        | selector << 16
+        | (ist | count) << 32
+        | kind << 40
+        | dpl << 45
+        | present << 47
+        | (offset >> 16 & 0xFFFF) << 48
+        | (offset >> 32) << 64
+    )
 
 
 class PageTables:
@@ -45,8 +69,13 @@ class PageTables:
     gives zeroed physical pages.
     """
 
-    def __init__(self, levels: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None],
-                 allocate: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        levels: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+        allocate: Callable[[], int],
+    ) -> None:
         self.levels, self._read, self._write, self._allocate = levels, read, write, allocate
         self.entry_size = 4 if levels == 2 else 8
         self.root = allocate()

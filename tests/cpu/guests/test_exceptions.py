@@ -4,12 +4,45 @@ from collections.abc import Callable
 
 import pytest
 from pellucid.cpu.state import (
-    CR0_TS, CS, EXIT_MMIO, EXIT_SHUTDOWN, RFLAGS_AC, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, SS, TR)
+    CR0_TS,
+    CS,
+    EXIT_MMIO,
+    EXIT_SHUTDOWN,
+    RFLAGS_AC,
+    RFLAGS_IF,
+    RFLAGS_NT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    SS,
+    TR,
+)
 
 from . import tables
 from .machine import (
-    CODE, CODE16, CODE32, CODE64, CONFORMING, DATA0, DATA16, DEVICE, GDT, HANDLERS, IDT, LDT_AT, SPARE, STACK0, STACK3,
-    STACK_IST, STACK_TSS, TSS, TSS_AT, USER32, USER64, USER_DATA, Machine)
+    CODE,
+    CODE16,
+    CODE32,
+    CODE64,
+    CONFORMING,
+    DATA0,
+    DATA16,
+    DEVICE,
+    GDT,
+    HANDLERS,
+    IDT,
+    LDT_AT,
+    SPARE,
+    STACK0,
+    STACK3,
+    STACK_IST,
+    STACK_TSS,
+    TSS,
+    TSS_AT,
+    USER32,
+    USER64,
+    USER_DATA,
+    Machine,
+)
 
 MODES = ("real", "protected16", "protected32", "pae", "user32", "compat", "user_compat", "long", "user64", "long57")
 
@@ -25,7 +58,9 @@ def start(mode: str, source: str) -> Machine:
     elif mode.startswith(("protected32", "pae", "user32")):
         m.protected(source, cpl=3 if mode == "user32" else 0, paging={"pae": 3, "user32": 2}.get(mode, 0))
     else:
-        m.long(source, cpl=3 if mode.startswith("user") else 0, compat="compat" in mode, levels=5 if "57" in mode else 4)
+        m.long(
+            source, cpl=3 if mode.startswith("user") else 0, compat="compat" in mode, levels=5 if "57" in mode else 4
+        )
     return m
 
 
@@ -33,13 +68,20 @@ def frame(m: Machine, mode: str, error: bool) -> list[int]:
     """What was pushed, error code first where there is one: [error], IP, CS, flags[, SP, SS]."""
     size = 2 if mode in ("real", "protected16") else 4 if mode in ("protected32", "pae", "user32") else 8
     switched = mode.startswith("user") or size == 8
-    values = m.stack(error + 3 + 2 * switched, size)
-    return values
+    return m.stack(error + 3 + 2 * switched, size)
 
 
 def expected_frame(mode: str, ip: int, flags: int, sp: int, error: int | None) -> list[int]:
-    code = {"real": 0, "protected16": CODE16, "protected32": CODE32, "pae": CODE32, "user32": USER32, "compat": CODE32,
-            "user_compat": USER32, "user64": USER64}.get(mode, CODE64)
+    code = {
+        "real": 0,
+        "protected16": CODE16,
+        "protected32": CODE32,
+        "pae": CODE32,
+        "user32": USER32,
+        "compat": CODE32,
+        "user_compat": USER32,
+        "user64": USER64,
+    }.get(mode, CODE64)
     result = [ip, code, flags]
     if mode.startswith("user") or mode in ("compat", "long", "long57"):
         result += [sp, USER_DATA if mode.startswith("user") else DATA0]
@@ -51,7 +93,12 @@ FAULTS: list[tuple[str, int, int | None, tuple[str, ...]]] = [
     ("fault: ud2", 6, None, MODES),
     ("fault: db 0x0F, 0xFF", 6, None, MODES),
     ("fault: movups xmm0, [ebx]", 7, None, ("protected32", "compat")),
-    ("mov ebx, bounds\nmov eax, 9\nfault: bound eax, [ebx]\nbounds: dd 1, 2", 5, None, ("protected32", "user32", "compat")),
+    (
+        "mov ebx, bounds\nmov eax, 9\nfault: bound eax, [ebx]\nbounds: dd 1, 2",
+        5,
+        None,
+        ("protected32", "user32", "compat"),
+    ),
     ("mov ebx, SPARE\nfault: mov ds, bx", 11, SPARE, ("protected16", "protected32", "compat", "long")),
     ("mov ebx, 0xFFF8\nfault: mov ds, bx", 13, 0xFFF8, ("protected16", "protected32", "user32", "compat", "long")),
     ("mov ebx, 0x67\nfault: mov es, bx", 13, 0x64, ("protected32", "user64")),
@@ -66,8 +113,9 @@ FAULTS: list[tuple[str, int, int | None, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("source", "vector", "error", "mode"),
-                         [(s, v, e, mode) for s, v, e, modes in FAULTS for mode in modes])
+@pytest.mark.parametrize(
+    ("source", "vector", "error", "mode"), [(s, v, e, mode) for s, v, e, modes in FAULTS for mode in modes]
+)
 def test_faults(source: str, vector: int, error: int | None, mode: str) -> None:
     """The frame points at the instruction; RF is set in the pushed flags, and clear afterwards."""
     m = Machine()
@@ -90,11 +138,18 @@ def test_faults(source: str, vector: int, error: int | None, mode: str) -> None:
     assert not m.rflags & (RFLAGS_IF | RFLAGS_RF | RFLAGS_TF | RFLAGS_NT) and m.state.cpl == 0
 
 
-TRAPS = [("int 0x33", 0x33, ()), ("int3", 3, ()), ("int1", 1, ()), ("int 3", 3, ()), ("into", 4, ("long", "user64", "long57"))]
+TRAPS = [
+    ("int 0x33", 0x33, ()),
+    ("int3", 3, ()),
+    ("int1", 1, ()),
+    ("int 3", 3, ()),
+    ("into", 4, ("long", "user64", "long57")),
+]
 
 
-@pytest.mark.parametrize(("source", "vector", "mode"),
-                         [(s, v, mode) for s, v, not_in in TRAPS for mode in MODES if mode not in not_in])
+@pytest.mark.parametrize(
+    ("source", "vector", "mode"), [(s, v, mode) for s, v, not_in in TRAPS for mode in MODES if mode not in not_in]
+)
 def test_traps(source: str, vector: int, mode: str) -> None:
     """Software interrupts return behind themselves; RF stays clear in the pushed flags; no error code."""
     m = start(mode, "nop\n" + source + "\nbehind: hlt")
@@ -107,7 +162,11 @@ def test_traps(source: str, vector: int, mode: str) -> None:
 
 
 def test_page_fault_address() -> None:
-    for mode, address in (("pae", 0x50_0123), ("user64", 0x7FFF_FFFF_F123), ("long57", 0xFF00_0000_0000_0123 & ~(1 << 63))):
+    for mode, address in (
+        ("pae", 0x50_0123),
+        ("user64", 0x7FFF_FFFF_F123),
+        ("long57", 0xFF00_0000_0000_0123 & ~(1 << 63)),
+    ):
         m = start(mode, "mov al, [ebx]" if mode == "pae" else "mov al, [rbx]")
         if mode == "long57":
             address = 0x00FF_FFFF_0000_0123
@@ -252,8 +311,9 @@ DELIVERY: list[tuple[Callable[[Machine], None], int, int, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "vector", "error", "mode"),
-                         [(f, v, e, mode) for f, v, e, modes in DELIVERY for mode in modes])
+@pytest.mark.parametrize(
+    ("spoil", "vector", "error", "mode"), [(f, v, e, mode) for f, v, e, modes in DELIVERY for mode in modes]
+)
 def test_delivery_faults_of_int(spoil: Callable[[Machine], None], vector: int, error: int, mode: str) -> None:
     """INT 0x40 that cannot be delivered: the fault is the INT's own, without EXT, and nothing else has changed."""
     m = start(mode, "nop\nfault: int 0x40\nhlt")
@@ -266,8 +326,10 @@ def test_delivery_faults_of_int(spoil: Callable[[Machine], None], vector: int, e
         assert got[4] == sp
 
 
-@pytest.mark.parametrize(("spoil", "vector", "error", "mode"),
-                         [(f, v, e, mode) for f, v, e, modes in DELIVERY if f is not with_dpl_0 for mode in modes])
+@pytest.mark.parametrize(
+    ("spoil", "vector", "error", "mode"),
+    [(f, v, e, mode) for f, v, e, modes in DELIVERY if f is not with_dpl_0 for mode in modes],
+)
 def test_delivery_faults_of_interrupts(spoil: Callable[[Machine], None], vector: int, error: int, mode: str) -> None:
     """An external interrupt that cannot be delivered: EXT is set in the error code."""
     m = start(mode, "here: jmp here")
@@ -386,8 +448,15 @@ def test_double_fault_table() -> None:
     """Contributory in contributory, and either in a page fault, are #DF; the rest are delivered one after another."""
     absent = {"present": False}
     for first, spoilt, last in (
-            ("mov ds, ax", 13, 8), ("ud2", 6, 11), ("mov al, [0x500000]", 14, 8), ("int 0x40", 0x40, 11),
-            ("xor ecx, ecx\ndiv ecx", 0, 8), ("int3", 3, 11), ("int 13", 13, 11), ("int 14", 14, 11)):
+        ("mov ds, ax", 13, 8),
+        ("ud2", 6, 11),
+        ("mov al, [0x500000]", 14, 8),
+        ("int 0x40", 0x40, 11),
+        ("xor ecx, ecx\ndiv ecx", 0, 8),
+        ("int3", 3, 11),
+        ("int 13", 13, 11),
+        ("int 14", 14, 11),
+    ):
         m = start("pae", "mov eax, 0xFFF8\n" + first)
         m.gate(spoilt, **absent)
         if spoilt == 13 and last == 8:
@@ -488,7 +557,7 @@ def test_delivery_through_device_memory(mode: str) -> None:
     writes: dict[int, int] = {}
 
     def device(address: int, size: int) -> int:
-        return int.from_bytes(backing[address - DEVICE:address - DEVICE + size], "little")
+        return int.from_bytes(backing[address - DEVICE : address - DEVICE + size], "little")
 
     m.device = device
     s.idt_base += DEVICE
@@ -496,7 +565,7 @@ def test_delivery_through_device_memory(mode: str) -> None:
         s.gdt_base += DEVICE
     if mode == "user64":
         s.seg_base[TR] += DEVICE
-        backing = backing[:TSS_AT + 4] + (DEVICE + 0x7000).to_bytes(8, "little") + backing[TSS_AT + 12:]
+        backing = backing[: TSS_AT + 4] + (DEVICE + 0x7000).to_bytes(8, "little") + backing[TSS_AT + 12 :]
     elif mode != "real":
         s.gpr[4] += DEVICE
     m.refresh()
@@ -506,8 +575,10 @@ def test_delivery_through_device_memory(mode: str) -> None:
             assert address not in writes, "once each"
             writes[address] = value
     if mode != "real":
-        top = (DEVICE + 0x7000 if mode == "user64" else DEVICE + STACK0)
-        assert len(writes) == (5 if mode != "protected32" else 3) and max(writes) == top - (8 if mode != "protected32" else 4)
+        top = DEVICE + 0x7000 if mode == "user64" else DEVICE + STACK0
+        assert len(writes) == (5 if mode != "protected32" else 3) and max(writes) == top - (
+            8 if mode != "protected32" else 4
+        )
         assert s.gpr[4] == min(writes)
     reads = [entry for entry in m.trace if entry[0] == "read"]
     assert len(reads) == len(set(reads)) > 0
@@ -521,7 +592,7 @@ def test_nested_fault_after_device_answered() -> None:
     m.pages.map(DEVICE, DEVICE)
     m.gate(6, present=False)
     backing = m.read_bytes(IDT, 0x1000)
-    m.device = lambda address, size: int.from_bytes(backing[address - DEVICE:address - DEVICE + size], "little")
+    m.device = lambda address, size: int.from_bytes(backing[address - DEVICE : address - DEVICE + size], "little")
     m.state.idt_base = DEVICE
     m.refresh()
     assert m.catch() == 11 and m.stack(2, 8) == [6 * 8 + 3, m.labels["fault"]]
@@ -533,7 +604,7 @@ def test_interrupt_waits_for_the_device() -> None:
     assert m.pages is not None
     m.pages.map(DEVICE, DEVICE)
     backing = m.read_bytes(IDT, 0x1000)
-    m.device = lambda address, size: int.from_bytes(backing[address - DEVICE:address - DEVICE + size], "little")
+    m.device = lambda address, size: int.from_bytes(backing[address - DEVICE : address - DEVICE + size], "little")
     m.state.idt_base = DEVICE
     m.refresh()
     assert m.interrupt(0x44) and m.state.delivering and m.state.exit_reason == EXIT_MMIO
@@ -542,11 +613,14 @@ def test_interrupt_waits_for_the_device() -> None:
 
 def test_stack_in_a_page_with_code() -> None:
     """The frame overwrites code that was translated: it is delivered all the same, and the new code is seen."""
-    m = start("long", "jmp 0x7F00", )
+    m = start(
+        "long",
+        "jmp 0x7F00",
+    )
     m.load("mov eax, 1\nmov [rel flag], eax\nud2\nflag: dd 0", 0x7F00)
     m.state.gpr[4] = 0x7FF0
     assert m.catch() == 6
-    m = start("long", f"mov rsp, 0x7F38\ncall 0x7F08\nmov rsp, 0x7F40\nud2")
+    m = start("long", "mov rsp, 0x7F38\ncall 0x7F08\nmov rsp, 0x7F40\nud2")
     m.load("nop\nnop\nnop\nret", 0x7F08)
     assert m.catch() == 6 and m.state.count_smc >= 1
 

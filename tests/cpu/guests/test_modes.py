@@ -5,7 +5,22 @@ from pellucid.cpu.state import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CS, DS, EFER_L
 
 from . import tables
 from .machine import (
-    CODE16, CODE32, CODE64, DATA0, DATA16, GDT, GDT_LIMIT, HANDLERS, IDT, STACK0, USER32, USER64, USER_DATA, Machine, Stop)
+    CODE16,
+    CODE32,
+    CODE64,
+    DATA0,
+    DATA16,
+    GDT,
+    GDT_LIMIT,
+    HANDLERS,
+    IDT,
+    STACK0,
+    USER32,
+    USER64,
+    USER_DATA,
+    Machine,
+    Stop,
+)
 
 EFER = 0xC000_0080
 TO_PROTECTED = """
@@ -27,9 +42,20 @@ protected:
     mov ss, ax
     mov esp, STACK0
 """
-NAMES = {"CODE32": CODE32, "CODE64": CODE64, "CODE16": CODE16, "DATA0": DATA0, "DATA16": DATA16, "GDT": GDT,
-         "GDT_LIMIT": GDT_LIMIT, "IDT": IDT, "STACK0": STACK0, "USER32": USER32, "USER64": USER64,
-         "USER_DATA": USER_DATA}
+NAMES = {
+    "CODE32": CODE32,
+    "CODE64": CODE64,
+    "CODE16": CODE16,
+    "DATA0": DATA0,
+    "DATA16": DATA16,
+    "GDT": GDT,
+    "GDT_LIMIT": GDT_LIMIT,
+    "IDT": IDT,
+    "STACK0": STACK0,
+    "USER32": USER32,
+    "USER64": USER64,
+    "USER_DATA": USER_DATA,
+}
 
 
 def machine(**more: int) -> Machine:
@@ -53,7 +79,9 @@ def halted(m: Machine) -> None:
 
 def test_real_to_32_bit_and_back() -> None:
     m = machine()
-    m.real(TO_PROTECTED + """
+    m.real(
+        TO_PROTECTED
+        + """
     mov dword [0x20000], 0x12345678
     jmp CODE16:narrow
 bits 16
@@ -70,7 +98,8 @@ back:
     mov ds, ax
     mov ebx, [0]
     hlt
-    """)
+    """
+    )
     halted(m)
     s = m.state
     assert s.gpr[3] == 0x12345678 and not s.cr0 & CR0_PE
@@ -140,7 +169,9 @@ def test_real_mode_limit() -> None:
         assert len({m.state.gpr[4]}) and m.state.gpr[4] == 0x7000 - 6
 
 
-LONG = TO_PROTECTED + """
+LONG = (
+    TO_PROTECTED
+    + """
     mov eax, cr4
     or eax, PAGING
     mov cr4, eax
@@ -160,6 +191,7 @@ bits 64
 long:
     mov rbx, 0x123456789ABCDEF0
 """
+)
 
 
 class LongMachine(Machine):
@@ -188,7 +220,9 @@ def long_machine(levels: int) -> LongMachine:
 @pytest.mark.parametrize("levels", [4, 5])
 def test_to_long_mode_and_back_to_real(levels: int) -> None:
     m = long_machine(levels)
-    m.real(LONG + """
+    m.real(
+        LONG
+        + """
     mov rsp, STACK0
     push rbx
     lea rax, [rel compat2]
@@ -216,7 +250,8 @@ narrow:
     mov cr0, eax
     jmp 0:back
 back: hlt
-    """)
+    """
+    )
     halted(m)
     s = m.state
     assert m.read(STACK0 - 8, 8) == 0x123456789ABCDEF0
@@ -229,7 +264,9 @@ def test_paging_on_and_off(levels: int) -> None:
     m = machine()
     root = page_tables(m, levels)
     m.labels |= {"ROOT": root, "PAGING": CR4_PAE if levels == 3 else 0}
-    m.real(TO_PROTECTED + """
+    m.real(
+        TO_PROTECTED
+        + """
     mov eax, PAGING
     mov cr4, eax
     mov eax, ROOT
@@ -244,7 +281,8 @@ on: mov ebx, [0x300000]
     mov cr0, eax
     mov ecx, [0x300000]
     hlt
-    """)
+    """
+    )
     pages = tables.PageTables(levels, m.read, m.write, m.allocate)
     pages.root = root
     pages.map(0x30_0000, 0x2_0000)
@@ -278,19 +316,22 @@ def bad_cr(source: str, **state: int) -> Machine:
     return m
 
 
-@pytest.mark.parametrize(("source", "what"), [
-    ("mov rax, 0x80000010\nmov cr0, rax", "PG without PE"),
-    ("mov rax, cr0\nbts rax, 29\nbtr rax, 30\nmov cr0, rax", "NW without CD"),
-    ("mov rax, cr0\nbts rax, 32\nmov cr0, rax", "reserved upper half of CR0"),
-    ("mov rax, cr0\nbtr rax, 31\nmov cr0, rax", "PG off in 64-bit mode"),
-    ("mov rax, cr4\nbtr rax, 5\nmov cr4, rax", "PAE off in IA-32e mode"),
-    ("mov rax, cr4\nbts rax, 12\nmov cr4, rax", "LA57 on in IA-32e mode"),
-    ("mov rax, cr4\nbts rax, 31\nmov cr4, rax", "a bit of CR4 that CPUID does not have"),
-    ("mov rax, cr4\nbts rax, 13\nmov cr4, rax", "VMXE"),
-    ("mov rax, cr3\nbts rax, 40\nmov cr3, rax", "CR3 beyond the physical address width"),
-    ("mov eax, 16\nmov cr8, rax", "CR8 above 15"),
-    ("mov rax, cr3\nor rax, 8\nmov cr3, rax\nmov rax, cr4\nbts rax, 17\nmov cr4, rax", "PCIDE with CR3[11:0] set"),
-])
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("mov rax, 0x80000010\nmov cr0, rax", "PG without PE"),
+        ("mov rax, cr0\nbts rax, 29\nbtr rax, 30\nmov cr0, rax", "NW without CD"),
+        ("mov rax, cr0\nbts rax, 32\nmov cr0, rax", "reserved upper half of CR0"),
+        ("mov rax, cr0\nbtr rax, 31\nmov cr0, rax", "PG off in 64-bit mode"),
+        ("mov rax, cr4\nbtr rax, 5\nmov cr4, rax", "PAE off in IA-32e mode"),
+        ("mov rax, cr4\nbts rax, 12\nmov cr4, rax", "LA57 on in IA-32e mode"),
+        ("mov rax, cr4\nbts rax, 31\nmov cr4, rax", "a bit of CR4 that CPUID does not have"),
+        ("mov rax, cr4\nbts rax, 13\nmov cr4, rax", "VMXE"),
+        ("mov rax, cr3\nbts rax, 40\nmov cr3, rax", "CR3 beyond the physical address width"),
+        ("mov eax, 16\nmov cr8, rax", "CR8 above 15"),
+        ("mov rax, cr3\nor rax, 8\nmov cr3, rax\nmov rax, cr4\nbts rax, 17\nmov cr4, rax", "PCIDE with CR3[11:0] set"),
+    ],
+)
 def test_control_register_faults(source: str, what: str) -> None:
     m = bad_cr(source)
     before = (m.state.cr0, m.state.cr4)

@@ -1,4 +1,4 @@
-"""Page walks against a model written from the manual (SDM vol. 3, 4.3 to 4.9): permissions, error codes, A and D bits."""
+"""Page walks against a model written from the manual (SDM vol. 3, 4.3 to 4.9): permissions, errors, A and D bits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from dataclasses import dataclass, field
 
 import pytest
 from pellucid.cpu.state import (
-    CR0_WP, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_NXE, FEATURE_PDPE1GB, RFLAGS_AC, SS)
+    CR0_WP,
+    CR4_PAE,
+    CR4_PGE,
+    CR4_PKE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_SMEP,
+    CS,
+    EFER_NXE,
+    FEATURE_PDPE1GB,
+    RFLAGS_AC,
+    SS,
+)
 
-from .machine import (
-    CODE32, CODE64, DATA, DATA0, DEVICE, STACK0, STACK3, USER32, USER64, USER_DATA, Machine)
+from .machine import CODE32, CODE64, DATA, DATA0, DEVICE, STACK0, STACK3, USER32, USER64, USER_DATA, Machine
 from .tables import NX, PS, A, D, G, P, U, W
 
 READ, WRITE, FETCH = "read", "write", "fetch"
@@ -26,7 +37,7 @@ class Space:
     """What an access meets: the paging-structure entries top first, and the controls that it depends on."""
 
     levels: int
-    shift: int                       # of the leaf
+    shift: int  # of the leaf
     entries: list[int] = field(default_factory=list)
     wp: bool = True
     nxe: bool = True
@@ -38,7 +49,7 @@ class Space:
 
     def shifts(self) -> list[int]:
         every = {2: [22, 12], 3: [30, 21, 12], 4: [39, 30, 21, 12], 5: [48, 39, 30, 21, 12]}[self.levels]
-        return every[:every.index(self.shift) + 1]
+        return every[: every.index(self.shift) + 1]
 
     def is_leaf(self, shift: int, entry: int) -> bool:
         if self.levels == 2:
@@ -131,7 +142,8 @@ class Prober:
             m.write(address, value, m.pages.entry_size)
         s.cr0 = s.cr0 & ~CR0_WP | CR0_WP * space.wp
         s.cr4 = s.cr4 & ~(CR4_SMEP | CR4_SMAP | CR4_PSE | CR4_PKE) | (
-            CR4_SMEP * space.smep | CR4_SMAP * space.smap | CR4_PSE * space.pse | CR4_PKE * (space.pkru is not None))
+            CR4_SMEP * space.smep | CR4_SMAP * space.smap | CR4_PSE * space.pse | CR4_PKE * (space.pkru is not None)
+        )
         s.efer = s.efer & ~EFER_NXE | EFER_NXE * space.nxe
         s.pkru = space.pkru or 0
         if self.levels == 3:
@@ -142,8 +154,11 @@ class Prober:
     def access(self, kind: str, user: bool, ac: bool) -> int | None:
         """Make the access; the error code of its page fault, or None."""
         m, s = self.m, self.m.state
-        code, data = ((USER64, USER_DATA) if user else (CODE64, DATA0)) if self.long else (
-            (USER32, USER_DATA) if user else (CODE32, DATA0))
+        code, data = (
+            ((USER64, USER_DATA) if user else (CODE64, DATA0))
+            if self.long
+            else ((USER32, USER_DATA) if user else (CODE32, DATA0))
+        )
         m.set_segment(CS, code)
         m.set_segment(SS, data)
         s.cpl, s.rip = 3 * user, (USER_CODE if user else SUPERVISOR_CODE) + {READ: 0, WRITE: 0x40, FETCH: 0x80}[kind]
@@ -265,7 +280,9 @@ def test_every_leaf(levels: int) -> None:
     places = addresses_of(prober, 12)
     for bits in range(32):
         leaf = P | W * (bits & 1) | U * (bits >> 1 & 1) | NX * (bits >> 2 & 1) * (levels > 2)
-        space = Space(levels, 12, [place | P | (0 if levels == 3 and i == 0 else W | U) for i, place in enumerate(places)])
+        space = Space(
+            levels, 12, [place | P | (0 if levels == 3 and i == 0 else W | U) for i, place in enumerate(places)]
+        )
         space.entries[-1] = places[-1] | leaf
         space.wp, space.smep = bool(bits >> 3 & 1), bool(bits >> 4 & 1)
         prober.install(space)
@@ -285,8 +302,10 @@ def test_gigabyte_pages_are_a_feature() -> None:
     assert prober.access(READ, True, False) == 0xD
 
 
-@pytest.mark.parametrize(("width", "bits", "error"), [(40, 1 << 13, None), (36, 1 << 16, None), (36, 1 << 17, 9),
-                                                      (40, 1 << 20, None), (36, 1 << 20, 9)])
+@pytest.mark.parametrize(
+    ("width", "bits", "error"),
+    [(40, 1 << 13, None), (36, 1 << 16, None), (36, 1 << 17, 9), (40, 1 << 20, None), (36, 1 << 20, 9)],
+)
 def test_wide_addresses_of_4_mib_pages(width: int, bits: int, error: int | None) -> None:
     """PSE-36: bits 20:13 are address bits 39:32, as many as the processor has; the rest are reserved."""
     m = Machine(maxphyaddr=width)
@@ -366,7 +385,10 @@ def test_flushes(source: str, local: bool, everywhere: bool) -> None:
         remap(m, 0x4000_0000, DATA, flags)
         m.state.gpr[3] = 0x4000_0000
 
-        m._device = lambda port: (remap(m, 0x4000_0000, DATA + 0x1000, flags), m.processor.complete(0))  # type: ignore
+        m._device = lambda port, m=m, flags=flags: (
+            remap(m, 0x4000_0000, DATA + 0x1000, flags),
+            m.processor.complete(0),
+        )  # type: ignore
         assert m.run().vector is None
         if gone:
             assert m.state.gpr[0] & 0xFF == 2
@@ -402,8 +424,10 @@ def test_invlpg_drops_all_of_a_large_page() -> None:
 
 def test_wrpkru_takes_effect_at_once() -> None:
     m = Machine()
-    m.long("mov al, [rbx]\nxor ecx, ecx\nxor edx, edx\nmov eax, 4\nwrpkru\nrdpkru\nmov esi, eax\nmov al, [rbx]",
-           cr4=CR4_PKE)
+    m.long(
+        "mov al, [rbx]\nxor ecx, ecx\nxor edx, edx\nmov eax, 4\nwrpkru\nrdpkru\nmov esi, eax\nmov al, [rbx]",
+        cr4=CR4_PKE,
+    )
     remap(m, 0x4000_0000, DATA, P | W | U | 1 << 59)
     m.state.gpr[3] = 0x4000_0000
     assert m.catch() == 14 and m.stack(1, 8) == [0x21] and m.state.gpr[6] == 4
@@ -432,8 +456,14 @@ def test_dirty_bit_comes_with_the_first_write() -> None:
 
 def test_read_modify_write_faults_as_a_write() -> None:
     """An instruction that reads and writes reports the write, and has not read."""
-    for source in ("add dword [rbx], 1", "lock inc dword [rbx]", "xchg [rbx], eax", "bts dword [rbx], 3",
-                   "lock cmpxchg [rbx], ecx", "neg qword [rbx]"):
+    for source in (
+        "add dword [rbx], 1",
+        "lock inc dword [rbx]",
+        "xchg [rbx], eax",
+        "bts dword [rbx], 3",
+        "lock cmpxchg [rbx], ecx",
+        "neg qword [rbx]",
+    ):
         m = Machine()
         m.long(source, cpl=3)
         remap(m, 0x4000_0000, DATA, P | U)
@@ -445,8 +475,19 @@ def test_read_modify_write_faults_as_a_write() -> None:
         assert m.catch() == 14 and m.stack(1, 8) == [6], source
 
 
-@pytest.mark.parametrize("source", ["mov rax, [rbx]", "mov [rbx], rax", "add [rbx], rax", "push qword [rbx]", "pop qword [rbx]",
-                                    "movups xmm0, [rbx]", "movups [rbx], xmm0", "lock xadd [rbx], rax"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mov rax, [rbx]",
+        "mov [rbx], rax",
+        "add [rbx], rax",
+        "push qword [rbx]",
+        "pop qword [rbx]",
+        "movups xmm0, [rbx]",
+        "movups [rbx], xmm0",
+        "lock xadd [rbx], rax",
+    ],
+)
 @pytest.mark.parametrize("second", [False, True])
 def test_access_across_pages(source: str, second: bool) -> None:
     """CR2 is the first byte of the page that faults; nothing of the other page changes."""
