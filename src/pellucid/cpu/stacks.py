@@ -11,12 +11,13 @@ from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import beyond_limit
 from pellucid.cpu.state import ATTR_DB, SS, TR, TS
 from pellucid.native import native, struct, u16, u32, u64, uint
+from pellucid.native.layout import Struct
 
 RSP = 4
 
 
 @struct
-class Stack:
+class Stack(Struct):
     """A stack being pushed on. `wide`: 64-bit, without segment."""
 
     sp: u64

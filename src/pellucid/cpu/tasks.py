@@ -17,6 +17,7 @@ from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
     CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, SS, TR, TS)
 from pellucid.native import array, local, native, static, struct, u8, u16, u32, u64
+from pellucid.native.layout import Struct
 
 RSP = 4
 TASK_GATE = 5
@@ -27,7 +28,7 @@ FLAGS_DEFINED = 0x3F7FD7
 
 
 @struct
-class Task:
+class Task(Struct):
     """A TSS's dynamic and static fields, read before the switch."""
 
     gpr: array[u32, 8]

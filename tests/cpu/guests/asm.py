@@ -161,6 +161,9 @@ class _Pass:
         operands = [self.operand(part) for part in _split(rest)]
         found = list(_candidates(mnemonic, len(operands), self.bits))
         encoded = [raw for code in found for raw in self.encode(code, operands, prefixes, mnemonic)]
+        if not prefixes and all(isinstance(operand, (_Immediate, _FarPointer)) for operand in operands):
+            # Nothing says a size: it is the one that needs no prefix (PUSH, far transfers).
+            encoded = [raw for raw in encoded if raw[0] != 0x66] or encoded
         if not encoded:
             raise ValueError(f"no encoding in {self.bits}-bit code")
         return min(encoded, key=len)
@@ -374,6 +377,9 @@ def _name(code: int) -> str:
 def _candidates(mnemonic: str, count: int, bits: int) -> tuple[int, ...]:
     """The codes that a mnemonic, or the head of a code's name, may stand for."""
     wanted = mnemonic.upper()
+    condition = re.fullmatch(r"(J|SET|CMOV)(N?)(Z|C)", wanted)
+    if condition is not None:
+        wanted = condition[1] + {"Z": "E", "NZ": "NE", "C": "B", "NC": "AE"}[condition[2] + condition[3]]
     found = []
     for name, code in _CODES.items():
         info = iced.OpCodeInfo(code)

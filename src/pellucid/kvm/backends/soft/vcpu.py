@@ -146,6 +146,7 @@ class SoftVcpu:
             self.pvclock.update()
         if requests.check(KVM_REQ_NMI):
             self._events.process_nmi(bool(self.state.nmi_blocked))
+            requests.make(KVM_REQ_EVENT)
         if requests.check(KVM_REQ_SMI):
             return InternalErrorExit("an SMI arrived: system-management mode is not built yet")
         if requests.check(KVM_REQ_EVENT):
@@ -189,13 +190,14 @@ class SoftVcpu:
                 state.irq_window = 1
                 return None
             # One instruction runs in the shadow of STI or MOV SS; then the request is served again.
-            state.step_once, state.shadow = 1, 0
+            state.step_once = 1
             self.requests.make(KVM_REQ_EVENT)
             state.pending = 1
             return None
         if has_nmi:
             self._events.nmi_pending -= 1
             state.nmi_blocked = 1
+            state.irq_window = int(has_interrupt)
             return self._deliver(NMI_VECTOR)
         if not state.flags & RFLAGS_IF:
             state.irq_window = 1
@@ -226,8 +228,8 @@ class SoftVcpu:
     def _on_pending(self) -> Exit | None:
         if self.state.cr8 != self.lapic.cr8:
             self.lapic.cr8 = self.state.cr8
-        if self.state.irq_window:
-            self.requests.make(KVM_REQ_EVENT)
+        if self.state.irq_window or self._events.nmi_pending and not self.state.nmi_blocked:
+            self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
         return None
 
     def _on_mmio(self) -> Exit | None:
