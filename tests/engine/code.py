@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from pellucid.cpu.state import Block, Op
 from pellucid.engine import handlers
-from pellucid.engine.region import METADATA, CompiledRegion, Piece, RegionWriter
+from pellucid.engine.region import CompiledRegion, Piece, compile_region
 from pellucid.native.image import Root
 from pellucid.native.program import Program
-from pellucid.native.target import compile_object
 from tests.cpu.bare import Bare
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
@@ -47,8 +46,8 @@ class Compiled(Bare):
         pieces = hot.source.region(self.block(rip))
         assert pieces
         name = f"test_region{_number}"
-        image = compile_object(RegionWriter(Program(), _roots(), pieces, name).text() + METADATA)
-        region = CompiledRegion(image, name, self.processor.engine.image.library)
+        layout = compile_region(Program(), _roots(), pieces, name)
+        region = CompiledRegion(layout, name, self.processor.engine.image.code)
         hot._install(hot.generation, pieces, region)
         assert Op.view(pieces[0].ops).handler == region.address
         return pieces

@@ -13,8 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from pellucid.native import NativeException, NativeFunction, f32, f64, f80
+from pellucid.native.code import Code
+from pellucid.native.linker import lay_out
 from pellucid.native.program import Instance, Program, out_of_line
-from pellucid.native.target import compile_object, link
+from pellucid.native.target import compile_object
 from pellucid.native.types import Vec, _Float, _Int, literal, load, store
 from pellucid.native.values import Const, ir_type
 
@@ -27,7 +29,7 @@ class Unit:
 
     def __init__(self) -> None:
         self.members: list[Compiled] = []
-        self.library: Any = None
+        self.library: Code | None = None
         self.failure: Exception | None = None
 
     def add(self, fn: NativeFunction, *params: Any) -> "Compiled":
@@ -53,7 +55,7 @@ class Unit:
         roots = list(dict.fromkeys(m.instance for m in self.members))
         text = program.module([*roots, *(i for i in out_of_line(roots) if i not in roots)])
         text += "".join(_wrapper(i, f"run{n}") for n, i in enumerate(roots))
-        self.library = link([compile_object(text)], [f"run{n}" for n in range(len(roots))])
+        self.library = Code(lay_out([compile_object(text)]))
         for member in self.members:
             address = self.library[f"run{roots.index(member.instance)}"]
             member.entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import Block, Op
 from pellucid.engine.region import CompiledRegion, Piece, RegionSource
+from pellucid.native.code import Layout
 
 if TYPE_CHECKING:
     from pellucid.engine.processor import Engine, Processor
@@ -102,12 +103,13 @@ class RegionCompiler:
             self._count += 1
             name = f"region{self._count}"
             start = time.perf_counter()
-            image = self._compile(worker, name, pieces)
-            if image is None:
+            try:
+                layout = self._compile(worker, name, pieces)
+            except (OSError, EOFError):
                 log.warning("the region compiler ended; hot code stays interpreted from here on")
                 return
-            if image:
-                hot.ready.append((generation, pieces, CompiledRegion(image, name, self.engine.image.library)))
+            if layout is not None:
+                hot.ready.append((generation, pieces, CompiledRegion(layout, name, self.engine.image.code)))
             ops = sum(len(piece.steps) for piece in pieces)
             log.debug("%s: %d blocks, %d ops, %.0f ms", name, len(pieces), ops, (time.perf_counter() - start) * 1e3)
 
@@ -121,18 +123,13 @@ class RegionCompiler:
         return worker
 
     @staticmethod
-    def _compile(worker: subprocess.Popen[bytes], name: str, pieces: list[Piece]) -> bytes | None:
-        """The region's object image, empty when it cannot be compiled; None when the worker is gone."""
+    def _compile(worker: subprocess.Popen[bytes], name: str, pieces: list[Piece]) -> Layout | None:
+        """The region, None when it cannot be compiled. Raises OSError or EOFError when the worker is gone."""
         assert worker.stdin is not None and worker.stdout is not None
-        try:
-            worker.stdin.write(pickle.dumps((name, pieces)))
-            worker.stdin.flush()
-        except OSError:
-            return None
-        size = worker.stdout.read(8)
-        if len(size) < 8:
-            return None
-        return worker.stdout.read(int.from_bytes(size, "little"))
+        worker.stdin.write(pickle.dumps((name, pieces)))
+        worker.stdin.flush()
+        layout: Layout | None = pickle.load(worker.stdout)
+        return layout
 
 
 class HotCode:

@@ -22,10 +22,10 @@ from pellucid.cpu.state import EXIT_PENDING, Block, CpuState, Op, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
+from pellucid.native.code import Code, Layout
 from pellucid.native.errors import NativeError
 from pellucid.native.image import Root
 from pellucid.native.program import Instance, Program
-from pellucid.native.target import compile_object, link
 
 MAX_OPS = 400
 MAX_BLOCKS = 32
@@ -270,15 +270,23 @@ METADATA = '!1 = !{!"branch_weights", i32 1, i32 4000}\n!2 = !{!"branch_weights"
 
 
 class CompiledRegion:
-    """A linked region; keeps its code alive."""
+    """A region in executable memory; `image` is what it calls out to. Keeps its code alive."""
 
-    def __init__(self, image: bytes, name: str, library: str) -> None:
-        self._library = link([image], [name], [library])
-        self.address: int = self._library[name]
+    def __init__(self, layout: Layout, name: str, image: Code) -> None:
+        self._code = Code(layout, [image])
+        self.address = self._code[name]
+
+
+def compile_region(program: Program, roots: Mapping[str, Root], pieces: list[Piece], name: str) -> Layout:
+    """Translate and compile a region as the function `name`. Loads LLVM: not for a process that runs a guest."""
+    from pellucid.native.linker import lay_out
+    from pellucid.native.target import compile_object
+
+    return lay_out([compile_object(RegionWriter(program, roots, pieces, name).text() + METADATA)])
 
 
 def serve() -> None:
-    """The compile worker: (name, pieces) come pickled on standard input, object images go out, empty for a failure.
+    """The compile worker: (name, pieces) come pickled on standard input, layouts go out, None for a failure.
 
     A process of its own, since translating holds Python's lock for longer than a running guest can wait. Both ends
     are the same program; nothing else writes to the pipe.
@@ -290,10 +298,10 @@ def serve() -> None:
             name, pieces = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        layout = None
         try:
-            image = compile_object(RegionWriter(program, roots, pieces, name).text() + METADATA)
+            layout = compile_region(program, roots, pieces, name)
         except (NativeError, RuntimeError) as error:
             print(f"pellucid: {name} stays interpreted: {error}", file=sys.stderr)
-            image = b""
-        output.write(len(image).to_bytes(8, "little") + image)
+        pickle.dump(layout, output)
         output.flush()

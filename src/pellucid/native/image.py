@@ -18,27 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.native import cache
+from pellucid.native.code import Code, Layout
 from pellucid.native.errors import NativeError
 from pellucid.native.function import NativeFunction
+from pellucid.native.host import fingerprint
 from pellucid.native.program import Instance, Program, out_of_line
-from pellucid.native.target import fingerprint, link
 from pellucid.native.values import Const
 
 Root = tuple[NativeFunction, tuple[Any, ...]]
 Progress = Callable[[str, int, int], None]
-_TABLE = "pellucid_table"
 PART = 48
 
 
 class Image:
-    """Addresses of the roots, by name, in this process."""
+    """Addresses of the roots, by name, in this process. `roots`: the symbol of each."""
 
-    def __init__(self, names: list[str], objects: list[bytes]) -> None:
-        self._library = link(objects, [_TABLE])
-        table = (ctypes.c_uint64 * len(names)).from_address(self._library[_TABLE])
-        self.address: dict[str, int] = dict(zip(names, table))
-        self.size = sum(map(len, objects))
-        self.library: str = self._library.name
+    def __init__(self, roots: Mapping[str, str], layout: Layout) -> None:
+        self.code = Code(layout)
+        self.address: dict[str, int] = {name: self.code[symbol] for name, symbol in roots.items()}
+        self.size = len(layout.code)
 
     def function(self, name: str, result: Any, *args: Any) -> Any:
         """The root as a ctypes callable; it runs with the GIL released, and keeps the image alive."""
@@ -62,12 +60,11 @@ def load_or_build(name: str, roots: Callable[[], Mapping[str, Root]], packages: 
     key = f"{name}-{source_key(packages)}"
     stored = cache.get("images", key)
     if stored is not None:
-        names, objects = _unpack(stored)
-        return Image(names, objects)
-    names, objects = build(roots(), progress)
+        return Image(*_unpack(stored))
+    names, layout = build(roots(), progress)
     if key == f"{name}-{source_key(packages)}":  # else the sources changed while we compiled
-        cache.put("images", key, _pack(names, objects))
-    return Image(names, objects)
+        cache.put("images", key, _pack(names, layout))
+    return Image(names, layout)
 
 
 def is_built(name: str, packages: Iterable[Path]) -> bool:
@@ -75,8 +72,10 @@ def is_built(name: str, packages: Iterable[Path]) -> bool:
     return cache.get("images", f"{name}-{source_key(packages)}") is not None
 
 
-def build(roots: Mapping[str, Root], progress: Progress | None = None) -> tuple[list[str], list[bytes]]:
-    """Compile every root: its names in table order and the object images."""
+def build(roots: Mapping[str, Root], progress: Progress | None = None) -> tuple[dict[str, str], Layout]:
+    """Compile every root: the symbol of each, in order, and the linked code."""
+    from pellucid.native.linker import lay_out  # with a library that a start from the cache does without
+
     tell = progress or (lambda what, done, total: None)
     program, instances = Program(), {}
     with _deep_recursion():
@@ -84,10 +83,8 @@ def build(roots: Mapping[str, Root], progress: Progress | None = None) -> tuple[
             instances[name] = program.request(fn, tuple(params))
             if i % 64 == 0:
                 tell("translating", i, len(roots))
-    texts = _parts(program, list(dict.fromkeys(instances.values())))
-    texts.append(_table(list(instances.values())))
-    objects = _compile(texts, tell)
-    return list(instances), objects
+    objects = _compile(_parts(program, list(dict.fromkeys(instances.values()))), tell)
+    return {name: instance.symbol for name, instance in instances.items()}, lay_out(objects)
 
 
 @contextmanager
@@ -116,12 +113,6 @@ def _parts(program: Program, roots: list[Instance]) -> list[str]:
         for start in range(0, len(members), PART):
             texts.append(program.module(members[start:start + PART]))
     return texts
-
-
-def _table(instances: list[Instance]) -> str:
-    declarations = "\n".join(dict.fromkeys(i.declaration() for i in instances))
-    entries = ", ".join(f'ptr @"{i.symbol}"' for i in instances)
-    return f"{declarations}\n@{_TABLE} = constant [{len(instances)} x ptr] [{entries}]\n"
 
 
 def _compile(texts: list[str], tell: Progress) -> list[bytes]:
@@ -215,16 +206,12 @@ def _drive(running: list[_Worker]) -> Iterable[tuple[str, bytes]]:
                 yield name, image
 
 
-def _pack(names: list[str], objects: list[bytes]) -> bytes:
-    head = json.dumps({"names": names, "sizes": [len(o) for o in objects]}).encode()
-    return len(head).to_bytes(8, "little") + head + b"".join(objects)
+def _pack(roots: Mapping[str, str], layout: Layout) -> bytes:
+    head = json.dumps([roots, layout.symbols, layout.imports]).encode()
+    return len(head).to_bytes(8, "little") + head + layout.code
 
 
-def _unpack(raw: bytes) -> tuple[list[str], list[bytes]]:
+def _unpack(raw: bytes) -> tuple[dict[str, str], Layout]:
     size = int.from_bytes(raw[:8], "little")
-    head = json.loads(raw[8:8 + size])
-    at, objects = 8 + size, []
-    for length in head["sizes"]:
-        objects.append(raw[at:at + length])
-        at += length
-    return head["names"], objects
+    roots, symbols, imports = json.loads(raw[8:8 + size])
+    return roots, Layout(raw[8 + size:], symbols, imports)

@@ -50,7 +50,7 @@ class Instance:
 
     def declaration(self) -> str:
         args = ", ".join(ir_type(t) for t in self.run_time)
-        return f'declare {self.convention}{self.returns} @"{self.symbol}"({args}) nounwind'
+        return f'declare dso_local {self.convention}{self.returns} @"{self.symbol}"({args}) nounwind'
 
 
 def result_ir(result: Any) -> str:
@@ -122,7 +122,7 @@ class Program:
 
 def _definition(instance: Instance, exported: bool) -> list[str]:
     args = ", ".join(f"{ir_type(t)} %a{i}" for i, t in enumerate(instance.run_time))
-    linkage, attribute = ("", "") if exported else ("internal ", " alwaysinline")
+    linkage, attribute = ("dso_local ", "") if exported else ("internal ", " alwaysinline")
     name = f'{instance.convention}{instance.returns} @"{instance.symbol}"'
     head = f"define {linkage}{name}({args}){attribute} nounwind {{"
     return [head, *instance.lines, "}"]

@@ -6,20 +6,22 @@ import ctypes
 import functools
 from typing import Any
 
+from pellucid.native.code import Code
 from pellucid.native.intrinsics import asm_text
-from pellucid.native.target import compile_object, link
+from pellucid.native.linker import lay_out
+from pellucid.native.target import compile_object
 from pellucid.native.types import NativeType
 from pellucid.native.values import ir_type
 
-_alive: list[Any] = []
+_alive: list[Code] = []
 _STRIDE = 64   # bytes of the widest operand, a 512-bit vector
 
 
 def compile_call(text: str, name: str, result: Any, *args: Any) -> Any:
     """Link LLVM text and give its function `name` as a ctypes callable."""
-    tracker = link([compile_object(text)], [name])
-    _alive.append(tracker)
-    return ctypes.CFUNCTYPE(result, *args)(tracker[name])
+    code = Code(lay_out([compile_object(text)]))
+    _alive.append(code)
+    return ctypes.CFUNCTYPE(result, *args)(code[name])
 
 
 @functools.cache

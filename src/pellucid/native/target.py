@@ -1,14 +1,11 @@
-"""LLVM as this host runs it: target machine, optimization, object code, linking."""
+"""LLVM as this host runs it: target machine, optimization, object code."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
-import llvmlite
 import llvmlite.binding as llvm
-from llvmlite.binding import orcjit
 
 
 @functools.cache
@@ -22,10 +19,10 @@ def initialize() -> None:
 
 @functools.cache
 def machine() -> Any:
-    """The target machine for this CPU with all its features."""
+    """The target machine for this CPU with all its features; its code is what `linker` can place."""
     initialize()
     return llvm.Target.from_default_triple().create_target_machine(
-        opt=2, cpu=llvm.get_host_cpu_name(), features=features())
+        opt=2, cpu=llvm.get_host_cpu_name(), features=features(), reloc="pic", codemodel="small")
 
 
 @functools.cache
@@ -33,12 +30,6 @@ def features() -> str:
     """This CPU's features in LLVM's words; AVX-512 is left out, it slows other code down on some hosts."""
     found = llvm.get_host_cpu_features()
     return ",".join(("+" if on and not name.startswith("avx512") else "-") + name for name, on in sorted(found.items()))
-
-
-def fingerprint() -> str:
-    """What compiled code depends on besides its source."""
-    version = ".".join(map(str, llvm.llvm_version_info))
-    return f"{llvmlite.__version__} {version} {llvm.get_host_cpu_name()} {features()}"
 
 
 def compile_object(text: str) -> bytes:
@@ -60,30 +51,3 @@ def assembly(text: str) -> str:
     passes = llvm.create_pass_builder(machine(), llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(module, passes)
     return str(machine().emit_assembly(module))
-
-
-@functools.cache
-def _jit() -> Any:
-    initialize()
-    return orcjit.create_lljit_compiler(machine())
-
-
-_counter = 0
-
-
-def link(objects: list[bytes], exports: list[str], libraries: Sequence[str] = ()) -> Any:
-    """Link object images into this process; the result maps each export to its address and must be kept alive.
-
-    `libraries` are names of earlier results (their `name`) whose symbols these objects use.
-    """
-    global _counter
-    _counter += 1
-    builder = orcjit.JITLibraryBuilder()
-    for image in objects:
-        builder.add_object_img(image)
-    for library in libraries:
-        builder.add_jit_library(library)
-    builder.add_current_process()
-    for name in exports:
-        builder.export_symbol(name)
-    return builder.link(_jit(), f"pellucid{_counter}")

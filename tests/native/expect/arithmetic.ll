@@ -1,4 +1,4 @@
-define i32 @"tests.native.test_expected_text.arithmetic_u32_u32_"(i32 %a0, i32 %a1) nounwind {
+define dso_local i32 @"tests.native.test_expected_text.arithmetic_u32_u32_"(i32 %a0, i32 %a1) nounwind {
 entry:
   %s1 = alloca i32
   store i32 zeroinitializer, ptr %s1

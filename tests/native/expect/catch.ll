@@ -1,5 +1,5 @@
-declare { i64, i1 } @"tests.native.test_expected_text.risky_u64_"(i64) nounwind
-define i64 @"tests.native.test_expected_text.catch_u64_"(i64 %a0) nounwind {
+declare dso_local { i64, i1 } @"tests.native.test_expected_text.risky_u64_"(i64) nounwind
+define dso_local i64 @"tests.native.test_expected_text.catch_u64_"(i64 %a0) nounwind {
 entry:
   %s1 = alloca i64
   store i64 zeroinitializer, ptr %s1

@@ -1,4 +1,4 @@
-define void @"tests.native.test_expected_text.fields_ptr_Point__u8_"(ptr %a0, i8 %a1) nounwind {
+define dso_local void @"tests.native.test_expected_text.fields_ptr_Point__u8_"(ptr %a0, i8 %a1) nounwind {
 entry:
   %s1 = alloca ptr
   store ptr zeroinitializer, ptr %s1

@@ -1,4 +1,4 @@
-define tailcc void @"tests.native.test_expected_text.handler_ptr_Point__ptr_Point__"(ptr %a0, ptr %a1) nounwind {
+define dso_local tailcc void @"tests.native.test_expected_text.handler_ptr_Point__ptr_Point__"(ptr %a0, ptr %a1) nounwind {
 entry:
   %s1 = alloca ptr
   store ptr zeroinitializer, ptr %s1

@@ -1,5 +1,5 @@
 declare i64 @llvm.ctpop.i64(i64)
-define i64 @"tests.native.test_expected_text.inlined_u64_"(i64 %a0) nounwind {
+define dso_local i64 @"tests.native.test_expected_text.inlined_u64_"(i64 %a0) nounwind {
 entry:
   %s1 = alloca i64
   store i64 zeroinitializer, ptr %s1

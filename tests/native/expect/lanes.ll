@@ -1,5 +1,5 @@
 declare i64 @llvm.fptoui.sat.i64.f64(double)
-define i64 @"tests.native.test_expected_text.lanes_vec_i32__4__f64_"(<4 x i32> %a0, double %a1) nounwind {
+define dso_local i64 @"tests.native.test_expected_text.lanes_vec_i32__4__f64_"(<4 x i32> %a0, double %a1) nounwind {
 entry:
   %s1 = alloca <4 x i32>
   store <4 x i32> zeroinitializer, ptr %s1

@@ -1,4 +1,4 @@
-define i64 @"tests.native.test_expected_text.loop_u32_"(i32 %a0) nounwind {
+define dso_local i64 @"tests.native.test_expected_text.loop_u32_"(i32 %a0) nounwind {
 entry:
   %s1 = alloca i32
   store i32 zeroinitializer, ptr %s1

@@ -1,4 +1,4 @@
-define i64 @"tests.native.test_expected_text.quotient_u64_u64_"(i64 %a0, i64 %a1) nounwind {
+define dso_local i64 @"tests.native.test_expected_text.quotient_u64_u64_"(i64 %a0, i64 %a1) nounwind {
 entry:
   %s1 = alloca i64
   store i64 zeroinitializer, ptr %s1

@@ -1,5 +1,5 @@
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-define i64 @"tests.native.test_expected_text.scratch_ptr_u64__"(ptr %a0) nounwind {
+define dso_local i64 @"tests.native.test_expected_text.scratch_ptr_u64__"(ptr %a0) nounwind {
 entry:
   %s1 = alloca ptr
   store ptr zeroinitializer, ptr %s1

@@ -1,4 +1,4 @@
-define i32 @"tests.native.test_expected_text.shift_i32_u8_"(i32 %a0, i8 %a1) nounwind {
+define dso_local i32 @"tests.native.test_expected_text.shift_i32_u8_"(i32 %a0, i8 %a1) nounwind {
 entry:
   %s1 = alloca i32
   store i32 zeroinitializer, ptr %s1

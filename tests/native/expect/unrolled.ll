@@ -1,4 +1,4 @@
-define i16 @"tests.native.test_expected_text.unrolled.2_u64_"(i64 %a0) nounwind {
+define dso_local i16 @"tests.native.test_expected_text.unrolled.2_u64_"(i64 %a0) nounwind {
 entry:
   %s1 = alloca i64
   store i64 zeroinitializer, ptr %s1
