@@ -171,13 +171,15 @@ def test_bad_options(fake: Path, capsys: pytest.CaptureFixture[str], arguments: 
     assert err.startswith(f"pellucid: {line}") and err.count("\n") == 1 and out == ""
 
 
-def test_ours_is_what_a_user_starts(tmp_path: Path) -> None:
+def test_ours_is_what_a_user_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     emulator = machines.ours(tmp_path, 10)
     assert emulator.boots(Path("k"), Path("i"), "quiet") == [
         sys.executable, "-m", "pellucid.cli", "run", "-M", "microvm", "-accel", "tcg", "-m", "256M", "-nographic",
         "-no-reboot", "-kernel", "k", "-initrd", "i", "-append", "quiet",
     ]  # fmt: skip
     assert emulator.environment["PELLUCID_CACHE"] == str(tmp_path)
+    assert "PYTHONDONTWRITEBYTECODE" not in emulator.environment
 
 
 def test_qemu_is_told_the_frequency_of_the_time_stamp_counter() -> None:

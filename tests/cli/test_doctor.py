@@ -37,13 +37,13 @@ def test_no_cpuinfo(tmp_path: Path) -> None:
 
 
 def test_kvm_that_is_not_there(tmp_path: Path) -> None:
-    kvm = doctor.probe_kvm(tmp_path / "kvm")
+    kvm = doctor.probe_kvm(tmp_path / "kvm", {"vmx"})
     assert not kvm.usable and "is not there" in kvm.reason
 
 
 def test_kvm_that_is_no_device(tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
-    kvm = doctor.probe_kvm(tmp_path / "kvm")
+    kvm = doctor.probe_kvm(tmp_path / "kvm", {"vmx"})
     assert not kvm.usable and "is no KVM device" in kvm.reason
 
 
@@ -51,7 +51,14 @@ def test_kvm_that_is_no_device(tmp_path: Path) -> None:
 def test_kvm_api_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, usable: bool) -> None:
     (tmp_path / "kvm").touch()
     monkeypatch.setattr("fcntl.ioctl", lambda fd, request: version)
-    assert doctor.probe_kvm(tmp_path / "kvm").usable is usable
+    assert doctor.probe_kvm(tmp_path / "kvm", {"vmx"}).usable is usable
+
+
+def test_kvm_without_hardware_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr("fcntl.ioctl", lambda fd, request: doctor.KVM_API_VERSION)
+    kvm = doctor.probe_kvm(tmp_path / "kvm", {"sse2"})
+    assert not kvm.usable and "neither VMX nor SVM" in kvm.reason
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,7 @@ def test_kvm_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, number: int,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("os.open", refuse)
-    assert part in doctor.probe_kvm(Path("/dev/kvm")).reason
+    assert part in doctor.probe_kvm(Path("/dev/kvm"), {"vmx"}).reason
 
 
 def test_caches(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,7 @@ PROGRAMS = {
     "qemu-system-x86_64": "what `pellucid bench` compares with",
 }
 
+VIRTUALIZATION = frozenset({"vmx", "svm"})
 V2 = {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}
 V3 = V2 | {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -93,10 +94,11 @@ def doctor(arguments: Sequence[str]) -> int:
 
 def examine() -> Report:
     """Look at this computer."""
+    cpu = read_cpu(Path("/proc/cpuinfo"))
     return Report(
-        cpu=read_cpu(Path("/proc/cpuinfo")),
+        cpu=cpu,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        kvm=probe_kvm(KVM_DEVICE),
+        kvm=probe_kvm(KVM_DEVICE, set(cpu.features)),
         caches=caches(guest_cache().parent),
         handler_image=handler_image(),
         versions={"python": platform.python_version(), **{name: _library_version(name) for name in LIBRARIES}},
@@ -119,8 +121,8 @@ def read_cpu(cpuinfo: Path) -> Cpu:
     return Cpu(fields.get("model name", ""), platform.machine(), level, len(os.sched_getaffinity(0)), features)
 
 
-def probe_kvm(device: Path) -> Kvm:
-    """Open the KVM device and ask for the API's version, as a hypervisor does first."""
+def probe_kvm(device: Path, features: Set[str]) -> Kvm:
+    """Open the KVM device and ask for the API's version, as a hypervisor does first; `features` are the CPU's."""
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -133,6 +135,9 @@ def probe_kvm(device: Path) -> Kvm:
         os.close(fd)
     if found != KVM_API_VERSION:
         return Kvm(False, f"KVM API version {found}, and only {KVM_API_VERSION} is known")
+    if not VIRTUALIZATION & features:
+        return Kvm(False, f"{device} answers, but this processor shows neither VMX nor SVM: what stands behind it is "
+                          "no hardware virtualization, and runs only kernels made for it")
     return Kvm(True, f"KVM API version {found}")
 
 

@@ -99,6 +99,8 @@ def ours(cache: Path | None, silence: float) -> Emulator:
     # The packages that this process has found are found by the other, whatever it was started with.
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths}
+    # Python's own cache of compiled modules belongs to "caches warm"; without it a start compiles every file again.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if cache is not None:
         environment["PELLUCID_CACHE"] = str(cache)
     return Emulator("pellucid", command, silence, environment=environment)
