@@ -33,7 +33,7 @@ def test_kinds_of_kernels(tmp_path: Path) -> None:
         (bytes(510) + b"\x55\xaa" + bytes(1000), "it is a disk image or boot sector;"),
         (b"MZ" + bytes(54) + b"ARM\x64" + bytes(1000), "it is an ARM64 kernel;"),
         (b"\x00\x01\x02\x03\xff\xfe", "it is a file of 6 bytes that begins with 00 01 02 03 ff fe;"),
-        (vmlinux(note_type=1) + b"\x02\xb0\xad\x1b", "is a Multiboot kernel, which cannot be loaded yet"),
+        (vmlinux(note_type=1) + b"\x02\xb0\xad\x1b", "without a PVH entry note"),
     ],
 )
 def test_what_is_no_kernel_is_named(tmp_path: Path, content: bytes, found: str) -> None:

@@ -10,7 +10,11 @@ from pellucid.machine.boot import read_kernel
 from pellucid.machine.boot.linux import BzImage
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.firmware import kernel_loader
-from pellucid.machine.firmware.kernel_loader import offer_kernel, read_linuxboot_rom, setup_code
+from pellucid.machine.firmware.kernel_loader import (
+    offer_linux,
+    read_option_rom,
+    setup_code,
+)
 from pellucid.memory import AddressSpace, MemoryRegion
 from tests.machine.kernels import bzimage, vmlinux
 from tests.machine.pc_machine import pc_machine
@@ -37,7 +41,7 @@ def number(fw_cfg: FwCfg, key: int) -> int:
 
 def test_everything_is_there(kernel: BzImage) -> None:
     fw_cfg = FwCfg(AddressSpace("memory", MemoryRegion.new_container("system")))
-    offer_kernel(fw_cfg, kernel, b"console=ttyS0", b"initrd!", ROM)
+    offer_linux(fw_cfg, kernel, b"console=ttyS0", b"initrd!", ROM)
     offset = kernel.header.payload_offset
     assert number(fw_cfg, 0x17) == offset and number(fw_cfg, 0x16) == 0x1_0000
     assert number(fw_cfg, 0x08) == len(kernel.content) - offset and number(fw_cfg, 0x07) == 0x10_0000
@@ -59,19 +63,19 @@ def test_the_loader_fills_in_its_fields(kernel: BzImage) -> None:
 def test_a_command_line_too_long(kernel: BzImage) -> None:
     fw_cfg = FwCfg(AddressSpace("memory", MemoryRegion.new_container("system")))
     with pytest.raises(UserError, match="characters"):
-        offer_kernel(fw_cfg, kernel, b"x" * 70_000, b"", ROM)
+        offer_linux(fw_cfg, kernel, b"x" * 70_000, b"", ROM)
 
 
 def test_a_rom_that_is_missing_or_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="qemu-system-data"):
-        read_linuxboot_rom(tmp_path / "absent")
+        read_option_rom(tmp_path / "absent")
     (tmp_path / "rom").write_bytes(b"MZ")
     with pytest.raises(UserError, match="no option ROM"):
-        read_linuxboot_rom(tmp_path / "rom")
+        read_option_rom(tmp_path / "rom")
 
 
 def test_the_board_offers_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.machine.boards.pc.read_linuxboot_rom", lambda: ROM)
+    monkeypatch.setattr("pellucid.machine.firmware.kernel_loader.read_option_rom", lambda path: ROM)
     (tmp_path / "vmlinuz").write_bytes(bzimage())
     with pc_machine(tmp_path, kernel=tmp_path / "vmlinuz", append="quiet") as machine:
         machine.ports.write(0x510, 2, kernel_loader.CMDLINE_DATA)
@@ -80,5 +84,5 @@ def test_the_board_offers_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_kernel_that_firmware_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(vmlinux(bytes(16)))
-    with pytest.raises(NotBuiltError, match="bzImage"), pc_machine(tmp_path, kernel=tmp_path / "vmlinux"):
+    with pytest.raises(NotBuiltError, match="microvm"), pc_machine(tmp_path, kernel=tmp_path / "vmlinux"):
         pass

@@ -7,17 +7,14 @@ block; all but the first part of it lies from 4 GiB on. The firmware is seen at 
 Not on this board yet: IDE, floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
 """
 
-import os
 from dataclasses import dataclass, replace
 
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import UserError
 from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
 from pellucid.machine.boot import read_kernel
-from pellucid.machine.boot.image import read_file
-from pellucid.machine.boot.linux import BzImage
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.fw_cfg import FwCfg
@@ -32,7 +29,7 @@ from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.firmware.image import find_firmware, read_firmware
-from pellucid.machine.firmware.kernel_loader import offer_kernel, read_linuxboot_rom
+from pellucid.machine.firmware.kernel_loader import offer_kernel
 from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fill_fw_cfg
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
@@ -179,11 +176,7 @@ def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
     config = machine.config
     if config.kernel is None:
         return
-    kernel = read_kernel(config.kernel)
-    if not isinstance(kernel, BzImage):
-        raise NotBuiltError(f"-M pc: {config.kernel}: only a bzImage can be started under firmware; use -M microvm")
-    initrd = read_file(config.initrd, "initrd") if config.initrd is not None else b""
-    offer_kernel(fw_cfg, kernel, os.fsencode(config.append), initrd, read_linuxboot_rom())
+    offer_kernel(fw_cfg, read_kernel(config.kernel), config.append, config.initrd)
 
 
 def _add_power_management(machine: Machine, bus: PciBus) -> None:

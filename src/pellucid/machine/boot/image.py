@@ -25,7 +25,7 @@ MAGICS = (
     (510, b"\x55\xaa", "a disk image or boot sector"),
     (0, b"MZ", "a Windows or EFI program"),
 )
-MULTIBOOT_MAGIC = (0x1BAD_B002).to_bytes(4, "little")
+MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED = (0x1BAD_B002).to_bytes(4, "little"), 8192
 
 
 class KernelImage(Protocol):
@@ -72,14 +72,25 @@ def read_kernel(path: Path) -> KernelImage:
         try:
             return PvhKernel.parse(content, str(path))
         except UserError:
-            if MULTIBOOT_MAGIC in content[:8192]:
-                raise UserError(
-                    f"{path}: is a Multiboot kernel, which cannot be loaded yet; give a bzImage or a PVH vmlinux"
-                ) from None
-            raise
+            multiboot = _multiboot(content, path)
+            if multiboot is None:
+                raise
+            return multiboot
+    multiboot = _multiboot(content, path)
+    if multiboot is not None:
+        return multiboot
     raise UserError(
         f"{path} is not a Linux kernel: it is {describe(content)}; give a bzImage (vmlinuz) or a PVH vmlinux"
     )
+
+
+def _multiboot(content: bytes, path: Path) -> KernelImage | None:
+    """The Multiboot kernel, None when there is no header of one."""
+    if MULTIBOOT_MAGIC not in content[:MULTIBOOT_SEARCHED]:
+        return None
+    from pellucid.machine.boot.multiboot import MultibootKernel, find_header
+
+    return MultibootKernel.parse(content, str(path)) if find_header(content) is not None else None
 
 
 def describe(content: bytes) -> str:
