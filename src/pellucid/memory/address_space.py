@@ -5,7 +5,8 @@ to the range's memory or to its device. `read` and `write` are the exit path: on
 device implements costs one call of the device and about half a microsecond around it; everything else (RAM in odd
 sizes, splitting, crossing ranges, what is not there) takes the general way below.
 
-Reading needs no lock: a view is replaced whole. Devices behind I/O regions do need the big lock.
+Only memory is cut at the end of its range: an access to a device goes at its full width to the region that answers its
+start address. Reading needs no lock: a view is replaced whole. Devices behind I/O regions do need the big lock.
 """
 
 from typing import NamedTuple
@@ -65,7 +66,7 @@ class AddressSpace(LoadStore):
         found = view.hits.get(addr) or view.lookup(addr)
         region = found.region
         mask = region.read_masks[size]
-        if mask and addr + size <= found.end:
+        if mask:
             offset = addr - found.delta
             if not offset & (size - 1) and not found.read_direct:
                 ops = region.ops
@@ -79,7 +80,7 @@ class AddressSpace(LoadStore):
         found = view.hits.get(addr) or view.lookup(addr)
         region = found.region
         mask = region.write_masks[size]
-        if mask and addr + size <= found.end:
+        if mask:
             offset = addr - found.delta
             if not offset & (size - 1):
                 ops = region.ops
@@ -127,7 +128,7 @@ class AddressSpace(LoadStore):
         while done < length:
             found = self._find(addr + done)
             offset = ((addr + done) & _ADDRESS_MASK) - found.delta
-            size = min(length - done, found.end - found.delta - offset)
+            size = _piece_size(found, offset, length - done, at_once=found.read_direct)
             if found.read_direct:
                 assert found.region.block is not None
                 out[done : done + size] = found.region.block.view[offset : offset + size]
@@ -135,7 +136,6 @@ class AddressSpace(LoadStore):
                 trace.debug("%s %#x: read of %d bytes, nothing is there", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
             else:
-                size = access_size(found.region, size, offset)
                 value, piece_result = dispatch_read(found.region, offset, size)
                 out[done : done + size] = value.to_bytes(size, "little")
                 result |= piece_result
@@ -149,7 +149,8 @@ class AddressSpace(LoadStore):
         while done < length:
             found = self._find(addr + done)
             offset = ((addr + done) & _ADDRESS_MASK) - found.delta
-            size = min(length - done, found.end - found.delta - offset)
+            dropped = found.readonly and found.region.is_ram
+            size = _piece_size(found, offset, length - done, at_once=found.write_direct or dropped)
             if found.write_direct:
                 block = found.region.block
                 assert block is not None
@@ -158,11 +159,10 @@ class AddressSpace(LoadStore):
             elif found.region is UNASSIGNED:
                 trace.debug("%s %#x: write of %d bytes, nothing is there", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
-            elif found.readonly and found.region.is_ram:
+            elif dropped:
                 trace.debug("%s %#x: write of %d bytes, read-only", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
             else:
-                size = access_size(found.region, size, offset)
                 value = int.from_bytes(data[done : done + size], "little")
                 result |= dispatch_write(found.region, offset, size, value)
             done += size
@@ -249,6 +249,23 @@ class AddressSpace(LoadStore):
     def _find(self, addr: int) -> FlatRange:
         addr &= _ADDRESS_MASK
         return self.view.hits.get(addr) or self.view.lookup(addr)
+
+
+def _piece_size(found: FlatRange, offset: int, length: int, *, at_once: bool) -> int:
+    """How many of the next `length` bytes, which begin at `offset` of the range's region, go to this range at once.
+
+    Memory is cut where its range ends. A device is not: as on a bus, the access belongs at its full width to whoever
+    answers its first byte, also where something else lies over the rest.
+    """
+    region = found.region
+    left = found.end - found.delta - offset
+    if at_once:
+        return min(length, left)
+    if region is UNASSIGNED:
+        # In pieces of up to four aligned bytes, of which all but the last in the hole are taken at once.
+        whole = (found.end & -4) - offset
+        return min(length, whole) if whole > 0 else access_size(region, length, offset)
+    return access_size(region, min(length, left) if region.is_ram else length, offset)
 
 
 def _section(found: FlatRange) -> MemoryRegionSection:

@@ -383,7 +383,8 @@ class MemoryRegion:
         self._update_masks()
 
     def _update_masks(self) -> None:
-        simple = self.ops is not None and not self.big_endian and self.accepts is None
+        # A RAM device is memory: its accesses are cut where its range ends, which the fast path does not look at.
+        simple = self.ops is not None and not self.big_endian and self.accepts is None and not self.is_ram
         low, high = max(self.valid.min, self.impl.min), min(self.valid.max, self.impl.max)
         self.read_masks = tuple(mask if simple and low <= size <= high else 0 for size, mask in enumerate(MASKS))
         self.write_masks = self.read_masks if not self.ioeventfds else _NO_FAST_SIZES
