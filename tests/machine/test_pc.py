@@ -251,6 +251,17 @@ def test_a_hostile_guest(tmp_path_factory: pytest.TempPathFactory, steps: list[t
         assert machine.memory.read(0xFFFF_FFF0, 4) == 0x3FFF
 
 
+def test_accesses_across_the_edges_of_every_region(machine: Machine) -> None:
+    """A device gets accesses whole, also those that begin at its last byte and run past it."""
+    for space in (machine.ports, machine.memory):
+        for found in list(space.view.ranges):
+            for addr in {found.start, *range(max(found.end - 4, found.start), found.end)}:
+                for size in (1, 2, 4, 8):
+                    value = space.read(addr, size)
+                    assert 0 <= value < 1 << 8 * size, f"{found!r} at {addr:#x}"
+                    space.write(addr, size, value ^ 0x5A5A)
+
+
 def test_seabios_boots_through_shadow_ram(tmp_path: Path) -> None:
     """Debian's SeaBIOS, unmodified, on Pellucid's own processor: from the reset vector to its boot attempts."""
     if not Path("/usr/share/seabios/bios-256k.bin").is_file():
