@@ -33,14 +33,16 @@ class AddressSpace(LoadStore):
     Values read where nothing is are 0, except in port space, whose root region answers all ones (`UnassignedIoOps`).
     """
 
-    __slots__ = ("_bells", "_listeners", "name", "root", "view")
+    __slots__ = ("_bells", "_coalesced", "_listeners", "name", "root", "view")
 
     def __init__(self, name: str, root: MemoryRegion) -> None:
         self.name = name
         self.root = root
         self.view: FlatView = flat_view_of(root)
         self._listeners: list[MemoryListener] = []
-        self._bells: list[_Bell] = _find_bells(self.view)
+        self._bells: list[_Bell] = []
+        self._coalesced: list[tuple[int, int]] = []
+        """(address, size) of each part whose writes may be collected; like the doorbells, kept for listeners only."""
         root.address_spaces.append(self)
 
     def __repr__(self) -> str:
@@ -196,17 +198,22 @@ class AddressSpace(LoadStore):
         """Tell `listener` all that is there now, and every change from now on."""
         self._listeners.append(listener)
         self._listeners.sort(key=lambda other: other.priority)
+        self._bells, self._coalesced = _find_bells(self.view), _find_coalesced(self.view)
         listener.begin()
         for found in self.view.ranges:
             listener.region_add(_section(found))
         for addr, eventfd in self._bells:
             listener.eventfd_add(addr, eventfd)
+        for window in self._coalesced:
+            listener.coalesced_add(*window)
         listener.commit()
 
     def remove_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` that all is gone, and nothing from now on."""
         self._listeners.remove(listener)
         listener.begin()
+        for window in self._coalesced:
+            listener.coalesced_del(*window)
         for addr, eventfd in self._bells:
             listener.eventfd_del(addr, eventfd)
         for found in reversed(self.view.ranges):
@@ -220,26 +227,34 @@ class AddressSpace(LoadStore):
 
     def update_topology(self) -> None:
         """Part of `Topology`."""
-        old, old_bells = self.view, self._bells
-        new = flat_view_of(self.root, previous=old)
-        self.view = new
-        self._bells = bells = _find_bells(new)
-        if not self._listeners:
-            return
-        for bell in old_bells:
-            if bell not in bells:
-                for listener in reversed(self._listeners):
+        old, self.view = self.view, flat_view_of(self.root)
+        if self._listeners:
+            self._tell_changes(old)
+
+    def _tell_changes(self, old: FlatView) -> None:
+        old_bells, old_coalesced = self._bells, self._coalesced
+        self._bells, self._coalesced = bells, coalesced = _find_bells(self.view), _find_coalesced(self.view)
+        gone, come = self.view.changes_from(old) if self.view is not old else ([], [])
+        for listener in reversed(self._listeners):
+            for window in old_coalesced:
+                if window not in coalesced:
+                    listener.coalesced_del(*window)
+            for bell in old_bells:
+                if bell not in bells:
                     listener.eventfd_del(*bell)
-        for gone in [_section(r) for key, r in old.by_key.items() if key not in new.by_key]:
+        for section in map(_section, gone):
             for listener in reversed(self._listeners):
-                listener.region_del(gone)
-        for come in [_section(r) for key, r in new.by_key.items() if key not in old.by_key]:
+                listener.region_del(section)
+        for section in map(_section, come):
             for listener in self._listeners:
-                listener.region_add(come)
-        for bell in bells:
-            if bell not in old_bells:
-                for listener in self._listeners:
+                listener.region_add(section)
+        for listener in self._listeners:
+            for bell in bells:
+                if bell not in old_bells:
                     listener.eventfd_add(*bell)
+            for window in coalesced:
+                if window not in old_coalesced:
+                    listener.coalesced_add(*window)
 
     def commit_update(self) -> None:
         """Part of `Topology`."""
@@ -282,3 +297,14 @@ def _find_bells(view: FlatView) -> list[_Bell]:
             if found.offset <= eventfd.offset < found.offset + found.end - found.start:
                 bells.append(_Bell(eventfd.offset + found.delta, eventfd))
     return bells
+
+
+def _find_coalesced(view: FlatView) -> list[tuple[int, int]]:
+    """(address, size) of what is seen of each coalesced part, by address."""
+    windows = []
+    for found in view.ranges:
+        for offset, size in found.region.coalesced:
+            start, end = max(offset + found.delta, found.start), min(offset + size + found.delta, found.end)
+            if start < end:
+                windows.append((start, end - start))
+    return windows
