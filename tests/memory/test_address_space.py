@@ -406,3 +406,71 @@ def test_doorbells_outside_the_visible_part_are_not_there() -> None:
     for offset in (0, 4, 11, 12):
         region.add_ioeventfd(IoEventfd(offset, 1, 0))
     assert heard == [0, 7]
+
+
+def test_coalesced_parts_are_told_where_they_are_seen() -> None:
+    region = MemoryRegion.new_io("dev", 0x10, ByteDevice(0x10))
+    root = MemoryRegion.new_container("root", 0x1000)
+    root.add_subregion(0x100, region)
+    space = AddressSpace("as", root)
+    log: list[tuple[str, int, int]] = []
+
+    class Listener(MemoryListener):
+        def coalesced_add(self, addr: int, size: int) -> None:
+            log.append(("add", addr, size))
+
+        def coalesced_del(self, addr: int, size: int) -> None:
+            log.append(("del", addr, size))
+
+    listener = Listener()
+    region.add_coalescing(0, 2)
+    space.add_listener(listener)
+    region.add_coalescing(8, 8)
+    # What lies over a part takes it away; the rest stays.
+    over = MemoryRegion.new_io("over", 4, ByteDevice(4))
+    root.add_subregion_overlap(0x10C, over, 1)
+    root.del_subregion(over)
+    region.clear_coalescing()
+    region.set_coalescing()
+    region.set_address(0x200)
+    space.remove_listener(listener)
+    assert log == [
+        ("add", 0x100, 2),
+        ("add", 0x108, 8),
+        ("del", 0x108, 8),
+        ("add", 0x108, 4),
+        ("del", 0x108, 4),
+        ("add", 0x108, 8),
+        ("del", 0x100, 2),
+        ("del", 0x108, 8),
+        ("add", 0x100, 16),
+        ("del", 0x100, 16),
+        ("add", 0x200, 16),
+        ("del", 0x200, 16),
+    ]
+    for offset, size in ((-1, 2), (0, 0), (15, 2)):
+        with pytest.raises(ValueError, match="to coalesce"):
+            region.add_coalescing(offset, size)
+
+
+def test_ram_grows_and_shrinks_with_notice() -> None:
+    block = RamBlock("tables", 0x2000, 0x8000)
+    region = MemoryRegion.new_rom("tables", block)
+    root = MemoryRegion.new_container("root")
+    root.add_subregion(0x1000, region)
+    space, heard = AddressSpace("as", root), list[tuple[int, int]]()
+    block.add_resize_hook(lambda old, new: heard.append((old, new)))
+    block.view[0x1000] = 7
+    region.resize_ram(0x3001)
+    assert (block.size, region.size, heard) == (0x4000, 0x4000, [(0x2000, 0x4000)])
+    assert space.find(0x4FFF) is not None and space.find(0x5000) is None
+    region.resize_ram(0x1000)
+    assert heard[1:] == [(0x4000, 0x1000)] and space.find(0x2000) is None
+    region.resize_ram(0x1000)
+    region.resize_ram(0x2000)
+    assert len(heard) == 3 and space.read(0x2000, 1) == 0, "what was cut off reads zero when it comes again"
+    with pytest.raises(ValueError, match="cannot grow"):
+        region.resize_ram(0x9000)
+    with pytest.raises(ValueError, match="no memory"):
+        root.resize_ram(0x1000)
+    block.close()
