@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import UserError
 from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, info_mtree, read_mtree
 from tests.memory.helpers import ByteDevice
 
@@ -108,9 +108,42 @@ def test_overflowing_regions_are_marked() -> None:
     assert line == "[DETECTED OVERFLOW!]     fffffffffffff000-0000000000000fff (prio 0, i/o): over"
 
 
-def test_dispatch_tree_says_that_it_is_not_built() -> None:
-    with pytest.raises(NotBuiltError, match="dispatch tree"):
-        info_mtree([], flat=True, dispatch_tree=True)
+def test_dispatch_tree_of_one_region() -> None:
+    """As QEMU prints it for -M none, whose ports nobody has claimed."""
+    ports = MemoryRegion.new_io("io", 0x10000, ByteDevice(1))
+    dispatch = info_mtree([AddressSpace("I/O", ports)], flat=True, dispatch_tree=True).split("  Dispatch\n")[1]
+    nodes = "".join(
+        f"      [{level}]\n\t  0       skip={5 - level}  ptr=[5]\n\t  1..511  skip=1  ptr=NIL\n" for level in range(5)
+    )
+    assert dispatch == (
+        "    Physical sections\n"
+        "      #0 @0000000000000000..ffffffffffffffff (noname) [unassigned]\n"
+        "      #1 @0000000000000000..000000000000ffff io [not dirty] [ROOT]\n"
+        "    Nodes (9 bits per level, 6 levels) ptr=[5] skip=6\n"
+        f"{nodes}"
+        "      [5]\n\t  0..15   skip=0  ptr=#1\n\t 16..511  skip=0  ptr=#0\n"
+        "\n"
+    )
+
+
+def test_dispatch_tree_of_everything_and_of_nothing() -> None:
+    everything = MemoryRegion.new_container("everything")
+    nothing = AddressSpace("void", MemoryRegion.new_container("nothing"))
+    assert "Dispatch" not in info_mtree([nothing], flat=True, dispatch_tree=True)
+    everything.add_subregion(0, MemoryRegion.new_reservation("all", 1 << 64))
+    everything.add_subregion_overlap(0x7FF, MemoryRegion.new_reservation("across", 0x1002), 1)
+    text = info_mtree([AddressSpace("as", everything)], flat=True, dispatch_tree=True)
+    sections = [line.split()[1:3] for line in text.split("\n") if line.startswith("      #")]
+    assert sections == [
+        ["@0000000000000000..ffffffffffffffff", "(noname)"],
+        ["@0000000000000000..0000000000000fff", "(noname)"],
+        ["@0000000000000000..00000000000007fe", "all"],
+        ["@00000000000007ff..0000000000000fff", "across"],
+        ["@0000000000001000..0000000000001fff", "(noname)"],
+        ["@0000000000001000..0000000000001800", "across"],
+        ["@0000000000001801..0000000000001fff", "all"],
+        ["@0000000000002000..ffffffffffffffff", "all"],
+    ]
 
 
 SPAN = "0000000000000000-000000000000ffff"

@@ -20,7 +20,7 @@ _LINE = re.compile(
     r"(?P<indent> +)(?P<start>[0-9a-f]{16})-(?P<end>[0-9a-f]{16}) "
     r"\(prio (?P<prio>-?\d+), (?P<nv>nv-)?(?P<kind>[a-z/]+)\): "
     r"(?:alias (?P<alias>.*) @(?P<target>.*) (?P<offset>[0-9a-f]{16})-[0-9a-f]{16}|(?P<name>.*?))"
-    r"(?P<off> \[disabled\])?"
+    r"(?P<off> \[disabled\])?(?P<orphan> orphan| owner:\{(?P<owner>[^}]*)\})?(?: parent:\{(?P<parent>[^}]*)\})?"
 )
 _MAX_LEVEL = 64
 _KINDS = {
@@ -33,6 +33,10 @@ _KINDS = {
 
 ANSWERS_BETWEEN_SUBREGIONS = frozenset({"io", "rtc"})
 """Names of I/O regions that answer where no subregion of theirs does. A dump does not tell them from containers."""
+
+
+READ_ONLY_ALIASES = frozenset({"pam-rom"})
+"""Names of aliases that drop writes to the RAM they show. A dump tells their target's kind only."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class _Node:
     offset: int
     enabled: bool
     nonvolatile: bool
+    owner: str | None
+    parent: str | None
     children: list["_Node"] = field(default_factory=list)
 
 
@@ -112,6 +118,8 @@ def _node(match: re.Match[str]) -> _Node:
         offset=int(match["offset"] or "0", 16),
         enabled=not match["off"],
         nonvolatile=bool(match["nv"]),
+        owner=match["owner"],
+        parent=match["parent"],
     )
 
 
@@ -191,6 +199,7 @@ class _Builder:
         region.addr = node.addr
         region.enabled = node.enabled
         region.nonvolatile = node.nonvolatile
+        region.owner, region.parent = node.owner, node.parent
         self._regions[id(node)] = region
         return region
 
@@ -200,7 +209,9 @@ class _Builder:
             raise UserError(
                 f"alias '{node.name}' shows '{node.target}', which is not in the dump; paste the dump whole"
             )
-        return MemoryRegion.new_alias(node.name, self._region(target), node.offset, node.size)
+        alias = MemoryRegion.new_alias(node.name, self._region(target), node.offset, node.size)
+        alias.readonly = node.name in READ_ONLY_ALIASES
+        return alias
 
     def _fill(self, node: _Node) -> None:
         """Put the subregions in, from the last line to the first: of equals, the first line is seen."""
