@@ -285,7 +285,7 @@ class _Builder:
 
     def _new_alias(self, node: _Node) -> MemoryRegion:
         target = self._nodes.get(node.target or "")
-        if target is None:
+        if target is None or target is node:
             raise UserError(
                 f"alias '{node.name}' shows '{node.target}', which is not in the dump; paste the dump whole"
             )
