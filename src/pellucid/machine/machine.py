@@ -17,6 +17,7 @@ from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
 from pellucid.memory import (
     AddressSpace,
+    CoalescedIo,
     Ioeventfds,
     MemoryRegion,
     MemorySlots,
@@ -82,6 +83,8 @@ class Machine:
         self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
+        self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
+        self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
@@ -122,6 +125,7 @@ class Machine:
                     self.memory,
                     self.loop.bql,
                     self._vcpu_event,
+                    coalesced=self.vm.coalesced,
                     index=index,
                     debug_threads=self.config.debug_threads,
                 )

@@ -53,7 +53,7 @@ class MemoryListener:
         """Writes to these addresses may be collected now, and delivered together later."""
 
     def coalesced_del(self, addr: int, size: int) -> None:
-        """No more. What was collected is to be delivered first."""
+        """No more."""
 
     def commit(self) -> None:
         """All changes have come."""

@@ -48,9 +48,9 @@ class MemoryRegion:
     Attributes that are read freely and changed only by the methods: `name`, `kind`, `size`, `addr` (offset in the
     container), `priority`, `container`, `subregions` (in the order in which they are looked at), `enabled`, `readonly`,
     `nonvolatile`, `romd_mode`, `alias_target`, `alias_offset`, `block`, `ops`, `valid`, `impl`, `endianness`,
-    `accepts`, `ioeventfds`, `coalesced` ((offset, size) of each part), `flush_coalesced`. `owner` and `parent` are free
-    text for `info mtree -o`. `read_masks[size]` is the value mask of an aligned read of that size that needs no
-    splitting, 0 when it does.
+    `accepts`, `ioeventfds`, `coalesced` ((offset, size) of each part). `owner` and `parent` are free text for
+    `info mtree -o`. `read_masks[size]` is the value mask of an aligned read of that size that needs no splitting, 0
+    when it does.
     """
 
     __slots__ = (
@@ -68,7 +68,6 @@ class MemoryRegion:
         "container",
         "enabled",
         "endianness",
-        "flush_coalesced",
         "impl",
         "ioeventfds",
         "kind",
@@ -121,7 +120,6 @@ class MemoryRegion:
         self.write_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.address_spaces: list[Topology] = []
         self.coalesced: tuple[tuple[int, int], ...] = ()
-        self.flush_coalesced = False
         self.cached_flat_view: FlatView | None = None
         self.stale: tuple[int, int] | None = None
         """The part of the region whose cached flat view is out of date: [low, high), by the region's own offsets."""
@@ -362,10 +360,6 @@ class MemoryRegion:
     def clear_coalescing(self) -> None:
         """Deliver every write at once again."""
         self._set_coalesced(())
-
-    def set_flush_coalesced(self, flush: bool) -> None:
-        """Have writes that were collected for other regions delivered before each access of this one."""
-        self.flush_coalesced = flush
 
     def _set_coalesced(self, coalesced: tuple[tuple[int, int], ...]) -> None:
         if coalesced != self.coalesced:

@@ -220,8 +220,11 @@ def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
     with MemoryTransaction():
         machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
         ports = rtc.regions[0].memory_region(rtc.ops())
-        # The index port once more, as a region of its own: QEMU coalesces its writes, and its tree shows it.
-        ports.add_subregion(0, MemoryRegion.new_io("rtc-index", 1, rtc.ops(), impl=AccessSizes(1, 1)))
+        # The index port once more, as a region of its own, as in QEMU's tree: what is written there matters only with
+        # the access of the data port that follows.
+        index = MemoryRegion.new_io("rtc-index", 1, rtc.ops(), impl=AccessSizes(1, 1))
+        index.set_coalescing()
+        ports.add_subregion(0, index)
         machine.system_io.add_subregion(RTC_PORT, ports)
 
 
