@@ -42,7 +42,8 @@ def test_the_picture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert ["the", "same", "is", "seen", "by", "ich9-ahci"] in rows
     assert ["b0000000", "bfffffff", "256", "MiB", "███▋", "i/o", "pcie-mmcfg-mmio"] in rows
     assert ["c0000000", "febfefff", "1004", "MiB", "nothing"] in rows
-    assert ["100000000", "27fffffff", "6", "GiB", "████▏", "ram", "pc.ram", "+", "0x80000000", "ram-above-4g"] in rows
+    high = "100000000 27fffffff 6 GiB ████▏ ram pc.ram + 0x80000000 ← ram-above-4g"
+    assert high.split() in rows
     assert ["cf9", "cf9", "1", "byte", "▏", "i/o", "lpc-reset-control"] in rows
     assert text.rstrip().splitlines()[-1].startswith("nothing is seen in ")
 

@@ -1,5 +1,6 @@
 """Flat views and explanations on a terminal: one row for each range, holes too, and bars that grow with the size."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -16,6 +17,8 @@ from pellucid.memory.region import MemoryRegion
 
 COLOURS = {"ram": "green", "rom": "yellow", "romd": "yellow", "ramd": "magenta", "i/o": "cyan"}
 NOTHING = "bright_black"
+_FILE_WIDTH = 200
+_END = (1 << 64) - 1
 _BAR = "▏▎▍▌▋▊▉█"
 _BAR_BITS = 8
 """Bits of size for each cell of a bar: eight cells are all 64-bit addresses."""
@@ -23,7 +26,7 @@ _BAR_BITS = 8
 
 def print_flat_views(spaces: Sequence[AddressSpace]) -> None:
     """The flat view of each address space; those that share one together, the machine's memory first."""
-    console = Console(highlight=False)
+    console = _console()
     sharing: dict[FlatView, list[AddressSpace]] = {}
     empty = []
     for space in spaces:
@@ -39,7 +42,7 @@ def print_flat_views(spaces: Sequence[AddressSpace]) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """The answer, the way to it, and the others with the reasons."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(_verdict(found))
     read, write = effects(found)
     console.print(f"  read   {read}\n  write  {write}\n")
@@ -52,6 +55,14 @@ def print_explanation(found: Explanation) -> None:
         console.print(f"\n[{NOTHING}]Which of two equals was added last is not in a dump: the first line is taken.[/]")
     if all(region.enabled for region in found.space.root.descendants()):
         console.print(f"\n[{NOTHING}]No region of this dump is disabled; 'info mtree -D' prints those too.[/]")
+
+
+def _console() -> Console:
+    """As wide as the terminal; into a file or pipe, wide enough for everything."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def _representative(users: Sequence[AddressSpace]) -> AddressSpace:
@@ -69,11 +80,12 @@ def _title(users: Sequence[AddressSpace]) -> Iterator[Text]:
 
 
 def _flat_table(space: AddressSpace) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for heading in ("from", "to", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("", "kind", "region", "through"):
-        table.add_column(heading, no_wrap=heading == "kind")
+    for heading in ("", "kind"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("region  ← aliases", overflow="fold")
     for row in _rows(space):
         table.add_row(*row)
     return table
@@ -84,7 +96,7 @@ def _rows(space: AddressSpace) -> Iterator[tuple[Text, ...]]:
     expected = 0
     for found, way in ways(space):
         if found.start > expected:
-            yield _row(expected, found.start, NOTHING, "", Text("nothing", NOTHING), "")
+            yield _row(expected, found.start, NOTHING, "", Text("nothing", NOTHING))
         expected = found.end
         region = found.region
         kind = "rom" if found.readonly else region.type_name
@@ -93,28 +105,29 @@ def _rows(space: AddressSpace) -> Iterator[tuple[Text, ...]]:
         name = Text(region.name, colour)
         if found.offset:
             name.append(f" + {found.offset:#x}", NOTHING)
-        yield _row(found.start, found.end, colour, kind, name, " → ".join(way.through) if way is not None else "")
+        if way is not None and way.through:
+            name.append(f"  ← {' ← '.join(reversed(way.through))}", NOTHING)
+        yield _row(found.start, found.end, colour, kind, name)
     if expected < space.root.size:
-        yield _row(expected, space.root.size, NOTHING, "", Text("nothing", NOTHING), "")
+        yield _row(expected, space.root.size, NOTHING, "", Text("nothing", NOTHING))
 
 
-def _row(start: int, end: int, colour: str, kind: str, name: Text, through: str) -> tuple[Text, ...]:
+def _row(start: int, end: int, colour: str, kind: str, name: Text) -> tuple[Text, ...]:
     style = NOTHING if colour == NOTHING else ""
     size = end - start
     return (
         Text(f"{start:x}", style),
-        Text(f"{end - 1:x}", style),
+        Text("the end" if end - 1 == _END else f"{end - 1:x}", style),
         Text(_size(size), style),
         Text("" if name.plain == "nothing" and not kind else _bar(size), colour),
         Text(kind, colour),
         name,
-        Text(through, NOTHING),
     )
 
 
 def _size(size: int) -> str:
     if size > 1 << 63:
-        return "the rest"
+        return ""
     return "1 byte" if size == 1 else format_size(size)
 
 
