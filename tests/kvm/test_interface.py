@@ -7,6 +7,7 @@ import pytest
 
 from pellucid.errors import PellucidError
 from pellucid.kvm import api, vcpu_requests
+from pellucid.kvm.coalesced import MOST_WRITES, CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError, StateError
 from pellucid.kvm.eventfd import IoeventfdRegistry
 from pellucid.kvm.io_bus import BusRange, IoBus
@@ -68,6 +69,24 @@ def test_errors_are_one_tree() -> None:
     for error in (MsrAccessError(0x10, 5), MsrAccessError(0x10), StateError("x"), InvalidRequestError("x")):
         assert isinstance(error, PellucidError)
     assert str(MsrAccessError(0x10, 5)) == "WRMSR of 0x5 to 0x10 raises #GP(0)"
+
+
+def test_coalesced_writes_are_collected_in_order_and_within_bounds() -> None:
+    ring = CoalescedRing()
+    ports, memory = (IoBus(IoeventfdRegistry(), ring, pio=pio) for pio in (True, False))
+    ring.register(0x70, 2, pio=True)
+    ring.register(0xB8000, 0x1000, pio=False)
+    assert not ring and not ports.write(0x72, 1, 1) and not ports.write(0x71, 2, 1) and not memory.write(0x70, 1, 1)
+    assert ports.write(0x71, 1, 5) and memory.write(0xB8FFE, 2, 6) and ports.write(0x70, 2, 7)
+    assert ring and ports.read(0x70, 1) is None
+    assert ring.take() == [(True, 0x71, 1, 5), (False, 0xB8FFE, 2, 6), (True, 0x70, 2, 7)] and not ring
+    assert [ports.write(0x70, 1, n) for n in range(MOST_WRITES + 1)] == [True] * MOST_WRITES + [False]
+    assert len(ring.take()) == MOST_WRITES and ports.write(0x70, 1, 0)
+    ring.unregister(0x70, 2, pio=True)
+    assert not ports.write(0x70, 1, 0)
+    for wrong in (lambda: ring.unregister(0x70, 2, pio=True), lambda: ring.register(0, 0, pio=True)):
+        with pytest.raises(InvalidRequestError, match="coalesced zone"):
+            wrong()
 
 
 def test_bus_finds_the_device_and_gives_offsets() -> None:

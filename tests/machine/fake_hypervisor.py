@@ -20,6 +20,7 @@ from pellucid.kvm.api import (
     Sregs,
     VcpuEvents,
 )
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.irqchip.state import IoapicState, PicState, PitChannelState, PitState
 
@@ -138,6 +139,7 @@ class FakeVm:
         """Guest addresses written by this process."""
         self.lines: list[tuple[int, bool]] = []
         self.vcpus: list[FakeVcpu] = []
+        self.coalesced = CoalescedRing()
         self.chips: list[str] = []
         self.chips_put_back = 0
 

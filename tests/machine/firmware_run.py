@@ -1,11 +1,11 @@
-"""Runs the `pc` board with a real firmware image until its serial console says something."""
+"""Runs a board with Debian's SeaBIOS until its serial console says something."""
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from pellucid.machine import board
-from pellucid.machine.boards.pc import build_pc
+from pellucid.machine import board as boards
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import CharBackend, CharBackendKind, MachineConfig
 from pellucid.machine.machine import Machine
@@ -13,14 +13,24 @@ from pellucid.machine.run import run_machine
 from pellucid.runtime import ShutdownCause
 
 
-def run_firmware(folder: Path, until: bytes, seconds: float) -> bytes:
-    """The serial output, when it has `until` in it or the time is over."""
+def run_firmware(
+    folder: Path,
+    until: bytes,
+    seconds: float,
+    *,
+    board: str = "pc",
+    memory_size: int = 128 << 20,
+    then: Callable[[Machine], None] = lambda machine: None,
+) -> bytes:
+    """The serial output, when it has `until` in it or the time is over; before the end, `then(machine)`, locked."""
     output = folder / "serial"
     machines: list[Machine] = []
     ended = threading.Event()
+    failures: list[BaseException] = []
+    real = boards.BOARDS[board]
 
     def build(machine: Machine, serials: list[Chardev | None]) -> None:
-        build_pc(machine, serials)
+        real.build(machine, serials)
         machines.append(machine)
 
     def watch() -> None:
@@ -31,16 +41,24 @@ def run_firmware(folder: Path, until: bytes, seconds: float) -> bytes:
         end = time.monotonic() + seconds
         while time.monotonic() < end and until not in output.read_bytes() and not ended.wait(0.05):
             pass
-        machines[0].system.requests.shutdown(ShutdownCause.HOST_UI)
+        try:
+            with machines[0].loop.bql:
+                then(machines[0])
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            machines[0].system.requests.shutdown(ShutdownCause.HOST_UI)
 
-    board.BOARDS["pc-in-test"] = board.Board("pc-in-test", "the PC, watched", build)
+    boards.BOARDS[board] = boards.Board(board, real.description, build, real.has_firmware)
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         serials = (CharBackend(CharBackendKind.FILE, path=output),)
-        run_machine(MachineConfig(board="pc-in-test", serials=serials))
+        run_machine(MachineConfig(board=board, serials=serials, memory_size=memory_size))
     finally:
         ended.set()
-        del board.BOARDS["pc-in-test"]
+        boards.BOARDS[board] = real
         watcher.join()
+    if failures:
+        raise failures[0]
     return output.read_bytes()

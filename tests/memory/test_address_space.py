@@ -249,14 +249,52 @@ def test_readonly_ram_device_drops_writes() -> None:
     block.close()
 
 
-def test_an_aligned_access_stops_where_a_subregion_ends() -> None:
-    rtc, index = ByteDevice(2), ByteDevice(1)
-    region = MemoryRegion.new_io("rtc", 2, rtc)
-    region.add_subregion(0, MemoryRegion.new_io("rtc-index", 1, index))
+def test_a_device_gets_its_access_whole_whatever_lies_over_the_rest() -> None:
+    rtc, index = ByteDevice(4), ByteDevice(1)
+    region = MemoryRegion.new_io("rtc", 4, rtc)
+    region.add_subregion(2, MemoryRegion.new_io("index", 1, index))
     space = AddressSpace("I/O", region)
-    space.write(0, 2, 0x1234)
-    assert space.read(0, 2) == 0x1234
-    assert index.calls == [("write", 0, 1), ("read", 0, 1)] and rtc.calls == [("write", 1, 1), ("read", 1, 1)]
+    space.write(0, 4, 0x12345678)
+    assert space.read(0, 4) == 0x12345678 and rtc.calls == [("write", 0, 4), ("read", 0, 4)] and index.calls == []
+    space.write(2, 2, 0xABCD)
+    assert index.calls == [("write", 0, 2)]
+    index.calls.clear()
+    # Not aligned: in pieces, each to the region that answers its first byte.
+    space.write(1, 4, 0x44332211)
+    assert rtc.calls[2:] == [("write", 1, 1)] and index.calls == [("write", 0, 2)]
+    assert space.read(4, 1) == 0 and rtc.bytes[1] == 0x11
+
+
+def test_memory_is_cut_where_its_range_ends() -> None:
+    low, high, ramd = (RamBlock(name, 0x1000) for name in ("low", "high", "ramd"))
+    root = MemoryRegion.new_container("root")
+    root.add_subregion(0, MemoryRegion.new_ram("low", low))
+    device = ByteDevice(8)
+    root.add_subregion_overlap(0xFFE, MemoryRegion.new_io("over", 2, device), 1)
+    root.add_subregion(0x1000, MemoryRegion.new_ram_device("ramd", ramd))
+    root.add_subregion(0x2000, MemoryRegion.new_rom("high", high))
+    space = AddressSpace("as", root)
+    space.write(0xFFC, 4, 0x44332211)
+    assert bytes(low.view[0xFFC:]) == b"\x11\x22\0\0" and device.calls == [("write", 0, 2)]
+    assert space.read(0xFFC, 4) == 0x44332211
+    high.view[:4] = b"\xaa\xbb\xcc\xdd"
+    space.write(0x1FFC, 8, 0x8877665544332211)
+    assert bytes(ramd.view[0xFFC:]) == b"\x11\x22\x33\x44" and bytes(high.view[:4]) == b"\xaa\xbb\xcc\xdd"
+    assert space.read(0x1FFC, 8) == 0xDDCCBBAA44332211
+    for block in (low, high, ramd):
+        block.close()
+
+
+def test_an_access_that_begins_in_a_hole_takes_its_aligned_piece_with_it() -> None:
+    device = ByteDevice(16)
+    root = MemoryRegion.new_container("root", 0x100)
+    root.add_subregion(0x12, MemoryRegion.new_io("dev", 0xE, device))
+    space = AddressSpace("as", root)
+    assert space.load(0x10, 4) == (0, MemTxResult.DECODE_ERROR) and device.calls == []
+    assert space.load(0x11, 4)[1] == MemTxResult.DECODE_ERROR
+    assert device.calls == [("read", 0, 2), ("read", 2, 1)]
+    assert len(space.read_bytes(0, 0x14)) == 0x14 and len(device.calls) == 2
+    assert len(space.read_bytes(0, 0x16)) == 0x16 and device.calls[2:] == [("read", 2, 2)]
 
 
 def test_accesses_past_the_last_address_go_on_at_the_first() -> None:
@@ -368,3 +406,71 @@ def test_doorbells_outside_the_visible_part_are_not_there() -> None:
     for offset in (0, 4, 11, 12):
         region.add_ioeventfd(IoEventfd(offset, 1, 0))
     assert heard == [0, 7]
+
+
+def test_coalesced_parts_are_told_where_they_are_seen() -> None:
+    region = MemoryRegion.new_io("dev", 0x10, ByteDevice(0x10))
+    root = MemoryRegion.new_container("root", 0x1000)
+    root.add_subregion(0x100, region)
+    space = AddressSpace("as", root)
+    log: list[tuple[str, int, int]] = []
+
+    class Listener(MemoryListener):
+        def coalesced_add(self, addr: int, size: int) -> None:
+            log.append(("add", addr, size))
+
+        def coalesced_del(self, addr: int, size: int) -> None:
+            log.append(("del", addr, size))
+
+    listener = Listener()
+    region.add_coalescing(0, 2)
+    space.add_listener(listener)
+    region.add_coalescing(8, 8)
+    # What lies over a part takes it away; the rest stays.
+    over = MemoryRegion.new_io("over", 4, ByteDevice(4))
+    root.add_subregion_overlap(0x10C, over, 1)
+    root.del_subregion(over)
+    region.clear_coalescing()
+    region.set_coalescing()
+    region.set_address(0x200)
+    space.remove_listener(listener)
+    assert log == [
+        ("add", 0x100, 2),
+        ("add", 0x108, 8),
+        ("del", 0x108, 8),
+        ("add", 0x108, 4),
+        ("del", 0x108, 4),
+        ("add", 0x108, 8),
+        ("del", 0x100, 2),
+        ("del", 0x108, 8),
+        ("add", 0x100, 16),
+        ("del", 0x100, 16),
+        ("add", 0x200, 16),
+        ("del", 0x200, 16),
+    ]
+    for offset, size in ((-1, 2), (0, 0), (15, 2)):
+        with pytest.raises(ValueError, match="to coalesce"):
+            region.add_coalescing(offset, size)
+
+
+def test_ram_grows_and_shrinks_with_notice() -> None:
+    block = RamBlock("tables", 0x2000, 0x8000)
+    region = MemoryRegion.new_rom("tables", block)
+    root = MemoryRegion.new_container("root")
+    root.add_subregion(0x1000, region)
+    space, heard = AddressSpace("as", root), list[tuple[int, int]]()
+    block.add_resize_hook(lambda old, new: heard.append((old, new)))
+    block.view[0x1000] = 7
+    region.resize_ram(0x3001)
+    assert (block.size, region.size, heard) == (0x4000, 0x4000, [(0x2000, 0x4000)])
+    assert space.find(0x4FFF) is not None and space.find(0x5000) is None
+    region.resize_ram(0x1000)
+    assert heard[1:] == [(0x4000, 0x1000)] and space.find(0x2000) is None
+    region.resize_ram(0x1000)
+    region.resize_ram(0x2000)
+    assert len(heard) == 3 and space.read(0x2000, 1) == 0, "what was cut off reads zero when it comes again"
+    with pytest.raises(ValueError, match="cannot grow"):
+        region.resize_ram(0x9000)
+    with pytest.raises(ValueError, match="no memory"):
+        root.resize_ram(0x1000)
+    block.close()

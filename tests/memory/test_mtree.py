@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import UserError
 from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, info_mtree, read_mtree
+from pellucid.memory.explain import explain
 from tests.memory.helpers import ByteDevice
 
 DATA = Path(__file__).parent / "data"
@@ -108,9 +109,42 @@ def test_overflowing_regions_are_marked() -> None:
     assert line == "[DETECTED OVERFLOW!]     fffffffffffff000-0000000000000fff (prio 0, i/o): over"
 
 
-def test_dispatch_tree_says_that_it_is_not_built() -> None:
-    with pytest.raises(NotBuiltError, match="dispatch tree"):
-        info_mtree([], flat=True, dispatch_tree=True)
+def test_dispatch_tree_of_one_region() -> None:
+    """As QEMU prints it for -M none, whose ports nobody has claimed."""
+    ports = MemoryRegion.new_io("io", 0x10000, ByteDevice(1))
+    dispatch = info_mtree([AddressSpace("I/O", ports)], flat=True, dispatch_tree=True).split("  Dispatch\n")[1]
+    nodes = "".join(
+        f"      [{level}]\n\t  0       skip={5 - level}  ptr=[5]\n\t  1..511  skip=1  ptr=NIL\n" for level in range(5)
+    )
+    assert dispatch == (
+        "    Physical sections\n"
+        "      #0 @0000000000000000..ffffffffffffffff (noname) [unassigned]\n"
+        "      #1 @0000000000000000..000000000000ffff io [not dirty] [ROOT]\n"
+        "    Nodes (9 bits per level, 6 levels) ptr=[5] skip=6\n"
+        f"{nodes}"
+        "      [5]\n\t  0..15   skip=0  ptr=#1\n\t 16..511  skip=0  ptr=#0\n"
+        "\n"
+    )
+
+
+def test_dispatch_tree_of_everything_and_of_nothing() -> None:
+    everything = MemoryRegion.new_container("everything")
+    nothing = AddressSpace("void", MemoryRegion.new_container("nothing"))
+    assert "Dispatch" not in info_mtree([nothing], flat=True, dispatch_tree=True)
+    everything.add_subregion(0, MemoryRegion.new_reservation("all", 1 << 64))
+    everything.add_subregion_overlap(0x7FF, MemoryRegion.new_reservation("across", 0x1002), 1)
+    text = info_mtree([AddressSpace("as", everything)], flat=True, dispatch_tree=True)
+    sections = [line.split()[1:3] for line in text.split("\n") if line.startswith("      #")]
+    assert sections == [
+        ["@0000000000000000..ffffffffffffffff", "(noname)"],
+        ["@0000000000000000..0000000000000fff", "(noname)"],
+        ["@0000000000000000..00000000000007fe", "all"],
+        ["@00000000000007ff..0000000000000fff", "across"],
+        ["@0000000000001000..0000000000001fff", "(noname)"],
+        ["@0000000000001000..0000000000001800", "across"],
+        ["@0000000000001801..0000000000001fff", "all"],
+        ["@0000000000002000..ffffffffffffffff", "all"],
+    ]
 
 
 SPAN = "0000000000000000-000000000000ffff"
@@ -120,10 +154,20 @@ SPAN = "0000000000000000-000000000000ffff"
     ("text", "complaint"),
     [
         ("hello\n", "line 1 is not a line"),
+        ("", "no 'address-space:'"),
+        ("address-space: a\n\n", "no 'address-space:'"),
+        ("(qemu) info mtree -f\nFlatView #0\n", "line 2 is of 'info mtree -f'"),
+        ("\n" * 20_001, "20001 lines are more"),
+        ("".join(f"memory-region: m{n}\n" for n in range(2_001)), "2001 trees are more"),
         (f"  {SPAN} (prio 0, i/o): x\n", "line 1: a region before"),
         (f"address-space: a\n  {SPAN} (prio 0, i/o): x\n  {SPAN} (prio 0, i/o): y\n", "line 3: a second tree"),
         (f"address-space: a\n  {SPAN} (prio 0, i/o): alias x @gone {SPAN}\n", "'gone', which is not in the dump"),
-        (f"address-space: a\n  {SPAN} (prio 0, i/o): alias x @x {SPAN}\n", "shows itself"),
+        (f"address-space: a\n  {SPAN} (prio 0, i/o): alias x @x {SPAN}\n", "'x', which is not in the dump"),
+        (
+            f"address-space: a\n  {SPAN} (prio 0, i/o): r\n"
+            f"    {SPAN} (prio 0, i/o): alias x @y {SPAN}\n    {SPAN} (prio 0, i/o): alias y @x {SPAN}\n",
+            "shows itself",
+        ),
         (f"address-space: a\n  {SPAN} (prio 0, rum): x\n", "'rum' is no kind"),
         (
             f"address-space: a\n  {SPAN} (prio 0, ram): alias x @y {SPAN}\n    {SPAN} (prio 0, ram): z\n"
@@ -135,6 +179,76 @@ SPAN = "0000000000000000-000000000000ffff"
 def test_what_is_no_dump_is_named_by_line(text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         read_mtree(text)
+
+
+def test_what_is_pasted_along_is_passed_over() -> None:
+    dump = (
+        "QEMU 7.2.9 monitor - type 'help' for more information\n"
+        "(qemu) info mtree\x1b[K\n"
+        "```\n"
+        "address-space: memory\n"
+        f"      {SPAN} (prio 0, i/o): system owner:{{obj path=/x}} parent:{{dev id=y}}\r\n"
+        f"[DETECTED OVERFLOW!]         {SPAN} (prio 0, RW): ram orphan\n"
+        "```\n(qemu) quit\n"
+    )
+    (space,) = read_mtree(dump)
+    assert (space.root.name, space.root.owner, space.root.parent) == ("system", "obj path=/x", "dev id=y")
+    assert [region.name for region in space.root.subregions] == ["ram"]
+
+
+def test_what_is_in_a_disabled_region_is_not_seen_though_only_it_is_printed() -> None:
+    text = (
+        f"address-space: io\n  {SPAN} (prio 0, i/o): io\n"
+        "      0000000000000000-0000000000000003 (prio 0, i/o): acpi-evt\n"
+        f"    {SPAN} (prio 0, i/o): alias w @smram {SPAN}\n"
+        f"\nmemory-region: smram\n    {SPAN} (prio 0, i/o): low\n\n"
+    )
+    (space,) = read_mtree(text)
+    assert [found.region.name for found in space.view.ranges] == ["io"]
+    assert info_mtree([space]) == text
+
+
+def doubled(levels: int) -> str:
+    """Aliases that show the next region twice each: 2**levels ways to the last."""
+    trees = [f"address-space: a\n  {SPAN} (prio 0, i/o): m0\n    {SPAN} (prio 0, i/o): alias a0 @m1 {SPAN}\n"]
+    for level in range(1, levels):
+        twice = f"    {SPAN} (prio 0, i/o): alias a{level} @m{level + 1} {SPAN}\n" * 2
+        trees.append(f"memory-region: m{level}\n  {SPAN} (prio 0, i/o): m{level}\n{twice}")
+    return "\n".join([*trees, f"memory-region: m{levels}\n  {SPAN} (prio 0, i/o): m{levels}\n"])
+
+
+def test_aliases_without_end_are_refused_at_once() -> None:
+    assert len(read_mtree(doubled(10))[0].view.ranges) == 1
+    with pytest.raises(UserError, match="over and over"):
+        read_mtree(doubled(40))
+    chain = [f"address-space: a\n  {SPAN} (prio 0, i/o): alias c @m0 {SPAN}\n"]
+    chain += [f"memory-region: m{n}\n  {SPAN} (prio 0, i/o): alias m{n} @n{n} {SPAN}\n" for n in range(900)]
+    with pytest.raises(UserError, match="not in the dump|shows itself"):
+        read_mtree("\n".join(chain))
+    links = [f"    {SPAN} (prio 0, i/o): alias l{n} @l{n + 1} {SPAN}\n" for n in range(900)]
+    last = f"    {SPAN} (prio 0, i/o): l900\n"
+    with pytest.raises(UserError, match="too long a chain"):
+        read_mtree(f"address-space: a\n  {SPAN} (prio 0, i/o): r\n" + "".join(links) + last)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_truncated_and_garbled_dumps(board: str) -> None:
+    """Cut anywhere, or with bytes changed: refused with one line, or read; nothing else is raised."""
+    rng = random.Random(f"garbled {board}")
+    original = (DATA / f"{board}.mtree-D.txt").read_text()
+    for _ in range(40):
+        text = list(original[: rng.randrange(len(original))] if rng.random() < 0.5 else original)
+        for _ in range(rng.choice((0, 1, 5, 50))):
+            odd = rng.choice((0, 10, 13, 27, 32, 48, 102, 0x2028, 0xDCFF, rng.randrange(256)))
+            text[rng.randrange(len(text))] = chr(odd)
+        try:
+            spaces = read_mtree("".join(text))
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        assert info_mtree(spaces, flat=True, owner=True, dispatch_tree=True)
+        for space in spaces:
+            explain(space, rng.getrandbits(64))
 
 
 @pytest.mark.parametrize("board", BOARDS)

@@ -61,6 +61,9 @@ class FakeMachine:
     def mtree(self, *, flat: bool, dispatch_tree: bool, owner: bool, disabled: bool) -> str:
         return f"flat={flat} dispatch={dispatch_tree} owner={owner} disabled={disabled}\n"
 
+    def ramblock(self) -> str:
+        return "Block Name\n"
+
     def run_status(self) -> str:
         return self.status
 

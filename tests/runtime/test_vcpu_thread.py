@@ -20,6 +20,7 @@ from pellucid.kvm.api import (
     SystemEvent,
     SystemEventExit,
 )
+from pellucid.kvm.coalesced import CoalescedWrite
 from pellucid.runtime import BigLock, Outcome, VcpuGroup, VcpuThread, outcome_of
 from pellucid.runtime.vcpu_thread import VcpuGone
 from tests.runtime.fake_vcpu import FakeBus, FakeVcpu
@@ -105,6 +106,24 @@ def test_accesses_reach_the_right_bus_under_the_lock(rig: Rig) -> None:
     assert rig.vcpu.reads == [0x3FE, 0xFEB00011]
     assert rig.ports.locked == rig.memory.locked == {True}
     assert rig.events == []
+
+
+def test_collected_writes_are_delivered_before_the_next_exit(rig: Rig) -> None:
+    ring = rig.thread._coalesced
+    ring.register(0x70, 1, pio=True)
+    ring.register(0xB8000, 0x1000, pio=False)
+    rig.thread.resume()
+
+    def collect_and_read() -> Exit:
+        assert ring.collect(CoalescedWrite(True, 0x70, 1, 0x0A))
+        assert ring.collect(CoalescedWrite(False, 0xB8000, 2, 0x0741))
+        return IoExit(0x71, 1, False, None)
+
+    rig.vcpu.script.put(collect_and_read)
+    rig.sync()
+    assert rig.ports.log == [("write", 0x70, 1, 0x0A), ("read", 0x71, 1, 0)]
+    assert rig.memory.log == [("write", 0xB8000, 2, 0x0741)] and not ring
+    assert rig.ports.locked == rig.memory.locked == {True}
 
 
 def test_it_starts_paused_and_pauses_and_resumes(rig: Rig) -> None:

@@ -38,9 +38,16 @@ def _bench(arguments: Sequence[str]) -> int:
     return bench(arguments)
 
 
+def _explain(arguments: Sequence[str]) -> int:
+    from pellucid.cli.explain import explain
+
+    return explain(arguments)
+
+
 COMMANDS = {
     "run": Command("run a machine; takes QEMU's options, and without -kernel boots the default guest", _run),
     "doctor": Command("show what this computer offers, the caches, and what is missing", _doctor),
+    "explain": Command("explain what another program printed: mtree (QEMU's memory tree)", _explain),
     "bench": Command("compare the speed with QEMU's, in a table", _bench),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.events import VcpuEvents
 from pellucid.kvm.exits import (
     DebugExit,
@@ -247,6 +248,11 @@ class Vm(Protocol):
         assign: bool = True,
     ) -> None:
         """Signal eventfd `fd` on guest writes of `length` bytes (0: any) at `address`, instead of exiting."""
+        ...
+
+    @property
+    def coalesced(self) -> CoalescedRing:
+        """The zones whose writes are collected, and those that were (KVM_CAP_COALESCED_MMIO and _PIO)."""
         ...
 
     def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, assign: bool = True) -> None:

@@ -1,13 +1,15 @@
 """Where an in-kernel device answers a port or MMIO access before the machine hears of it (KVM_PIO_BUS, KVM_MMIO_BUS).
 
 A bus is a sorted list of address ranges, rebuilt at each registration and read without a lock: `read` and `write` are
-on the way of every exit. Writes are first offered to the ioeventfds, which match on exact address, length and data.
+on the way of every exit. Writes are first offered to the ioeventfds, which match on exact address, length and data,
+and at last to the ring of coalesced writes.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pellucid.kvm.coalesced import CoalescedRing, CoalescedWrite
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import IoeventfdRegistry
 
@@ -28,10 +30,14 @@ class BusRange:
 
 
 class IoBus:
-    """One of a VM's two in-kernel buses."""
+    """One of a VM's two in-kernel buses; `pio`: the one of the ports."""
 
-    def __init__(self, ioeventfds: IoeventfdRegistry) -> None:
+    def __init__(
+        self, ioeventfds: IoeventfdRegistry, coalesced: CoalescedRing | None = None, *, pio: bool = True
+    ) -> None:
         self._ioeventfds = ioeventfds
+        self._coalesced = CoalescedRing() if coalesced is None else coalesced
+        self._pio = pio
         self._ranges: tuple[BusRange, ...] = ()
         self._bases: tuple[int, ...] = ()
 
@@ -59,11 +65,11 @@ class IoBus:
         return None if found is None else found.read(address - found.base, size)
 
     def write(self, address: int, size: int, value: int) -> bool:
-        """Whether an ioeventfd or in-kernel device took the write."""
+        """Whether an ioeventfd, an in-kernel device or the ring of coalesced writes took the write."""
         if self._ioeventfds.signal(address, size, value):
             return True
         found = self._find(address, size)
         if found is None:
-            return False
+            return self._coalesced.collect(CoalescedWrite(self._pio, address, size, value))
         found.write(address - found.base, size, value)
         return True

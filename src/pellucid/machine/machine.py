@@ -17,6 +17,7 @@ from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
 from pellucid.memory import (
     AddressSpace,
+    CoalescedIo,
     Ioeventfds,
     MemoryRegion,
     MemorySlots,
@@ -77,19 +78,18 @@ class Machine:
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
         self.memory = AddressSpace("memory", self.system_memory)
         self.ports = AddressSpace("I/O", self.system_io)
+        self.address_spaces: list[AddressSpace] = [self.memory, self.ports]
+        """All of them, for `info mtree`; a board that has more puts its own list here. Closed with the machine."""
         self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
+        self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
+        self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
         self._power_on: PowerOnState | None = None
         self._closed = False
-
-    @property
-    def address_spaces(self) -> list[AddressSpace]:
-        """All of them, for `info mtree`."""
-        return [self.memory, self.ports]
 
     @property
     def devices(self) -> Iterator[Device]:
@@ -106,7 +106,11 @@ class Machine:
         container = self.system_io if part.ports else self.system_memory
         with MemoryTransaction():
             for index, (region, base) in enumerate(zip(part.device.regions, bases, strict=True)):
-                container.add_subregion(base, region.memory_region(part.device.ops(index)))
+                node = region.memory_region(part.device.ops(index))
+                if part.priority:
+                    container.add_subregion_overlap(base, node, part.priority)
+                else:
+                    container.add_subregion(base, node)
         self.parts.append(part)
 
     def create_vcpus(self, apic_ids: Sequence[int], cpuid: Callable[[int], Sequence[CpuidEntry]]) -> None:
@@ -121,6 +125,7 @@ class Machine:
                     self.memory,
                     self.loop.bql,
                     self._vcpu_event,
+                    coalesced=self.vm.coalesced,
                     index=index,
                     debug_threads=self.config.debug_threads,
                 )
@@ -163,8 +168,8 @@ class Machine:
         self.clock.close()
         for vcpu in self._vcpus():
             vcpu.close()
-        self.memory.close()
-        self.ports.close()
+        for space in self.address_spaces:
+            space.close()
         self.vm.close()
         self.ram.close()
 

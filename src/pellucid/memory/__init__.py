@@ -13,7 +13,7 @@ from pellucid.memory.mtree import info_mtree
 from pellucid.memory.mtree_reader import read_mtree
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock, RamList, info_ramblock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion, RegionKind
-from pellucid.memory.slots import Ioeventfds, MemorySlots
+from pellucid.memory.slots import CoalescedIo, Ioeventfds, MemorySlots
 from pellucid.memory.transaction import MemoryTransaction
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "PAGE_SIZE",
     "AccessSizes",
     "AddressSpace",
+    "CoalescedIo",
     "Endianness",
     "FlatRange",
     "FlatView",

@@ -5,7 +5,8 @@ to the range's memory or to its device. `read` and `write` are the exit path: on
 device implements costs one call of the device and about half a microsecond around it; everything else (RAM in odd
 sizes, splitting, crossing ranges, what is not there) takes the general way below.
 
-Reading needs no lock: a view is replaced whole. Devices behind I/O regions do need the big lock.
+Only memory is cut at the end of its range: an access to a device goes at its full width to the region that answers its
+start address. Reading needs no lock: a view is replaced whole. Devices behind I/O regions do need the big lock.
 """
 
 from typing import NamedTuple
@@ -32,14 +33,16 @@ class AddressSpace(LoadStore):
     Values read where nothing is are 0, except in port space, whose root region answers all ones (`UnassignedIoOps`).
     """
 
-    __slots__ = ("_bells", "_listeners", "name", "root", "view")
+    __slots__ = ("_bells", "_coalesced", "_listeners", "name", "root", "view")
 
     def __init__(self, name: str, root: MemoryRegion) -> None:
         self.name = name
         self.root = root
         self.view: FlatView = flat_view_of(root)
         self._listeners: list[MemoryListener] = []
-        self._bells: list[_Bell] = _find_bells(self.view)
+        self._bells: list[_Bell] = []
+        self._coalesced: list[tuple[int, int]] = []
+        """(address, size) of each part whose writes may be collected; like the doorbells, kept for listeners only."""
         root.address_spaces.append(self)
 
     def __repr__(self) -> str:
@@ -65,7 +68,7 @@ class AddressSpace(LoadStore):
         found = view.hits.get(addr) or view.lookup(addr)
         region = found.region
         mask = region.read_masks[size]
-        if mask and addr + size <= found.end:
+        if mask:
             offset = addr - found.delta
             if not offset & (size - 1) and not found.read_direct:
                 ops = region.ops
@@ -79,7 +82,7 @@ class AddressSpace(LoadStore):
         found = view.hits.get(addr) or view.lookup(addr)
         region = found.region
         mask = region.write_masks[size]
-        if mask and addr + size <= found.end:
+        if mask:
             offset = addr - found.delta
             if not offset & (size - 1):
                 ops = region.ops
@@ -127,7 +130,7 @@ class AddressSpace(LoadStore):
         while done < length:
             found = self._find(addr + done)
             offset = ((addr + done) & _ADDRESS_MASK) - found.delta
-            size = min(length - done, found.end - found.delta - offset)
+            size = _piece_size(found, offset, length - done, at_once=found.read_direct)
             if found.read_direct:
                 assert found.region.block is not None
                 out[done : done + size] = found.region.block.view[offset : offset + size]
@@ -135,7 +138,6 @@ class AddressSpace(LoadStore):
                 trace.debug("%s %#x: read of %d bytes, nothing is there", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
             else:
-                size = access_size(found.region, size, offset)
                 value, piece_result = dispatch_read(found.region, offset, size)
                 out[done : done + size] = value.to_bytes(size, "little")
                 result |= piece_result
@@ -149,7 +151,8 @@ class AddressSpace(LoadStore):
         while done < length:
             found = self._find(addr + done)
             offset = ((addr + done) & _ADDRESS_MASK) - found.delta
-            size = min(length - done, found.end - found.delta - offset)
+            dropped = found.readonly and found.region.is_ram
+            size = _piece_size(found, offset, length - done, at_once=found.write_direct or dropped)
             if found.write_direct:
                 block = found.region.block
                 assert block is not None
@@ -158,11 +161,10 @@ class AddressSpace(LoadStore):
             elif found.region is UNASSIGNED:
                 trace.debug("%s %#x: write of %d bytes, nothing is there", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
-            elif found.readonly and found.region.is_ram:
+            elif dropped:
                 trace.debug("%s %#x: write of %d bytes, read-only", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
             else:
-                size = access_size(found.region, size, offset)
                 value = int.from_bytes(data[done : done + size], "little")
                 result |= dispatch_write(found.region, offset, size, value)
             done += size
@@ -196,17 +198,22 @@ class AddressSpace(LoadStore):
         """Tell `listener` all that is there now, and every change from now on."""
         self._listeners.append(listener)
         self._listeners.sort(key=lambda other: other.priority)
+        self._bells, self._coalesced = _find_bells(self.view), _find_coalesced(self.view)
         listener.begin()
         for found in self.view.ranges:
             listener.region_add(_section(found))
         for addr, eventfd in self._bells:
             listener.eventfd_add(addr, eventfd)
+        for window in self._coalesced:
+            listener.coalesced_add(*window)
         listener.commit()
 
     def remove_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` that all is gone, and nothing from now on."""
         self._listeners.remove(listener)
         listener.begin()
+        for window in self._coalesced:
+            listener.coalesced_del(*window)
         for addr, eventfd in self._bells:
             listener.eventfd_del(addr, eventfd)
         for found in reversed(self.view.ranges):
@@ -220,26 +227,34 @@ class AddressSpace(LoadStore):
 
     def update_topology(self) -> None:
         """Part of `Topology`."""
-        old, old_bells = self.view, self._bells
-        new = flat_view_of(self.root, previous=old)
-        self.view = new
-        self._bells = bells = _find_bells(new)
-        if not self._listeners:
-            return
-        for bell in old_bells:
-            if bell not in bells:
-                for listener in reversed(self._listeners):
+        old, self.view = self.view, flat_view_of(self.root)
+        if self._listeners:
+            self._tell_changes(old)
+
+    def _tell_changes(self, old: FlatView) -> None:
+        old_bells, old_coalesced = self._bells, self._coalesced
+        self._bells, self._coalesced = bells, coalesced = _find_bells(self.view), _find_coalesced(self.view)
+        gone, come = self.view.changes_from(old) if self.view is not old else ([], [])
+        for listener in reversed(self._listeners):
+            for window in old_coalesced:
+                if window not in coalesced:
+                    listener.coalesced_del(*window)
+            for bell in old_bells:
+                if bell not in bells:
                     listener.eventfd_del(*bell)
-        for gone in [_section(r) for key, r in old.by_key.items() if key not in new.by_key]:
+        for section in map(_section, gone):
             for listener in reversed(self._listeners):
-                listener.region_del(gone)
-        for come in [_section(r) for key, r in new.by_key.items() if key not in old.by_key]:
+                listener.region_del(section)
+        for section in map(_section, come):
             for listener in self._listeners:
-                listener.region_add(come)
-        for bell in bells:
-            if bell not in old_bells:
-                for listener in self._listeners:
+                listener.region_add(section)
+        for listener in self._listeners:
+            for bell in bells:
+                if bell not in old_bells:
                     listener.eventfd_add(*bell)
+            for window in coalesced:
+                if window not in old_coalesced:
+                    listener.coalesced_add(*window)
 
     def commit_update(self) -> None:
         """Part of `Topology`."""
@@ -249,6 +264,23 @@ class AddressSpace(LoadStore):
     def _find(self, addr: int) -> FlatRange:
         addr &= _ADDRESS_MASK
         return self.view.hits.get(addr) or self.view.lookup(addr)
+
+
+def _piece_size(found: FlatRange, offset: int, length: int, *, at_once: bool) -> int:
+    """How many of the next `length` bytes, which begin at `offset` of the range's region, go to this range at once.
+
+    Memory is cut where its range ends. A device is not: as on a bus, the access belongs at its full width to whoever
+    answers its first byte, also where something else lies over the rest.
+    """
+    region = found.region
+    left = found.end - found.delta - offset
+    if at_once:
+        return min(length, left)
+    if region is UNASSIGNED:
+        # In pieces of up to four aligned bytes, of which all but the last in the hole are taken at once.
+        whole = (found.end & -4) - offset
+        return min(length, whole) if whole > 0 else access_size(region, length, offset)
+    return access_size(region, min(length, left) if region.is_ram else length, offset)
 
 
 def _section(found: FlatRange) -> MemoryRegionSection:
@@ -265,3 +297,14 @@ def _find_bells(view: FlatView) -> list[_Bell]:
             if found.offset <= eventfd.offset < found.offset + found.end - found.start:
                 bells.append(_Bell(eventfd.offset + found.delta, eventfd))
     return bells
+
+
+def _find_coalesced(view: FlatView) -> list[tuple[int, int]]:
+    """(address, size) of what is seen of each coalesced part, by address."""
+    windows = []
+    for found in view.ranges:
+        for offset, size in found.region.coalesced:
+            start, end = max(offset + found.delta, found.start), min(offset + size + found.delta, found.end)
+            if start < end:
+                windows.append((start, end - start))
+    return windows

@@ -4,9 +4,12 @@ Rendering walks the tree from the top priority down and lets each region fill th
 alias goes on in its target, shifted and clipped to the alias. So the order of the walk is the whole of the overlap
 rule. Neighbouring ranges that show one region without a seam are joined, as QEMU does; `info mtree -f` prints the
 result.
+
+A root keeps its last view and the window of addresses that has changed since: only that is rendered anew, and the
+ranges outside it, or unchanged in it, are the same objects in both views.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion, RegionKind
 
@@ -60,13 +63,12 @@ class FlatRange:
 class FlatView:
     """What is seen under `root` (None: nothing at all). Immutable but for `hits`, the memory of past look-ups."""
 
-    __slots__ = ("by_key", "hits", "ranges", "root", "starts")
+    __slots__ = ("hits", "ranges", "root", "starts")
 
     def __init__(self, root: MemoryRegion | None, ranges: list[FlatRange]) -> None:
         self.root = root
         self.ranges = ranges
         self.starts = [r.start for r in ranges]
-        self.by_key = {r.key: r for r in ranges}
         self.hits: dict[int, FlatRange] = {}
         """Address to range, for the addresses that a guest uses again and again: device registers. Bounded."""
 
@@ -82,6 +84,22 @@ class FlatView:
             self.hits.clear()
         self.hits[addr] = found
         return found
+
+    def changes_from(self, old: "FlatView") -> tuple[list[FlatRange], list[FlatRange]]:
+        """(the ranges of `old` that are gone, the ranges that are new), each by address."""
+        before, after = old.ranges, self.ranges
+        shorter = min(len(before), len(after))
+        head = 0
+        while head < shorter and (before[head] is after[head] or before[head].key == after[head].key):
+            head += 1
+        tail = 0
+        while tail < shorter - head and (
+            before[-1 - tail] is after[-1 - tail] or before[-1 - tail].key == after[-1 - tail].key
+        ):
+            tail += 1
+        gone, come = before[head : len(before) - tail], after[head : len(after) - tail]
+        old_keys, new_keys = {r.key for r in gone}, {r.key for r in come}
+        return [r for r in gone if r.key not in new_keys], [r for r in come if r.key not in old_keys]
 
     def _hole(self, index: int) -> FlatRange:
         """The hole behind range `index`."""
@@ -120,7 +138,10 @@ class _Renderer:
             self.render(target, base - target.addr - region.alias_offset, low, high, readonly, nonvolatile)
             return
         for subregion in region.subregions:
-            self.render(subregion, base, low, high, readonly, nonvolatile)
+            # Looked at here already, since most of what a container holds is outside the window.
+            start = base + subregion.addr
+            if start < high and low < start + subregion.size:
+                self.render(subregion, base, low, high, readonly, nonvolatile)
         if region.terminates:
             self._fill(region, base, low, high, readonly, nonvolatile)
 
@@ -179,25 +200,52 @@ def flat_view_root(region: MemoryRegion) -> MemoryRegion | None:
     return None
 
 
-def render_flat_view(root: MemoryRegion | None, previous: FlatView | None = None) -> FlatView:
-    """Render `root`. Ranges that `previous` has as well are taken from it: equal ranges are then one object."""
+def render_flat_view(root: MemoryRegion | None) -> FlatView:
+    """Render `root`, whole."""
     if root is None:
         return FlatView(None, [])
+    return FlatView(root, _render_window(root, 0, ADDRESS_SPACE_SIZE, []))
+
+
+def _render_window(root: MemoryRegion, low: int, high: int, known: list[FlatRange]) -> list[FlatRange]:
+    """The ranges in [low, high) of `root`; those that are in `known` as well are taken from it."""
     renderer = _Renderer()
-    renderer.render(root, -root.addr, 0, ADDRESS_SPACE_SIZE, False, False)
-    known = previous.by_key if previous is not None else {}
+    renderer.render(root, -root.addr, low, high, False, False)
+    by_key = {found.key: found for found in known}
     ranges = []
     for start, end, region, offset, readonly, nonvolatile in renderer.joined():
         key = (start, end, region, offset, readonly, nonvolatile, region.romd_mode)
-        ranges.append(known.get(key) or FlatRange(key))
-    return FlatView(root, ranges)
+        ranges.append(by_key.get(key) or FlatRange(key))
+    return ranges
 
 
-def flat_view_of(region: MemoryRegion, previous: FlatView | None = None) -> FlatView:
+def _refresh(view: FlatView, low: int, high: int) -> FlatView:
+    """`view` with [low, high) rendered anew; itself when nothing has changed."""
+    assert view.root is not None
+    ranges = view.ranges
+    first = max(bisect_left(view.starts, low) - 1, 0)
+    if first < len(ranges) and ranges[first].end < low:
+        first += 1
+    last = bisect_right(view.starts, high)
+    touched = ranges[first:last]
+    if touched:
+        # Up to the ends of what lies there and next to it, so that neighbours can grow together.
+        low, high = min(low, touched[0].start), max(high, touched[-1].end)
+    fresh = _render_window(view.root, low, high, touched)
+    if len(fresh) == len(touched) and all(new is old for new, old in zip(fresh, touched, strict=True)):
+        return view
+    return FlatView(view.root, [*ranges[:first], *fresh, *ranges[last:]])
+
+
+def flat_view_of(region: MemoryRegion) -> FlatView:
     """The flat view of an address space whose root is `region`; shared by all that have the same `flat_view_root`."""
     root = flat_view_root(region)
     if root is None:
         return render_flat_view(None)
-    if root.cached_flat_view is None:
-        root.cached_flat_view = render_flat_view(root, previous)
-    return root.cached_flat_view
+    view = root.cached_flat_view
+    if view is None:
+        view = render_flat_view(root)
+    elif root.stale is not None:
+        view = _refresh(view, *root.stale)
+    root.cached_flat_view, root.stale = view, None
+    return view

@@ -49,5 +49,11 @@ class MemoryListener:
     def eventfd_del(self, addr: int, eventfd: IoEventfd) -> None:
         """A doorbell is at `addr` no more."""
 
+    def coalesced_add(self, addr: int, size: int) -> None:
+        """Writes to these addresses may be collected now, and delivered together later."""
+
+    def coalesced_del(self, addr: int, size: int) -> None:
+        """No more."""
+
     def commit(self) -> None:
         """All changes have come."""

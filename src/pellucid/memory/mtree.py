@@ -1,4 +1,4 @@
-"""`info mtree` and `info mtree -f`, character for character as QEMU 7.2 prints them for the same tree.
+"""`info mtree` with its flags, character for character as QEMU 7.2 prints them for the same tree.
 
 Two things cannot be the same, because QEMU takes them from the hash of a pointer: the order of the address spaces and
 of the flat views. Here they come in the order in which the address spaces were made.
@@ -6,8 +6,8 @@ of the flat views. Here they come in the order in which the address spaces were 
 
 from collections.abc import Iterable, Sequence
 
-from pellucid.errors import NotBuiltError
 from pellucid.memory.address_space import AddressSpace
+from pellucid.memory.dispatch_tree import dispatch_tree_lines
 from pellucid.memory.flat_view import FlatView
 from pellucid.memory.region import MemoryRegion
 
@@ -24,11 +24,7 @@ def info_mtree(
     disabled: bool = False,
 ) -> str:
     """The text of `info mtree`: `flat` is -f, `dispatch_tree` -d (with -f only), `owner` -o, `disabled` -D."""
-    if not flat:
-        return _TreeText(owner, disabled).render(spaces)
-    if dispatch_tree:
-        raise NotBuiltError("info mtree -f -d: the dispatch tree is not built yet; use -f alone")
-    return _flat_text(spaces, owner)
+    return _flat_text(spaces, owner, dispatch_tree) if flat else _TreeText(owner, disabled).render(spaces)
 
 
 class _TreeText:
@@ -78,7 +74,7 @@ class _TreeText:
         return text + (_owner_text(region) if self._owner else "")
 
 
-def _flat_text(spaces: Iterable[AddressSpace], owner: bool) -> str:
+def _flat_text(spaces: Iterable[AddressSpace], owner: bool, dispatch_tree: bool) -> str:
     by_view: dict[FlatView | None, list[AddressSpace]] = {}
     for space in spaces:
         # Address spaces that show nothing have one view in common, the one without a root.
@@ -91,6 +87,8 @@ def _flat_text(spaces: Iterable[AddressSpace], owner: bool) -> str:
             lines.append(f' AS "{space.name}", root: {space.root.name}' + (f", alias {alias.name}" if alias else ""))
         lines.append(f" Root memory region: {view.root.name if view and view.root else '(none)'}")
         lines += _flat_lines(view, owner) or ["  No rendered FlatView"]
+        if dispatch_tree and view is not None and view.ranges:
+            lines += dispatch_tree_lines(view)
         lines.append("")
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,7 @@ _RAM_ADDR_ALIGN = PAGE_SIZE * 64
 """QEMU aligns blocks in ram_addr_t space so that one 64-bit word of a dirty bitmap covers one block's pages only."""
 
 WriteHook = Callable[[int, int], None]
+ResizeHook = Callable[[int, int], None]
 
 
 def format_size(size: int) -> str:
@@ -68,6 +69,7 @@ class RamBlock:
         self.offset = 0
         self.fd = -1
         self._write_hooks: list[WriteHook] = []
+        self._resize_hooks: list[ResizeHook] = []
         self._map()
 
     def _map(self) -> None:
@@ -91,14 +93,34 @@ class RamBlock:
         """Whether `close` was called."""
         return self.fd < 0
 
-    def resize(self, size: int) -> None:
-        """Change the bytes in use; what is cut off is given back to the host and reads zero when it comes again."""
+    def aligned(self, size: int) -> int:
+        """`size` in whole pages. Raises ValueError for more than the maximum, UserError for nothing at all."""
         size = _page_aligned(self.name, size)
         if size > self.max_size:
             raise ValueError(f"RAM block '{self.name}' cannot grow to {size:#x}: its maximum is {self.max_size:#x}")
-        if size < self.size:
-            self.discard(size, self.size - size)
-        self.size = size
+        return size
+
+    def resize(self, size: int) -> None:
+        """Change the bytes in use; what is cut off is given back to the host and reads zero when it comes again.
+
+        A block that a region shows is resized through it (`MemoryRegion.resize_ram`).
+        """
+        size = self.aligned(size)
+        if size == self.size:
+            return
+        before, self.size = self.size, size
+        if size < before:
+            self.discard(size, before - size)
+        for hook in self._resize_hooks:
+            hook(before, size)
+
+    def add_resize_hook(self, hook: ResizeHook) -> None:
+        """Call `hook(old size, new size)` after each change of the bytes in use."""
+        self._resize_hooks.append(hook)
+
+    def remove_resize_hook(self, hook: ResizeHook) -> None:
+        """Undo `add_resize_hook`."""
+        self._resize_hooks.remove(hook)
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host: they read zero afterwards."""
@@ -143,6 +165,25 @@ class RamBlock:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class RamDeviceOps:
+    """A block as a device: one host load or store for each access, which is aligned and of 1, 2, 4 or 8 bytes."""
+
+    __slots__ = ("_block",)
+
+    def __init__(self, block: RamBlock) -> None:
+        self._block = block
+
+    def read(self, offset: int, size: int) -> int:
+        """Part of `IoOps`."""
+        view, shift = self._block.units[size]
+        return view[offset >> shift]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Part of `IoOps`."""
+        view, shift = self._block.units[size]
+        view[offset >> shift] = value
 
 
 class RamList:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from pellucid.memory.access import MASKS, Accepts, AccessSizes, Endianness, IoEventfd, IoOps
-from pellucid.memory.ram_block import RamBlock
+from pellucid.memory.ram_block import RamBlock, RamDeviceOps
 from pellucid.memory.transaction import MemoryTransaction, Topology, mark_dirty
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class MemoryRegion:
     Attributes that are read freely and changed only by the methods: `name`, `kind`, `size`, `addr` (offset in the
     container), `priority`, `container`, `subregions` (in the order in which they are looked at), `enabled`, `readonly`,
     `nonvolatile`, `romd_mode`, `alias_target`, `alias_offset`, `block`, `ops`, `valid`, `impl`, `endianness`,
-    `accepts`, `ioeventfds`. `owner` and `parent` are free text for `info mtree -o`. `read_masks[size]` is the value
-    mask of an aligned read of that size that needs no splitting, 0 when it does.
+    `accepts`, `ioeventfds`, `coalesced` ((offset, size) of each part). `owner` and `parent` are free text for
+    `info mtree -o`. `read_masks[size]` is the value mask of an aligned read of that size that needs no splitting, 0
+    when it does.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class MemoryRegion:
         "big_endian",
         "block",
         "cached_flat_view",
+        "coalesced",
         "container",
         "enabled",
         "endianness",
@@ -80,6 +82,7 @@ class MemoryRegion:
         "readonly",
         "romd_mode",
         "size",
+        "stale",
         "subregions",
         "terminates",
         "valid",
@@ -116,7 +119,10 @@ class MemoryRegion:
         self.read_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.write_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.address_spaces: list[Topology] = []
+        self.coalesced: tuple[tuple[int, int], ...] = ()
         self.cached_flat_view: FlatView | None = None
+        self.stale: tuple[int, int] | None = None
+        """The part of the region whose cached flat view is out of date: [low, high), by the region's own offsets."""
         self._alias_users: WeakSet[MemoryRegion] | None = None
 
     def __repr__(self) -> str:
@@ -183,7 +189,7 @@ class MemoryRegion:
         region = cls(RegionKind.RAM_DEVICE, name, block.size, owner=owner)
         region.block = block
         sizes = AccessSizes(1, 8)
-        region._set_ops(_RamDeviceOps(block), sizes, sizes, Endianness.LITTLE, None)
+        region._set_ops(RamDeviceOps(block), sizes, sizes, Endianness.LITTLE, None)
         return region
 
     @classmethod
@@ -249,7 +255,7 @@ class MemoryRegion:
         if region.container is not self:
             raise ValueError(f"{region!r} is not in '{self.name}'")
         with MemoryTransaction():
-            region._changed()
+            region._place_changed()
             self.subregions.remove(region)
             region.container = None
 
@@ -264,18 +270,36 @@ class MemoryRegion:
         """Move the region within its container."""
         if addr != self.addr:
             with MemoryTransaction():
+                self._place_changed()
                 self.addr = addr
                 self._requeue()
-                self._changed()
+                self._place_changed()
 
     def set_size(self, size: int) -> None:
-        """Change the size; of a RAM region, after `RamBlock.resize`."""
+        """Change the size; of what has memory behind it, `resize_ram` does it."""
         if not 0 <= size <= ADDRESS_SPACE_SIZE:
             raise ValueError(f"memory region '{self.name}': size {size:#x} is outside 0..2**64")
         if size != self.size:
             with MemoryTransaction():
-                self.size = size
-                self._changed()
+                before, self.size = self.size, size
+                self._changed(0, max(before, size))
+
+    def resize_ram(self, size: int) -> None:
+        """Change the bytes in use of the region's block, and with them the region's size; the block tells its hooks.
+
+        Raises:
+            ValueError: the block cannot grow so far, or there is none.
+        """
+        if self.block is None:
+            raise ValueError(f"{self!r} has no memory")
+        with MemoryTransaction():
+            # What is cut off vanishes from the views before it is given back.
+            growing = size > self.block.size
+            if growing:
+                self.block.resize(size)
+            self.set_size(self.block.aligned(size))
+        if not growing:
+            self.block.resize(size)
 
     def set_alias_offset(self, offset: int) -> None:
         """Show another part of the target."""
@@ -323,6 +347,26 @@ class MemoryRegion:
             self._update_masks()
             self._changed()
 
+    def set_coalescing(self) -> None:
+        """Let writes anywhere in the region be collected and delivered together, at the next access that is not."""
+        self._set_coalesced(((0, self.size),))
+
+    def add_coalescing(self, offset: int, size: int) -> None:
+        """`set_coalescing` for a part of the region."""
+        if offset < 0 or size <= 0 or offset + size > self.size:
+            raise ValueError(f"{self!r}: no {size:#x} bytes at {offset:#x} to coalesce")
+        self._set_coalesced((*self.coalesced, (offset, size)))
+
+    def clear_coalescing(self) -> None:
+        """Deliver every write at once again."""
+        self._set_coalesced(())
+
+    def _set_coalesced(self, coalesced: tuple[tuple[int, int], ...]) -> None:
+        if coalesced != self.coalesced:
+            with MemoryTransaction():
+                self.coalesced = coalesced
+                self._changed()
+
     def descendants(self) -> Iterator["MemoryRegion"]:
         """The region and everything that can be seen through it, aliases followed."""
         seen = {self}
@@ -352,7 +396,7 @@ class MemoryRegion:
             region.priority = priority
             region.may_overlap = may_overlap
             self._queue(region)
-            region._changed()
+            region._place_changed()
 
     def _queue(self, region: "MemoryRegion") -> None:
         """Insert before the first sibling of no higher priority: the newest of equals is looked at first."""
@@ -383,49 +427,56 @@ class MemoryRegion:
         self._update_masks()
 
     def _update_masks(self) -> None:
-        simple = self.ops is not None and not self.big_endian and self.accepts is None
+        # A RAM device is memory: its accesses are cut where its range ends, which the fast path does not look at.
+        simple = self.ops is not None and not self.big_endian and self.accepts is None and not self.is_ram
         low, high = max(self.valid.min, self.impl.min), min(self.valid.max, self.impl.max)
         self.read_masks = tuple(mask if simple and low <= size <= high else 0 for size, mask in enumerate(MASKS))
         self.write_masks = self.read_masks if not self.ioeventfds else _NO_FAST_SIZES
 
-    def _changed(self, *, even_disabled: bool = False) -> None:
-        """Have every address space updated in which this region can be seen.
+    def _place_changed(self) -> None:
+        """Something else is seen where the region lies in its container."""
+        if self.container is not None and self.enabled:
+            self.container._changed(self.addr, self.addr + self.size)
+
+    def _changed(self, low: int = 0, high: int | None = None, *, even_disabled: bool = False) -> None:
+        """Something else is seen at the region's offsets [low, high): mark them stale in every flat view that shows it.
 
         What lies under a disabled region is seen by nobody above it, so the way up ends there; except that a region
-        which becomes disabled vanishes for those above it.
+        which becomes disabled vanishes for those above it. Where several ways lead to one region, the marks grow
+        together.
         """
-        seen: set[MemoryRegion] = set()
-        stack = [self]
+        windows: dict[MemoryRegion, tuple[int, int]] = {}
+        stack = [(self, low, self.size if high is None else high)]
         while stack:
-            region = stack.pop()
-            if region in seen:
-                continue
-            seen.add(region)
-            region.cached_flat_view = None
-            for space in region.address_spaces:
-                mark_dirty(space)
+            region, low, high = stack.pop()
+            known = windows.get(region)
+            if known is not None:
+                if known[0] <= low and high <= known[1]:
+                    continue
+                low, high = min(known[0], low), max(known[1], high)
+            windows[region] = low, high
+            region._mark_stale(low, high)
             if region.enabled or (even_disabled and region is self):
-                if region.container is not None:
-                    stack.append(region.container)
-                if region._alias_users:
-                    stack.extend(region._alias_users)
+                stack.extend(region._shown_by(low, high))
 
+    def _mark_stale(self, low: int, high: int) -> None:
+        if self.cached_flat_view is not None:
+            stale = self.stale
+            self.stale = (low, high) if stale is None else (min(stale[0], low), max(stale[1], high))
+        for space in self.address_spaces:
+            mark_dirty(space)
 
-class _RamDeviceOps:
-    """One host load or store for each access."""
-
-    __slots__ = ("_block",)
-
-    def __init__(self, block: RamBlock) -> None:
-        self._block = block
-
-    def read(self, offset: int, size: int) -> int:
-        view, shift = self._block.units[size]
-        return view[offset >> shift]
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        view, shift = self._block.units[size]
-        view[offset >> shift] = value
+    def _shown_by(self, low: int, high: int) -> Iterator[tuple["MemoryRegion", int, int]]:
+        """The container and the aliases that show a part of [low, high), and at which of their offsets."""
+        container = self.container
+        if container is not None:
+            start, end = max(low + self.addr, 0), min(high + self.addr, container.size)
+            if start < end:
+                yield container, start, end
+        for alias in self._alias_users or ():
+            start, end = max(low - alias.alias_offset, 0), min(high - alias.alias_offset, alias.size)
+            if start < end:
+                yield alias, start, end
 
 
 def _overlap(region: MemoryRegion, offset: int, size: int) -> bool:

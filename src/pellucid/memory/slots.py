@@ -44,6 +44,18 @@ class IoeventfdVm(Protocol):
         ...
 
 
+class CoalescedZones(Protocol):
+    """The part of `kvm.coalesced.CoalescedRing` that takes zones."""
+
+    def register(self, address: int, size: int, *, pio: bool) -> None:
+        """Collect writes there."""
+        ...
+
+    def unregister(self, address: int, size: int, *, pio: bool) -> None:
+        """No more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class MemorySlot:
     """What slot `number` holds: `size` bytes of guest-physical memory at `gpa`, at `hva` in this process."""
@@ -148,6 +160,22 @@ class Ioeventfds(MemoryListener):
 
     def _assign(self, addr: int, eventfd: IoEventfd, assign: bool) -> None:
         self._vm.ioeventfd(eventfd.fd, addr, eventfd.size, pio=self._pio, datamatch=eventfd.datamatch, assign=assign)
+
+
+class CoalescedIo(MemoryListener):
+    """Registers what may be collected of an address space's writes; `pio` for the one of the ports."""
+
+    def __init__(self, ring: CoalescedZones, *, pio: bool) -> None:
+        self._ring = ring
+        self._pio = pio
+
+    def coalesced_add(self, addr: int, size: int) -> None:
+        """Part of `MemoryListener`."""
+        self._ring.register(addr, size, pio=self._pio)
+
+    def coalesced_del(self, addr: int, size: int) -> None:
+        """Part of `MemoryListener`. What was collected is delivered before the vCPU that caused this goes on."""
+        self._ring.unregister(addr, size, pio=self._pio)
 
 
 def _backed(section: MemoryRegionSection) -> tuple[int, int, int] | None:

@@ -207,6 +207,11 @@ def _info_mtree(monitor: Monitor, arguments: Arguments) -> str:
     )
 
 
+def _info_ramblock(monitor: Monitor, arguments: Arguments) -> str:
+    arguments.none()
+    return monitor.target.ramblock()
+
+
 def _info_status(monitor: Monitor, arguments: Arguments) -> str:
     arguments.none()
     return f"VM status: {monitor.target.run_status()}\n"
@@ -239,5 +244,6 @@ INFO_COMMANDS = _table(
         "show memory tree (-f: flat views; -d: dispatch tree, with -f; -o: owners; -D: disabled regions too)",
         _info_mtree,
     ),
+    Command(("ramblock",), "", "Display system ramblock information", _info_ramblock),
     Command(("status",), "", "show the current VM status (running|paused)", _info_status),
 )

@@ -3,7 +3,8 @@
 from pellucid.kvm.api import Vcpu
 from pellucid.machine.chardev import Chardev, MuxPort
 from pellucid.machine.machine import Machine
-from pellucid.memory import PAGE_SIZE, info_mtree
+from pellucid.machine.owners import name_owners
+from pellucid.memory import PAGE_SIZE, info_mtree, info_ramblock
 from pellucid.monitor.console import MonitorConsole
 from pellucid.monitor.target import CpuRegisters
 from pellucid.runtime import RunState, ShutdownCause, VcpuThread
@@ -53,8 +54,14 @@ class MachineTarget:
         return content
 
     def mtree(self, *, flat: bool, dispatch_tree: bool, owner: bool, disabled: bool) -> str:
-        spaces = self._machine.address_spaces
+        machine = self._machine
+        spaces = machine.address_spaces
+        if owner:
+            name_owners(machine.config.board, spaces, machine.config.cpu_count)
         return info_mtree(spaces, flat=flat, dispatch_tree=dispatch_tree, owner=owner, disabled=disabled)
+
+    def ramblock(self) -> str:
+        return info_ramblock(self._machine.ram)
 
     def run_status(self) -> str:
         state = self._machine.system.run_state.state

@@ -50,6 +50,10 @@ class MonitorTarget(Protocol):
         """The text of `info mtree`; the flags are its -f, -d, -o and -D."""
         ...
 
+    def ramblock(self) -> str:
+        """The text of `info ramblock`."""
+        ...
+
     def run_status(self) -> str:
         """What `info status` says after "VM status: ": "running", "paused", "paused (shutdown)", ..."""
         ...

@@ -32,6 +32,7 @@ from pellucid.kvm.api import (
     SystemEventExit,
     Vcpu,
 )
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.runtime.bql import BigLock
 from pellucid.runtime.linux import set_thread_name
 
@@ -95,6 +96,8 @@ class VcpuThread:
     `on_event(thread, outcome, exit)` is called on this thread, under the big lock, for every exit that is neither an
     access nor a plain re-entry; for RESET and FAIL the thread has paused itself before, so that the guest does not go
     on until the machine has decided.
+
+    `coalesced` is the VM's ring of writes that made no exit: they are delivered before the next exit is handled.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class VcpuThread:
         bql: BigLock,
         on_event: Callable[["VcpuThread", Outcome, Exit], None],
         *,
+        coalesced: CoalescedRing | None = None,
         index: int = 0,
         debug_threads: bool = False,
     ) -> None:
@@ -118,6 +122,7 @@ class VcpuThread:
         self._memory = memory
         self._bql = bql
         self._on_event = on_event
+        self._coalesced = CoalescedRing() if coalesced is None else coalesced
         self._debug_threads = debug_threads
         self._changed = bql.condition()
         self._work: collections.deque[Callable[[], None]] = collections.deque()
@@ -294,6 +299,8 @@ class VcpuThread:
             self._in_guest = False
             if self._attention:
                 self._left_guest.set()
+            if self._coalesced:
+                self._deliver_coalesced()
             outcome = outcome_of(exit)
             if outcome is _PORT_IO:
                 assert isinstance(exit, IoExit)
@@ -303,6 +310,12 @@ class VcpuThread:
                 self._memory_io(exit)
             elif outcome is not _REENTER:
                 self._rare_exit(outcome, exit)
+
+    def _deliver_coalesced(self) -> None:
+        """Writes that any vCPU made before this exit and that made no exit themselves."""
+        with self._bql:
+            for pio, address, size, value in self._coalesced.take():
+                (self._ports if pio else self._memory).write(address, size, value)
 
     def _port_io(self, exit: IoExit) -> None:
         bql = self._bql

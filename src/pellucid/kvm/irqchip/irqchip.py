@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from pellucid.kvm.clock import Clock
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import IoeventfdRegistry, IrqfdManager
 from pellucid.kvm.io_bus import BusRange, IoBus
@@ -38,7 +39,9 @@ class Irqchip:
     `lock` is shared by all chips and by nobody who waits for anything else while holding it.
     """
 
-    def __init__(self, clock: Clock, *, ioapic_version: int = IOAPIC_VERSION_KVM) -> None:
+    def __init__(
+        self, clock: Clock, coalesced: CoalescedRing | None = None, *, ioapic_version: int = IOAPIC_VERSION_KVM
+    ) -> None:
         self._clock = clock
         self.lock = threading.RLock()
         self.bus = ApicBus(self.lock)
@@ -64,8 +67,8 @@ class Irqchip:
         self.irqfds = IrqfdManager(self.routing)
         self.pio_ioeventfds = IoeventfdRegistry()
         self.mmio_ioeventfds = IoeventfdRegistry()
-        self.pio_bus = IoBus(self.pio_ioeventfds)
-        self.mmio_bus = IoBus(self.mmio_ioeventfds)
+        self.pio_bus = IoBus(self.pio_ioeventfds, coalesced, pio=True)
+        self.mmio_bus = IoBus(self.mmio_ioeventfds, coalesced, pio=False)
         self._register_pic()
         self.pit: Pit | None = None
         self._lapics: tuple[Lapic, ...] = ()

@@ -43,7 +43,7 @@ KEYBOARD_GSI, MOUSE_GSI, COPROCESSOR_GSI = 1, 12, 13
 HPET_BASE, HPET_GSI = 0xFED0_0000, 2
 DMA_PORTS, DMA_WIDE_PORTS = (0x00, 0x08, 0x81, 0x87), (0xC0, 0xD0, 0x89, 0x8F)
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
-CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
+CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0xCF8, 0xCF9, 0xCFC
 GPE_BASE, APM_BASE = 0xAFE0, 0xB2
 ISA_BIOS_MOST = 0x2_0000
 OPTION_ROMS, OPTION_ROMS_SIZE = 0xC_0000, 0x2_0000
@@ -82,6 +82,7 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         bus = _add_pci(machine, memory)
         _add_isa(machine, memory, serials)
         _add_power_management(machine, bus)
+        machine.address_spaces = address_spaces(machine)
 
 
 def split_ram(size: int, max_below_4g: int | None) -> tuple[int, int]:
@@ -139,9 +140,8 @@ def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
     for slot, function in enumerate(functions):
         bus.add(slot, 0, function)
         machine.parts.append(Part(function))
-    reset_control = ResetControl(machine.request_reset)
-    machine.parts.append(Part(reset_control))
-    machine.add(Part(ConfigMechanism1(bus, reset_control.ops()), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
+    machine.add(Part(ConfigMechanism1(bus), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
+    machine.add(Part(ResetControl(machine.request_reset), ports=(RESET_CONTROL,), priority=1))
     return bus
 
 
@@ -213,8 +213,11 @@ def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
     with MemoryTransaction():
         machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
         ports = rtc.regions[0].memory_region(rtc.ops())
-        # The index port once more, as a region of its own: QEMU coalesces its writes, and its tree shows it.
-        ports.add_subregion(0, MemoryRegion.new_io("rtc-index", 1, rtc.ops(), impl=AccessSizes(1, 1)))
+        # The index port once more, as a region of its own, as in QEMU's tree: what is written there matters only with
+        # the access of the data port that follows.
+        index = MemoryRegion.new_io("rtc-index", 1, rtc.ops(), impl=AccessSizes(1, 1))
+        index.set_coalescing()
+        ports.add_subregion(0, index)
         machine.system_io.add_subregion(RTC_PORT, ports)
 
 
@@ -228,17 +231,15 @@ def _add_serial(machine: Machine, index: int, chardev: Chardev | None) -> None:
 
 
 def address_spaces(machine: Machine) -> list[AddressSpace]:
-    """Every address space of the board under QEMU's names, for `info mtree`. Close the ones made here after use."""
+    """Every address space of the board under QEMU's names: bus masters', processors' (in SMM too), the ports."""
     functions = [device for device in machine.devices if isinstance(device, PciFunction)]
     host = next(function for function in functions if isinstance(function, I440fx))
-    smm_view = MemoryRegion.new_container("memory")
-    smm_view.add_subregion_overlap(0, MemoryRegion.new_alias("smram", host.smram, 0, FOUR_GIB), 1)
-    everything = MemoryRegion.new_alias("memory", machine.system_memory, 0, ADDRESS_SPACE_SIZE)
-    smm_view.add_subregion_overlap(0, everything, 0)
-    return [
-        *(function.dma for function in functions),
-        machine.memory,
-        AddressSpace("cpu-memory-0", machine.system_memory),
-        AddressSpace("cpu-smm-0", smm_view),
-        machine.ports,
-    ]
+    spaces = [*(function.dma for function in functions), machine.memory, machine.ports]
+    for cpu in range(machine.config.cpu_count):
+        smm_view = MemoryRegion.new_container("memory")
+        smm_view.add_subregion_overlap(0, MemoryRegion.new_alias("smram", host.smram, 0, FOUR_GIB), 1)
+        everything = MemoryRegion.new_alias("memory", machine.system_memory, 0, ADDRESS_SPACE_SIZE)
+        smm_view.add_subregion_overlap(0, everything, 0)
+        spaces.append(AddressSpace(f"cpu-memory-{cpu}", machine.system_memory))
+        spaces.append(AddressSpace(f"cpu-smm-{cpu}", smm_view))
+    return spaces

@@ -3,15 +3,15 @@
 Region 0 is CONFIG_ADDRESS: it takes doublewords only. Bit 31 enables, bits 23-16 are the bus, 15-8 the function, 7-2
 the register. Region 1 is CONFIG_DATA, a window of four bytes on that register.
 
-Port 0xCF9, in the middle of CONFIG_ADDRESS, is another chip's (`reset_control`): byte accesses there go to it.
+Port 0xCF9, in the middle of CONFIG_ADDRESS, is another chip's on the PC: it lies over this one at a higher priority,
+and a doubleword that starts at 0xCF8 still comes here whole.
 """
 
 from pellucid.machine.device import Device, Region, Register
 from pellucid.machine.pci.bus import PciBus
-from pellucid.memory import AccessSizes, IoOps
+from pellucid.memory import AccessSizes
 
 ENABLE = 1 << 31
-RESET_CONTROL = 1
 
 
 class ConfigMechanism1(Device):
@@ -25,23 +25,16 @@ class ConfigMechanism1(Device):
 
     address = Register(0, size=4, exact=True, doc="bit 31 enable, 23-16 bus, 15-8 device and function, 7-2 register")
 
-    def __init__(self, bus: PciBus, reset_control: IoOps | None = None) -> None:
+    def __init__(self, bus: PciBus) -> None:
         super().__init__()
         self._bus = bus
-        self._reset_control = reset_control
 
     def region_read(self, region: int, offset: int, size: int) -> int:
-        if region == 1:
-            return self._read_data(offset, size)
-        if offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
-            return self._reset_control.read(0, 1)
-        return super().region_read(region, offset, size)
+        return self._read_data(offset, size) if region == 1 else super().region_read(region, offset, size)
 
     def region_write(self, region: int, offset: int, size: int, value: int) -> None:
         if region == 1:
             self._write_data(offset, size, value)
-        elif offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
-            self._reset_control.write(0, 1, value)
         else:
             super().region_write(region, offset, size, value)
 

@@ -15,6 +15,7 @@ from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, IoapicState, PicState, PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import Clock
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
 from pellucid.kvm.irqchip.irqchip import Irqchip
@@ -62,6 +63,7 @@ class SoftVm:
         self.engine, self.clock, self.tsc_hz = engine, clock, tsc_hz
         self.memory = SlotMemory()
         self.irqchip: Irqchip | None = None
+        self.coalesced = CoalescedRing()
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
         self.tsc_offset = -engine.read_tsc() & (1 << 64) - 1
@@ -99,7 +101,7 @@ class SoftVm:
             raise InvalidRequestError("the VM has an irqchip already")
         if self.vcpus:
             raise InvalidRequestError("the irqchip comes before the first vCPU")
-        self.irqchip = Irqchip(self.clock)
+        self.irqchip = Irqchip(self.clock, self.coalesced)
 
     def chips(self) -> Irqchip:
         """The irqchip, which must be there."""
