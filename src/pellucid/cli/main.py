@@ -44,10 +44,17 @@ def _explain(arguments: Sequence[str]) -> int:
     return explain(arguments)
 
 
+def _conformance(arguments: Sequence[str]) -> int:
+    from pellucid.cli.conformance import conformance
+
+    return conformance(arguments)
+
+
 COMMANDS = {
     "run": Command("run a machine; takes QEMU's options, and without -kernel boots the default guest", _run),
     "doctor": Command("show what this computer offers, the caches, and what is missing", _doctor),
     "explain": Command("explain what another program printed: mtree (QEMU's memory tree)", _explain),
+    "conformance": Command("run the public kvm-unit-tests suite, and show what came of each entry", _conformance),
     "bench": Command("compare the speed with QEMU's, in a table", _bench),
 }
 
@@ -55,7 +62,7 @@ COMMANDS = {
 def usage() -> str:
     """The text of `pellucid --help`."""
     lines = ["usage: pellucid COMMAND [...]", ""]
-    lines += [f"  {name:<10} {command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<12} {command.help}" for name, command in COMMANDS.items()]
     lines += ["", "pellucid run -help lists the machine's options; pellucid-system-x86_64 takes the same ones."]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """A kernel handed to firmware: one of QEMU's option ROMs fetches it through fw_cfg and starts it.
 
-`linuxboot_dma.bin` enters the kernel's real-mode setup code, as a boot loader does (Linux's Documentation/x86/boot.rst,
-"Running the kernel"): setup code at 0x10000, command line at 0x20000, the rest at 1 MiB. It places the initrd itself, by
-what the firmware says about memory, and writes its address into the setup header.
+`linuxboot_dma.bin` enters the kernel's real-mode setup code, as a boot loader does (Linux's
+Documentation/x86/boot.rst, "Running the kernel"): setup code at 0x10000, command line at 0x20000, the rest at 1 MiB. It
+places the initrd itself, by what the firmware says about memory, and writes its address into the setup header.
 
 `multiboot_dma.bin` puts a Multiboot kernel and its information structure where they are to lie, adds to the structure
 what the firmware says about memory, and enters the kernel in protected mode.

@@ -1,0 +1,85 @@
+"""`pellucid conformance SUITE DIR [NAME ...]`: a public test suite, run on Pellucid, and what came of each entry.
+
+entries.py reads the suite's configuration, runner.py runs it, report.py shows the results. The suite itself is fetched
+and built by the user: github.com/kvm-unit-tests/kvm-unit-tests, ./configure && make.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pellucid.cli.conformance.entries import Entry, architecture, read_entries
+from pellucid.cli.conformance.report import show, write_json
+from pellucid.cli.conformance.runner import ERROR, FAIL, TIMEOUT, Plan, Result, run_all
+from pellucid.cli.keyval import suggestion
+from pellucid.cli.progress import ProgressBar
+from pellucid.errors import UserError
+
+SUITES = ("kvm-unit-tests",)
+OURS = (sys.executable, "-c", "from pellucid.cli.main import system_main; raise SystemExit(system_main())")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"conformance: {message}: see pellucid conformance --help")
+
+
+def conformance(arguments: Sequence[str]) -> int:
+    """The subcommand; the exit status: 0 when nothing failed."""
+    options = _read(arguments)
+    entries = _chosen(read_entries(options.folder), options.names, options.group)
+    if options.logs is not None:
+        options.logs.mkdir(parents=True, exist_ok=True)
+    plan = Plan(
+        options.folder,
+        shlex.split(options.emulator) if options.emulator else OURS,
+        entries,
+        architecture(options.folder),
+        everything=options.all or bool(options.names),
+        stretch=options.stretch,
+        jobs=options.jobs,
+        logs=options.logs,
+    )
+    finished: list[Result] = []
+    with ProgressBar() as bar:
+
+        def done(result: Result) -> None:
+            finished.append(result)
+            bar.steps("running", len(finished), len(entries))
+
+        results = run_all(plan, done)
+    show(results)
+    if options.json is not None:
+        write_json(results, options.json)
+    return int(any(result.outcome in (FAIL, TIMEOUT, ERROR) for result in results))
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="pellucid conformance", description="Run a public conformance suite, built by you.")
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the suite's folder, built")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these entries, whatever they need")
+    parser.add_argument("--group", help="only the entries of this group")
+    parser.add_argument("--all", action="store_true", help="also what needs VMX, SVM, Hyper-V or the host's KVM")
+    parser.add_argument("--jobs", "-j", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    parser.add_argument("--stretch", type=float, default=1.0, metavar="F", help="multiply every time-out by F")
+    parser.add_argument("--emulator", metavar="COMMAND", help="another one than Pellucid, such as qemu-system-x86_64")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep every entry's output there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args(list(arguments))
+    if options.jobs < 1 or options.stretch <= 0:
+        raise UserError("conformance: --jobs and --stretch want a number above 0")
+    return options
+
+
+def _chosen(entries: list[Entry], names: Sequence[str], group: str | None) -> list[Entry]:
+    known = {entry.name for entry in entries}
+    for name in names:
+        if name not in known:
+            raise UserError(f"conformance: {name}: no such entry: {suggestion(name, known)}")
+    return [entry for entry in entries
+            if (not names or entry.name in names) and (group is None or group in entry.groups.split())]  # fmt: skip

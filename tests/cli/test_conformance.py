@@ -1,0 +1,154 @@
+"""The conformance runner: the suite's configuration, what an exit status means, and runs of a stand-in emulator."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from pellucid.cli.conformance import conformance
+from pellucid.cli.conformance.entries import DEFAULT_TIMEOUT, read_entries, sections, words
+from pellucid.cli.conformance.runner import COMMON, ERROR, FAIL, PASS, SKIP, TIMEOUT, outcome, telling_line
+from pellucid.errors import UserError
+
+CONFIGURATION = '''
+# a comment
+[good]
+file = good.flat
+smp = 3
+test_args = 'a b' c
+qemu_params = -cpu max,+umip -m 4g
+
+[bad]
+file = bad.flat
+timeout = 5s
+extra_params = -enable-kvm -cpu max
+
+[skipped]
+file = skipped.flat
+[stuck]
+file = stuck.flat
+timeout = 1
+[dies]
+file = dies.flat
+[vmx]
+file = good.flat
+qemu_params = -cpu max,+vmx
+groups = vmx
+[other]
+file = good.flat
+arch = i386
+[host]
+file = good.flat
+check = /sys/x=Y
+[hand]
+file = good.flat
+groups = nodefault slow
+[refused]
+file = refused.flat
+[long]
+file = good.flat
+test_args = """first \\
+second"""
+'''
+EMULATOR = '''
+import sys, time
+name = sys.argv[sys.argv.index("-kernel") + 1].rsplit("/", 1)[1].split(".")[0]
+if name == "refused": print("pellucid: no", file=sys.stderr); sys.exit(1)
+print("PASS: one"); print(*sys.argv[1:], sep="|")
+if name == "bad": print("FAIL: two"); print("SUMMARY: 2 tests, 1 unexpected failures"); sys.exit(3)
+if name == "skipped": print("SUMMARY: 1 tests, 1 skipped"); sys.exit(155)
+if name == "stuck": sys.stdout.flush(); time.sleep(60)
+if name == "dies": sys.exit(0)
+print("SUMMARY: 1 tests"); sys.exit(1)
+'''
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    (tmp_path / "x86").mkdir()
+    (tmp_path / "x86" / "unittests.cfg").write_text(CONFIGURATION)
+    (tmp_path / "config.mak").write_text("SRCDIR=x\nARCH=x86_64\n")
+    for name in ("good", "bad", "skipped", "stuck", "dies", "refused"):
+        (tmp_path / "x86" / f"{name}.flat").touch()
+    (tmp_path / "emulator.py").write_text(EMULATOR)
+    return tmp_path
+
+
+def run(suite: Path, *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+    emulator = f"{sys.executable} {suite}/emulator.py"
+    status = conformance(["kvm-unit-tests", str(suite), *arguments, "--emulator", emulator,
+                          "--json", str(suite / "out.json"), "--logs", str(suite / "logs")])  # fmt: skip
+    entries = json.loads((suite / "out.json").read_text())["entries"]
+    return status, {entry["name"]: entry for entry in entries}
+
+
+def test_the_configuration_is_read(suite: Path) -> None:
+    entries = {entry.name: entry for entry in read_entries(suite)}
+    good = entries["good"]
+    assert (good.file, good.smp, words(good.test_args), words(good.params)) == (
+        "good.flat", "3", ["a b", "c"], ["-cpu", "max,+umip", "-m", "4g"])  # fmt: skip
+    assert good.timeout == DEFAULT_TIMEOUT and entries["bad"].timeout == 5 and entries["stuck"].timeout == 1
+    assert words(entries["long"].test_args) == ["first", "second"]
+    assert [name for name, entry in entries.items() if entry.beyond] == ["vmx", "host", "hand"]
+
+
+def test_results_of_a_run(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, entries = run(suite)
+    assert status == 1
+    assert {name: entry["outcome"] for name, entry in entries.items()} == {
+        "good": PASS, "bad": FAIL, "skipped": SKIP, "stuck": TIMEOUT, "dies": ERROR, "vmx": "beyond",
+        "other": "beyond", "host": "beyond", "hand": "beyond", "refused": ERROR, "long": PASS}  # fmt: skip
+    assert entries["bad"]["line"] == "FAIL: two" and entries["good"]["line"] == "SUMMARY: 1 tests"
+    assert entries["vmx"]["line"] == "needs VMX" and entries["other"]["line"] == "of the i386 build"
+    out = capsys.readouterr().out
+    assert "11 entries: 2 pass, 1 fail, 1 timeout, 2 error, 1 skip, 4 beyond" in out
+    words_of_good = (suite / "logs" / "good.log").read_text().splitlines()[1].split("|")
+    assert words_of_good[: len(COMMON)] == COMMON
+    assert words_of_good[len(COMMON) + 2 :] == ["-smp", "3", "-append", "a b c", "-cpu", "max,+umip", "-m", "4g"]
+    assert "-enable-kvm" not in (suite / "logs" / "bad.log").read_text()
+
+
+def test_entries_by_name_and_group(suite: Path) -> None:
+    assert run(suite, "good", "vmx")[1].keys() == {"good", "vmx"}
+    assert run(suite, "vmx")[1]["vmx"]["outcome"] == PASS  # whoever names it wants it
+    assert run(suite, "--group", "slow")[1].keys() == {"hand"}
+    assert run(suite, "good")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [(1, PASS), (3, FAIL), (155, SKIP), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
+)
+def test_what_a_status_means(status: int | None, meaning: str) -> None:
+    assert outcome(status) == meaning
+
+
+def test_the_line_that_tells() -> None:
+    assert telling_line("a\nb\n\n", FAIL) == "b" and telling_line("", TIMEOUT) == "printed nothing"
+    assert telling_line("pellucid: -x: unknown option\n", ERROR) == "pellucid: -x: unknown option"
+    assert telling_line("FAIL: x\nSUMMARY: y\n", PASS) == "SUMMARY: y"
+
+
+def test_bad_input_is_named(suite: Path, tmp_path: Path) -> None:
+    for arguments, found in (
+        (["kvm-unit-tests", str(tmp_path / "none")], "give the folder of a built"),
+        (["kvm-unit-tests", str(suite), "god"], "no such entry"),
+        (["kvm-unit-tests", str(suite), "-j", "0"], "above 0"),
+        (["other", str(suite)], "invalid choice"),
+    ):
+        with pytest.raises(UserError, match=found):
+            conformance(arguments)
+    (suite / "config.mak").unlink()
+    with pytest.raises(UserError, match="not built there"):
+        conformance(["kvm-unit-tests", str(suite)])
+
+
+def test_random_configurations_are_read_or_refused() -> None:
+    rng = random.Random(5)
+    for _ in range(500):
+        lines = CONFIGURATION.splitlines()
+        for _ in range(rng.randrange(6)):
+            lines.insert(rng.randrange(len(lines)), "".join(rng.choices('[]="\\ afile\t', k=rng.randrange(20))))
+        assert all(isinstance(body, dict) for _, body in sections("\n".join(lines)))
