@@ -122,8 +122,6 @@ def test_configuration_space_is_qemu_s_at_reset(machine: Machine) -> None:
     golden = (GOLDEN / "pc-config-space.txt").read_text()
     for found in re.finditer(r"^(\d)\.(\d)\n((?:[0-9a-f]{2}: [0-9a-f]{32}\n)+)", golden, re.MULTILINE):
         devfn = int(found[1]) << 3 | int(found[2])
-        if devfn == 0x09:
-            continue  # IDE
         expected = bytearray.fromhex("".join(line.split()[1] for line in found[3].splitlines()))
         if devfn == PM:
             expected[0x5B] = 0x02  # no SMM: APMC_EN tells firmware that it has been set up
@@ -195,7 +193,7 @@ def test_bad_firmware(tmp_path: Path) -> None:
 accesses = st.lists(
     st.tuples(
         st.sampled_from(["config", "port", "memory"]),
-        st.sampled_from([0x00, 0x08, 0x0B]),
+        st.sampled_from([0x00, 0x08, 0x09, 0x0B]),
         st.integers(0, 0xFF) | st.sampled_from([4, 0x40, 0x59, 0x60, 0x72, 0x80]),
         st.sampled_from([1, 2, 4]),
         st.integers(0, 0xFFFF_FFFF),

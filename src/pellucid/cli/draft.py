@@ -1,9 +1,10 @@
 """The machine while its options are being read, and the checks that need all of them."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pellucid.block import DriveOptions
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.board import BOARDS
@@ -11,6 +12,7 @@ from pellucid.machine.config import (
     DEFAULT_MEMORY_SIZE,
     NULL_BACKEND,
     STDIO_WITH_MONITOR,
+    BootConfig,
     CharBackend,
     CharBackendKind,
     CpuConfig,
@@ -33,6 +35,9 @@ class Draft:
     kernel: str | None = None
     initrd: str | None = None
     append: str | None = None
+    drives: list[DriveOptions] = field(default_factory=list)
+    snapshot: bool = False
+    boot: BootConfig = field(default_factory=BootConfig)
     nographic: bool = False
     display_none: bool = False
     no_defaults: bool = False
@@ -49,6 +54,11 @@ class Draft:
     log_items: frozenset[str] = frozenset()
     log_file: str | None = None
 
+    @property
+    def boots_from_drives(self) -> bool:
+        """Whether the board's firmware has something to start from."""
+        return bool(self.drives) and self.board in BOARDS and BOARDS[self.board].has_firmware
+
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
         serials, monitor = self._streams()
@@ -62,6 +72,9 @@ class Draft:
             kernel=self._kernel(),
             initrd=None if self.initrd is None else readable_file("initrd", self.initrd),
             append=self.append or "",
+            drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
+            default_cdrom=not self.no_defaults,
+            boot=self.boot,
             serials=serials,
             monitor=monitor,
             reboot=self.reboot,

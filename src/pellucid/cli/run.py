@@ -13,11 +13,12 @@ DEFAULT_GUEST_MEMORY = 256 << 20
 def run(arguments: Sequence[str], *, default_guest: bool) -> int:
     """Run the machine that `arguments` ask for and return the exit status.
 
-    With `default_guest`, a command line that names no kernel gets Debian's, with an initrd that ends in a shell.
+    With `default_guest`, a command line that names no kernel gets Debian's, with an initrd that ends in a shell; unless
+    it names a drive and a board whose firmware starts from it.
     """
     try:
         draft = read_options(arguments)
-        if default_guest and draft.kernel is None and draft.initrd is None:
+        if default_guest and draft.kernel is None and draft.initrd is None and not draft.boots_from_drives:
             _use_default_guest(draft)
         config = draft.finish()
     except HelpRequested as request:

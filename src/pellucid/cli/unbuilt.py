@@ -5,8 +5,8 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-acpitable action add-fd audio audiodev blockdev boot bios cdrom chardev chroot compat debugcon device dfilter drive dtb
-dump-vmstate echr fda fdb fsdev fw_cfg gdb global hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path mon
+acpitable action add-fd audio audiodev blockdev bios chardev chroot compat debugcon device dfilter dtb
+dump-vmstate echr fda fdb fsdev fw_cfg gdb global icount incoming iscsi k L loadvm mem-path mon
 msg mtdblock netdev numa object option-rom overcommit pflash pidfile plugin qmp qmp-pretty qtest qtest-log readconfig
 rotate rtc runas sandbox sd seed set smbios spice tb-size tpmdev trace usbdevice uuid virtfs watchdog watchdog-action
 xen-domid
@@ -14,14 +14,11 @@ xen-domid
 
 SWITCHES = """
 async-teardown audio-help daemonize enable-sync-profile full-screen mem-prealloc no-acpi no-hpet only-migratable
-portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict
+portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 
 HINTS = {
     "bios": "give a kernel with -kernel FILE",
-    "drive": "put what the guest needs into -initrd FILE",
-    "hda": "put what the guest needs into -initrd FILE",
-    "cdrom": "give its kernel and initrd with -kernel and -initrd",
     "device": "the board's own devices are all there is",
     "gdb": "use the monitor (Ctrl-A c) to look at the guest",
     "s": "use the monitor (Ctrl-A c) to look at the guest",

@@ -28,7 +28,7 @@ BOARDS = {
     board.name: board
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, started by SeaBIOS; no disks or display yet", build_pc, has_firmware=True),
+        Board("pc", "i440FX and PIIX3, IDE drives, started by SeaBIOS; no display yet", build_pc, has_firmware=True),
     )
 }
 

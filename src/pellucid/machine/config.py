@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from pellucid.block import DriveOptions
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
 
@@ -72,6 +73,22 @@ MAX_CPUS = 255
 
 
 @dataclass(frozen=True)
+class BootConfig:
+    """-boot: the order of a PC's devices by letter (a floppy, c disk, d CD, n network), and how to ask for another.
+
+    once: the order of the first start only. splash_time, reboot_timeout: milliseconds, None for the firmware's own.
+    strict: boot from nothing but what has a boot index.
+    """
+
+    order: str = "cad"
+    once: str = ""
+    menu: bool = False
+    splash_time: int | None = None
+    reboot_timeout: int | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
 
@@ -82,6 +99,8 @@ class MachineConfig:
     topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
+    drives: disks and CDs in the order they were asked for; default_cdrom: an empty CD drive where none was asked for.
+    boot: what firmware boots from.
     serials: one per serial port, in order; a kind of NONE leaves that port out.
     monitor: the monitor's own stream, or None when it has none (it may still share a serial's, see CharBackend.mux).
     reboot: False makes a guest reset end the process (-no-reboot).
@@ -100,6 +119,9 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    drives: tuple[DriveOptions, ...] = ()
+    default_cdrom: bool = False
+    boot: BootConfig = field(default_factory=BootConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     monitor: CharBackend | None = None
     reboot: bool = True

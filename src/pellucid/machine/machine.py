@@ -12,6 +12,7 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
+from pellucid.machine.drives import Drives
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
@@ -47,7 +48,8 @@ class Machine:
 
     loop, clock: the main loop and the guest's clock; device_clock: the same time for devices, with the lock held.
     vm: of the hypervisor. memory, ports: the address spaces; ram: the blocks behind them.
-    parts: the devices in their places. system: run state, reset and shutdown requests. vcpus: the threads.
+    parts: the devices in their places. drives: what their disks hold. vcpus: the threads.
+    system: run state, reset and shutdown requests.
     report: tells the user a text of several lines (a triple fault's history).
     """
 
@@ -85,6 +87,7 @@ class Machine:
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
         self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
         self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
+        self.drives = Drives(loop, self.system)
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
@@ -166,6 +169,7 @@ class Machine:
         self._closed = True
         self.vcpus.end()
         self.clock.close()
+        self.drives.close()
         for vcpu in self._vcpus():
             vcpu.close()
         for space in self.address_spaces:

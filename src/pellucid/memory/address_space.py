@@ -16,6 +16,7 @@ from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write,
 from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
 from pellucid.memory.ldst import LoadStore
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
+from pellucid.memory.ram_block import RamBlock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion
 from pellucid.memory.transaction import MemoryTransaction, mark_dirty
 
@@ -193,6 +194,20 @@ class AddressSpace(LoadStore):
         assert found.region.block is not None
         offset = addr - found.delta
         return found.region.block.view[offset : offset + length]
+
+    def map(self, addr: int, length: int, is_write: bool) -> tuple[RamBlock, int, int] | None:
+        """(block, offset, size) of the memory at `addr`, as much of `length` bytes as one range has; None for devices.
+
+        For transfers that a device has the host do: the bytes are `block.view[offset : offset + size]`, and whoever
+        writes them tells the block (`RamBlock.written`).
+        """
+        found = self._find(addr)
+        if not (found.write_direct if is_write else found.read_direct):
+            return None
+        block = found.region.block
+        assert block is not None
+        addr &= _ADDRESS_MASK
+        return block, addr - found.delta, min(length, found.end - addr)
 
     def add_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` all that is there now, and every change from now on."""

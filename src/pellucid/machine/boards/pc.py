@@ -4,9 +4,10 @@ The memory tree has QEMU's names, so that whoever knows `info mtree` of a PC fin
 block; all but the first part of it lies from 4 GiB on. The firmware is seen at the end of the 32-bit space, its last
 128 KiB also below 1 MiB, where the PAM registers decide between it and RAM.
 
-Not on this board yet: IDE, floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
+Not on this board yet: floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pellucid.errors import UserError
@@ -23,6 +24,7 @@ from pellucid.machine.devices.i440fx import I440fx
 from pellucid.machine.devices.keyboard_controller import KeyboardController
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.piix3 import Piix3, ResetControl
+from pellucid.machine.devices.piix3_ide import IRQS, Piix3Ide
 from pellucid.machine.devices.piix4_pm import Piix4Pm
 from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
@@ -30,7 +32,9 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.firmware.image import find_firmware, read_firmware
 from pellucid.machine.firmware.kernel_loader import offer_kernel
-from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fill_fw_cfg
+from pellucid.machine.firmware.pc_config import PcFirmwareConfig, boot_bytes, fill_cmos, fill_fw_cfg
+from pellucid.machine.ide.boot import boot_devices, disk_geometries
+from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
@@ -80,7 +84,8 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         add_firmware(machine, memory, firmware)
         _add_hypervisor_parts(machine)
         bus = _add_pci(machine, memory)
-        _add_isa(machine, memory, serials)
+        drives = _add_ide(machine, bus)
+        _add_isa(machine, memory, serials, drives)
         _add_power_management(machine, bus)
         machine.address_spaces = address_spaces(machine)
 
@@ -145,7 +150,21 @@ def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
     return bus
 
 
-def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) -> None:
+def _add_ide(machine: Machine, bus: PciBus) -> list[AtaDrive]:
+    """The IDE function with its two channels, and the drives on them."""
+    function = Piix3Ide(machine.system_io, [machine.gsi(irq) for irq in IRQS])
+    config = machine.config
+    machine.drives.open(config.drives, buses=2, units=2, default_cdrom=config.default_cdrom)
+    drives = machine.drives.connect(function.buses)
+    bus.add(1, 1, function)
+    machine.parts.append(Part(function))
+    machine.parts += [Part(part) for part in function.parts]
+    return drives
+
+
+def _add_isa(
+    machine: Machine, memory: PcMemory, serials: list[Chardev | None], drives: Sequence[AtaDrive]
+) -> None:
     for index, chardev in enumerate(serials):
         _add_serial(machine, index, chardev)
     config = PcFirmwareConfig(
@@ -153,6 +172,9 @@ def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) 
         memory.above_4g,
         machine.config.cpu_count,
         serial_console=any(chardev is not None for chardev in serials[:1]),
+        boot=machine.config.boot,
+        boot_devices=boot_devices(drives, "ide@1,1"),
+        disks=disk_geometries(drives),
     )
     _add_timers(machine, config)
     machine.add(Part(Dma8237(machine.memory), ports=DMA_PORTS))
@@ -210,6 +232,8 @@ def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
     machine.add(Part(hpet, mmio=(HPET_BASE,)))
     rtc = Rtc(hpet.rtc_line(), machine.device_clock, machine.wall_ns)
     fill_cmos(rtc, config)
+    if config.boot.once:
+        machine.system.on_reset.append(lambda cause: _set_cmos(rtc, boot_bytes(config.boot.order)))
     with MemoryTransaction():
         machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
         ports = rtc.regions[0].memory_region(rtc.ops())
@@ -219,6 +243,11 @@ def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
         index.set_coalescing()
         ports.add_subregion(0, index)
         machine.system_io.add_subregion(RTC_PORT, ports)
+
+
+def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:
+    for index, value in content:
+        rtc.set_cmos(index, value)
 
 
 def _add_serial(machine: Machine, index: int, chardev: Chardev | None) -> None:

@@ -6,7 +6,7 @@ from pellucid.machine.pci.function import Capability, PciFunction
 from pellucid.memory import AccessSizes, MemoryRegion
 
 MSI_ENABLE, MSI_64_BIT, MSI_MASKING = 0x0001, 0x0080, 0x0100
-MSI_SIZE = 0x18
+MSI_SIZE, MSI_SIZE_UNMASKABLE = 0x18, 0x0E
 MSIX_ENABLE, MSIX_FUNCTION_MASK, MSIX_SIZE = 0x8000, 0x4000, 12
 MSIX_ENTRY, MSIX_MASKED = 16, 1
 PM_SIZE = 8
@@ -25,21 +25,22 @@ class PowerManagement(Capability):
 
 
 class Msi(Capability):
-    """`vectors` messages (a power of two up to 32), with 64-bit addresses and a mask bit for each."""
+    """`vectors` messages (a power of two up to 32), with 64-bit addresses and, if `maskable`, a mask bit for each."""
 
     id = CAP_MSI
 
-    def __init__(self, function: PciFunction, offset: int, vectors: int = 1) -> None:
+    def __init__(self, function: PciFunction, offset: int, vectors: int = 1, *, maskable: bool = True) -> None:
         if vectors not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"MSI: {vectors} vectors; there can be 1, 2, 4, 8, 16 or 32")
-        self._function, self._offset, self.vectors = function, offset, vectors
-        function.add_capability(offset, MSI_SIZE, self)
-        control = MSI_64_BIT | MSI_MASKING | (vectors.bit_length() - 1) << 1
+        self._function, self._offset, self.vectors, self._maskable = function, offset, vectors, maskable
+        function.add_capability(offset, MSI_SIZE if maskable else MSI_SIZE_UNMASKABLE, self)
+        control = MSI_64_BIT | (MSI_MASKING if maskable else 0) | (vectors.bit_length() - 1) << 1
         function.put_template(offset + 2, 2, control, writable=0x0070 | MSI_ENABLE)
         function.put_template(offset + 4, 8, 0, writable=0xFFFF_FFFF_FFFF_FFFC)
         function.put_template(offset + 12, 2, 0, writable=0xFFFF)
-        function.put_template(offset + 16, 4, 0, writable=(1 << vectors) - 1)
-        function.put_template(offset + 20, 4, 0, dynamic=(1 << vectors) - 1)
+        if maskable:
+            function.put_template(offset + 16, 4, 0, writable=(1 << vectors) - 1)
+            function.put_template(offset + 20, 4, 0, dynamic=(1 << vectors) - 1)
 
     def _field(self, offset: int, size: int) -> int:
         return self._function.config_read(self._offset + offset, size)
@@ -56,13 +57,15 @@ class Msi(Capability):
         allowed = min(1 << (self._field(2, 2) >> 4 & 7), self.vectors)
         # With fewer messages granted than wanted, the high vectors share the granted ones.
         vector %= allowed
-        if self._field(16, 4) >> vector & 1:
+        if self._maskable and self._field(16, 4) >> vector & 1:
             self._set_pending(self._field(20, 4) | 1 << vector)
             return
         data = self._field(12, 2) & ~(allowed - 1) | vector
         self._function.signal_msi(self._field(4, 8), data)
 
     def written(self) -> None:
+        if not self._maskable:
+            return
         due = self._field(20, 4) & ~self._field(16, 4)
         if due and self.enabled:
             self._set_pending(self._field(20, 4) & ~due)
