@@ -11,7 +11,7 @@ start address. Reading needs no lock: a view is replaced whole. Devices behind I
 
 from typing import NamedTuple
 
-from pellucid.memory.access import MASKS, IoEventfd, MemTxResult
+from pellucid.memory.access import MASKS, IoEventfd, MemTxResult, StringOps
 from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write, trace
 from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
 from pellucid.memory.ldst import LoadStore
@@ -118,6 +118,15 @@ class AddressSpace(LoadStore):
                 block.written(offset, size)
                 return MemTxResult.OK
         return self.write_bytes(addr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+
+    def read_string(self, addr: int, size: int, count: int) -> bytes:
+        """What `count` reads of `size` bytes at one address give, as INS makes them; maybe fewer, at least one."""
+        found = self._find(addr)
+        if isinstance(found.region.ops, StringOps):
+            content = found.region.ops.read_string(addr - found.delta, size, count)
+            if content:
+                return content
+        return b"".join(self.read(addr, size).to_bytes(size, "little") for _ in range(count))
 
     def read_bytes(self, addr: int, length: int) -> bytes:
         """`length` bytes from `addr` on; what did not answer reads 0."""

@@ -186,8 +186,7 @@ class IdeBus(Device):
         if self.master is not None:
             self.master.transfer_done()
 
-    def read_string(self, region: int, offset: int, size: int, count: int) -> bytes:
-        """INS from the data register: up to `count` elements at once; none where they must be read one by one."""
+    def region_read_string(self, region: int, offset: int, size: int, count: int) -> bytes:
         drive = self.selected
         if region != COMMAND_BLOCK or offset != reg.DATA or size == 1 or drive is None:
             return b""
