@@ -59,7 +59,7 @@ class DriveUser(Protocol):
 class BlockBackend:
     """One drive, by QEMU's name (`ide0-hd0`, or the user's id). `node` is None while a removable drive is empty.
 
-    locked, tray_open: of a removable drive; the guest's device sets them. attached_to: what uses it, for people.
+    locked, tray_open: of a removable drive; the guest's device sets them. user: the device that has the drive.
     on_stop: called when an error is to stop the machine; `resume` tries the failed requests again.
     """
 
@@ -67,7 +67,6 @@ class BlockBackend:
         self, name: str, pool: WorkerPool, node: BlockNode | None, policy: Policy, *, removable: bool = False
     ) -> None:
         self.name, self.node, self.policy, self.removable = name, node, policy, removable
-        self.attached_to = ""
         self.user: DriveUser | None = None
         self.locked = self.tray_open = False
         self.on_stop: Callable[[str, OSError], None] | None = None

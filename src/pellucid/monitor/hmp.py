@@ -4,10 +4,12 @@
 QEMU's. A row of a table is what a command needs: names, parameters, a line of help, the function.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from pellucid.errors import PellucidError
+from pellucid.monitor.block import block_text
 from pellucid.monitor.dump import Format, Reader, memory_text, parse_format, value_text
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.expression import evaluate
@@ -212,6 +214,42 @@ def _info_ramblock(monitor: Monitor, arguments: Arguments) -> str:
     return monitor.target.ramblock()
 
 
+def _info_block(monitor: Monitor, arguments: Arguments) -> str:
+    flags, words = _flags_and_words(arguments, "nv")
+    drives = [] if "n" in flags else monitor.target.drives()  # -n: nodes that the user has named; there are none yet
+    if words:
+        drives = [drive for drive in drives if drive.name == words[0]]
+        if not drives:
+            return f"Device '{words[0]}' not found\n"
+    return block_text(drives, verbose="v" in flags)
+
+
+def _change(monitor: Monitor, arguments: Arguments) -> str:
+    flags, words = _flags_and_words(arguments, "f")
+    if not 2 <= len(words) <= 3:
+        raise CommandError("change: give a drive and a file")
+    monitor.target.change_medium(words[0], words[1], words[2] if len(words) > 2 else None, force="f" in flags)
+    return ""
+
+
+def _eject(monitor: Monitor, arguments: Arguments) -> str:
+    flags, words = _flags_and_words(arguments, "f")
+    if len(words) != 1:
+        raise CommandError("eject: give a drive")
+    monitor.target.eject(words[0], force="f" in flags)
+    return ""
+
+
+def _flags_and_words(arguments: Arguments, allowed: str) -> tuple[set[str], list[str]]:
+    """Single-letter options, and the words behind them; a word in double quotes may have blanks."""
+    try:
+        words = shlex.split(arguments.text)
+    except ValueError:
+        raise CommandError("unterminated string") from None
+    flags = [word for word in words if word.startswith("-") and len(word) > 1]
+    return replace(arguments, text=" ".join(flags)).flags(allowed), [word for word in words if word not in flags]
+
+
 def _info_status(monitor: Monitor, arguments: Arguments) -> str:
     arguments.none()
     return f"VM status: {monitor.target.run_status()}\n"
@@ -231,6 +269,8 @@ COMMANDS = _table(
     Command(("stop", "s"), "", "stop emulation", _steer(lambda target: target.stop())),
     Command(("cont", "c"), "", "resume emulation", _steer(lambda target: target.cont())),
     Command(("system_reset",), "", "reset the system", _steer(lambda target: target.system_reset())),
+    Command(("change",), "[-f] device filename [format]", "change a removable medium (-f: even if locked)", _change),
+    Command(("eject",), "[-f] device", "eject a removable medium (-f: even if locked)", _eject),
     Command(("quit", "q"), "", "quit the emulator", _steer(lambda target: target.quit())),
 )
 
@@ -245,5 +285,6 @@ INFO_COMMANDS = _table(
         _info_mtree,
     ),
     Command(("ramblock",), "", "Display system ramblock information", _info_ramblock),
+    Command(("block",), "[-n] [-v] [device]", "show info of one drive or all (-v: their images too)", _info_block),
     Command(("status",), "", "show the current VM status (running|paused)", _info_status),
 )

@@ -1,10 +1,12 @@
 """The monitor's view of a `Machine`, and how a monitor is put on one of its streams."""
 
+from pellucid.block import BlockBackend
 from pellucid.kvm.api import Vcpu
 from pellucid.machine.chardev import Chardev, MuxPort
 from pellucid.machine.machine import Machine
 from pellucid.machine.owners import name_owners
 from pellucid.memory import PAGE_SIZE, info_mtree, info_ramblock
+from pellucid.monitor.block import DriveInfo, ImageInfo
 from pellucid.monitor.console import MonitorConsole
 from pellucid.monitor.target import CpuRegisters
 from pellucid.runtime import RunState, ShutdownCause, VcpuThread
@@ -63,6 +65,16 @@ class MachineTarget:
     def ramblock(self) -> str:
         return info_ramblock(self._machine.ram)
 
+    def drives(self) -> list[DriveInfo]:
+        places = {id(device): number for number, device in enumerate(self._machine.devices)}
+        return [_drive_info(drive.backend, places.get(id(drive.backend.user))) for drive in self._machine.drives]
+
+    def change_medium(self, drive: str, file: str, format: str | None, *, force: bool) -> None:
+        self._machine.drives.change(drive, file, format, force=force)
+
+    def eject(self, drive: str, *, force: bool) -> None:
+        self._machine.drives.eject(drive, force=force)
+
     def run_status(self) -> str:
         state = self._machine.system.run_state.state
         name = str(state.value)
@@ -82,6 +94,24 @@ class MachineTarget:
 
     def _thread(self, cpu: int) -> VcpuThread:
         return self._machine.vcpus.threads[cpu]
+
+
+def _drive_info(backend: BlockBackend, place: int | None) -> DriveInfo:
+    """`place` is the number of the drive's device in the machine."""
+    node = backend.node
+    return DriveInfo(
+        name=backend.name,
+        image=None
+        if node is None
+        else ImageInfo(
+            node.node_name, node.filename, node.driver, node.read_only, node.size, node.allocated_size()
+        ),
+        attached_to="" if place is None else f"/machine/unattached/device[{place}]",
+        removable=backend.removable,
+        locked=backend.locked,
+        tray_open=backend.tray_open,
+        cache_mode=backend.policy.cache.value,
+    )
 
 
 def read_registers(vcpu: Vcpu) -> CpuRegisters:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.kvm.regs import DebugRegs, Fpu, MpState, Regs, Sregs
+from pellucid.monitor.block import DriveInfo
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class MonitorTarget(Protocol):
 
     def ramblock(self) -> str:
         """The text of `info ramblock`."""
+
+    def drives(self) -> list[DriveInfo]:
+        """The drives, in the order in which they were asked for."""
+        ...
+
+    def change_medium(self, drive: str, file: str, format: str | None, *, force: bool) -> None:
+        """Put another image into a removable drive. PellucidError, with the old one still there, when it cannot be."""
+        ...
+
+    def eject(self, drive: str, *, force: bool) -> None:
+        """Take the image out of a removable drive. PellucidError when there is none, or the guest has locked it."""
         ...
 
     def run_status(self) -> str:

@@ -15,6 +15,7 @@ from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
+from pellucid.machine.boards.storage import add_piix3_ide
 from pellucid.machine.boot import read_kernel
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
@@ -24,7 +25,6 @@ from pellucid.machine.devices.i440fx import I440fx
 from pellucid.machine.devices.keyboard_controller import KeyboardController
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.piix3 import Piix3, ResetControl
-from pellucid.machine.devices.piix3_ide import IRQS, Piix3Ide
 from pellucid.machine.devices.piix4_pm import Piix4Pm
 from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
@@ -84,7 +84,7 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         add_firmware(machine, memory, firmware)
         _add_hypervisor_parts(machine)
         bus = _add_pci(machine, memory)
-        drives = _add_ide(machine, bus)
+        drives = add_piix3_ide(machine, bus, 1, 1)
         _add_isa(machine, memory, serials, drives)
         _add_power_management(machine, bus)
         machine.address_spaces = address_spaces(machine)
@@ -148,18 +148,6 @@ def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
     machine.add(Part(ConfigMechanism1(bus), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
     machine.add(Part(ResetControl(machine.request_reset), ports=(RESET_CONTROL,), priority=1))
     return bus
-
-
-def _add_ide(machine: Machine, bus: PciBus) -> list[AtaDrive]:
-    """The IDE function with its two channels, and the drives on them."""
-    function = Piix3Ide(machine.system_io, [machine.gsi(irq) for irq in IRQS])
-    config = machine.config
-    machine.drives.open(config.drives, buses=2, units=2, default_cdrom=config.default_cdrom)
-    drives = machine.drives.connect(function.buses)
-    bus.add(1, 1, function)
-    machine.parts.append(Part(function))
-    machine.parts += [Part(part) for part in function.parts]
-    return drives
 
 
 def _add_isa(

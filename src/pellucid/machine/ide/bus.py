@@ -178,10 +178,13 @@ class IdeBus(Device):
             self.clear_interrupt()
 
     def _reset_drives(self) -> None:
-        for drive in filter(None, self.drives):
-            drive.soft_reset()
-            if drive.packet:
-                drive.status = 0  # A packet device is not ready until it has had its first command.
+        for place in self._places:
+            if isinstance(place, NoDrive):
+                NoDrive.__init__(place)
+                continue
+            place.soft_reset()
+            if place.packet:
+                place.status = 0  # A packet device is not ready until it has had its first command.
         self.unit = 0
         if self.master is not None:
             self.master.transfer_done()
