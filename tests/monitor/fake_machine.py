@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pellucid.errors import PellucidError
 from pellucid.kvm.regs import DebugRegs, DTable, Fpu, Regs, Segment, Sregs
+from pellucid.monitor.block import DriveInfo
 from pellucid.monitor.target import CpuRegisters
 
 DATA_16 = Segment(type=3)
@@ -44,6 +45,7 @@ class FakeMachine:
     calls: list[str] = field(default_factory=list)
     status: str = "running"
     refuse_cont: bool = False
+    drive_list: list[DriveInfo] = field(default_factory=list)
 
     @property
     def cpu_count(self) -> int:
@@ -63,6 +65,17 @@ class FakeMachine:
 
     def ramblock(self) -> str:
         return "Block Name\n"
+
+    def drives(self) -> list[DriveInfo]:
+        return self.drive_list
+
+    def change_medium(self, drive: str, file: str, format: str | None, *, force: bool) -> None:
+        self.calls.append(f"change {drive} {file} {format} {force}")
+
+    def eject(self, drive: str, *, force: bool) -> None:
+        if drive != "cd":
+            raise PellucidError(f"Device '{drive}' not found")
+        self.calls.append(f"eject {drive} {force}")
 
     def run_status(self) -> str:
         return self.status

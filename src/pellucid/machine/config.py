@@ -120,7 +120,7 @@ class MachineConfig:
     initrd: Path | None = None
     append: str = ""
     drives: tuple[DriveOptions, ...] = ()
-    default_cdrom: bool = False
+    default_cdrom: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     monitor: CharBackend | None = None

@@ -4,11 +4,12 @@
     default_initrd() -> Path     an initrd that ends in an interactive shell (or runs another /init script)
     busybox() -> Path            the static busybox of Debian
     build_initrd(init) -> bytes  an initrd with another /init script and more files
+    module_files(names) -> dict  modules of the kernel for it, in the order in which insmod takes them
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pellucid.cli.guest import initrd
@@ -16,6 +17,7 @@ from pellucid.cli.guest.apt import Apt, with_fresh_lists_if_needed
 from pellucid.cli.guest.archive import package_file
 from pellucid.cli.guest.cache import guest_cache, publish_file, publish_folder
 from pellucid.cli.guest.initrd import InitrdFile
+from pellucid.cli.guest.modules import in_load_order, module_folder
 from pellucid.cli.guest.scripts import INTERACTIVE
 from pellucid.cli.progress import ProgressBar
 
@@ -25,7 +27,7 @@ BUSYBOX_PACKAGE = "busybox-static"
 APPEND = "console=ttyS0"
 """The kernel command line that suits the default guest on a serial console."""
 
-__all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel"]
+__all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel", "module_files"]
 
 
 def default_kernel() -> Path:
@@ -45,6 +47,12 @@ def busybox() -> Path:
 def build_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | None = None) -> bytes:
     """A gzip-compressed cpio archive with busybox, `init` as its /init script and `files` by their guest path."""
     return initrd.build_initrd(init, busybox().read_bytes(), files)
+
+
+def module_files(names: Sequence[str]) -> dict[str, InitrdFile]:
+    """Modules of the default kernel and those they need, by guest path, in load order. Raises UserError."""
+    paths = in_load_order(module_folder(default_kernel()), names)
+    return {f"modules/{path.name}": InitrdFile(path.read_bytes()) for path in paths}
 
 
 def default_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | None = None) -> Path:

@@ -87,7 +87,7 @@ class Hba(Device):
     @interrupt_status.on_write
     def _clear_status(self, value: int) -> None:
         self.interrupt_status &= ~value
-        self.port_changed()
+        self.port_changed(cleared=True)
 
     def controller_reset(self) -> None:
         """GHC.HR: all ports and the interrupt state; the ports' addresses stay, as in QEMU."""
@@ -98,12 +98,17 @@ class Hba(Device):
             port.link_reset()
         self.port_changed()
 
-    def port_changed(self) -> None:
-        """A port's interrupt status or mask may have changed."""
+    def port_changed(self, *, cleared: bool = False) -> None:
+        """A port's interrupt status or mask may have changed.
+
+        A message is sent for a new bit, and where the guest has `cleared` bits and some are left (AHCI 1.3.1, 10.7.2).
+        """
+        before = self.interrupt_status
         for number, port in enumerate(self.ports):
             if port.pending:
                 self.interrupt_status |= 1 << number
-        self._set_line(bool(self.interrupt_status and self.control & GHC_INTERRUPTS), True)
+        level = bool(self.interrupt_status and self.control & GHC_INTERRUPTS)
+        self._set_line(level, level and (cleared or self.interrupt_status != before))
 
     def reset(self) -> None:
         super().reset()

@@ -392,13 +392,13 @@ class AhciPort(Device):
 
 def _load_task_file(drive: AtaDrive, fis: bytes) -> None:
     drive.features, drive.lba_low, drive.lba_mid, drive.lba_high = fis[3], fis[4], fis[5], fis[6]
-    drive.device = fis[7] | reg.DEVICE_ALWAYS
+    drive.select = fis[7] | reg.DEVICE_ALWAYS
     drive.hob_low, drive.hob_mid, drive.hob_high, drive.hob_features = fis[8], fis[9], fis[10], fis[11]
     drive.count, drive.hob_count = fis[12], fis[13]
 
 
 def _register_fis(kind: int, flags: int, drive: AtaDrive) -> bytes:
     """20 bytes of a register FIS, from the drive's task file."""
-    low = (kind, flags, drive.status, drive.error, drive.lba_low, drive.lba_mid, drive.lba_high, drive.device)
+    low = (kind, flags, drive.status, drive.error, drive.lba_low, drive.lba_mid, drive.lba_high, drive.select)
     high = (drive.hob_low, drive.hob_mid, drive.hob_high, 0, drive.count, drive.hob_count)
     return bytes((*low, *high)).ljust(20, b"\0")

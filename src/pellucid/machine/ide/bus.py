@@ -48,7 +48,7 @@ class NoDrive:
         self.error, self.features, self.count, self.lba_low = 0, 0, 1, 1
         self.lba_mid, self.lba_high = reg.SIGNATURE_NONE
         self.hob_features = self.hob_count = self.hob_low = self.hob_mid = self.hob_high = 0
-        self.device, self.status = reg.DEVICE_ALWAYS, 0
+        self.select, self.status = reg.DEVICE_ALWAYS, 0
 
 
 class IdeBus(Device):
@@ -120,7 +120,7 @@ class IdeBus(Device):
             old = bool(self.control & reg.CONTROL_HOB)
             return 0 if isinstance(here, NoDrive) else here.hob_features if old else here.error
         if offset == reg.DEVICE:
-            return here.device | reg.DEVICE_ALWAYS
+            return here.select | reg.DEVICE_ALWAYS
         names = PAIRED[offset]
         value: int = getattr(here, names[1] if self.control & reg.CONTROL_HOB else names[0])
         return value
@@ -138,7 +138,7 @@ class IdeBus(Device):
         self.control &= ~reg.CONTROL_HOB
         if offset == reg.DEVICE:
             for place in self._places:
-                place.device = value | reg.DEVICE_ALWAYS
+                place.select = value | reg.DEVICE_ALWAYS
             self.unit = 1 if value & reg.DEVICE_UNIT else 0
             return
         now, before = PAIRED[offset]

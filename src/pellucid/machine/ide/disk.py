@@ -82,27 +82,27 @@ class IdeHd(AtaDrive):
 
     def _address(self) -> int:
         """The first sector, in whichever of the three ways the registers hold it; -1 for one that cannot be."""
-        if self.device & reg.DEVICE_LBA:
+        if self.select & reg.DEVICE_LBA:
             low = self.lba_high << 16 | self.lba_mid << 8 | self.lba_low
             if self.lba48:
                 return self.hob_high << 40 | self.hob_mid << 32 | self.hob_low << 24 | low
-            return (self.device & 0x0F) << 24 | low
-        cylinder, head = self.lba_high << 8 | self.lba_mid, self.device & 0x0F
+            return (self.select & 0x0F) << 24 | low
+        cylinder, head = self.lba_high << 8 | self.lba_mid, self.select & 0x0F
         return (cylinder * self.geometry.heads + head) * self.geometry.sectors + self.lba_low - 1
 
     def _set_address(self, sector: int) -> None:
         """The registers show how far a command has got."""
-        if self.device & reg.DEVICE_LBA:
+        if self.select & reg.DEVICE_LBA:
             self.lba_low, self.lba_mid, self.lba_high = sector & 0xFF, sector >> 8 & 0xFF, sector >> 16 & 0xFF
             if self.lba48:
                 self.hob_low, self.hob_mid, self.hob_high = (sector >> shift & 0xFF for shift in (24, 32, 40))
             else:
-                self.device = self.device & 0xF0 | sector >> 24 & 0x0F
+                self.select = self.select & 0xF0 | sector >> 24 & 0x0F
             return
         track, number = divmod(sector, self.geometry.sectors)
         cylinder, head = divmod(track, self.geometry.heads)
         self.lba_low, self.lba_mid, self.lba_high = number + 1 & 0xFF, cylinder & 0xFF, cylinder >> 8 & 0xFF
-        self.device = self.device & 0xF0 | head & 0x0F
+        self.select = self.select & 0xF0 | head & 0x0F
 
     def _start(self) -> bool:
         """Take the range that the registers name; an address past the end fails the command."""

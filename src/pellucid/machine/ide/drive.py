@@ -75,7 +75,7 @@ class AtaDrive(Device):
     lba_low = State(U8, 0)
     lba_mid = State(U8, 0)
     lba_high = State(U8, 0)
-    device = State(U8, reg.DEVICE_ALWAYS)
+    select = State(U8, reg.DEVICE_ALWAYS, doc="the device register")
     status = State(U8, reg.IDLE)
     hob_features = State(U8, 0, doc="what the register held before: the high half of a 48-bit command's")
     hob_count = State(U8, 0)
@@ -138,7 +138,7 @@ class AtaDrive(Device):
     def soft_reset(self) -> None:
         """SRST, an AHCI port's COMRESET, DEVICE RESET: what is under way is forgotten, the signature is shown."""
         self.cancel()
-        self.status, self.error, self.device = reg.IDLE, reg.DIAGNOSTIC_PASSED, reg.DEVICE_ALWAYS
+        self.status, self.error, self.select = reg.IDLE, reg.DIAGNOSTIC_PASSED, reg.DEVICE_ALWAYS
         self.set_signature()
 
     def cancel(self) -> None:
@@ -153,7 +153,7 @@ class AtaDrive(Device):
         """What tells a driver that a disk is here, or a packet device."""
         self.count = self.lba_low = 1
         self.lba_mid, self.lba_high = reg.SIGNATURE_PACKET if self.packet else reg.SIGNATURE_DISK
-        self.device &= 0xF0
+        self.select &= 0xF0
 
     # Commands.
 
