@@ -24,10 +24,6 @@ from tests.machine.qemu_mtree import BOOT_ENDS, CASES, TREE, Case, ask_qemu, has
 
 NOT_BUILT: dict[str, dict[str, str]] = {
     "pc": {
-        "ide": "PIIX3 IDE",
-        "piix-bmdma-container": "PIIX3 IDE",
-        "piix-bmdma": "PIIX3 IDE",
-        "bmdma": "PIIX3 IDE",
         "fdc": "floppy controller",
         "vmport": "VMware's port",
         "acpi-pci-hotplug": "hot-plug of PCI cards",
@@ -39,7 +35,7 @@ NOT_BUILT: dict[str, dict[str, str]] = {
 }
 """Regions of QEMU's tree that ours does not have, with the reason. What is built comes off the list."""
 
-SPACES_NOT_BUILT: dict[str, set[str]] = {"pc": {"piix3-ide"}}
+SPACES_NOT_BUILT: dict[str, set[str]] = {}
 """Address spaces, likewise."""
 
 BLOCKS_NOT_BUILT: dict[str, set[str]] = {

@@ -53,6 +53,7 @@ class MonitorTarget(Protocol):
 
     def ramblock(self) -> str:
         """The text of `info ramblock`."""
+        ...
 
     def drives(self) -> list[DriveInfo]:
         """The drives, in the order in which they were asked for."""
