@@ -23,11 +23,14 @@ from pellucid.cli.progress import ProgressBar
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 KERNEL_PACKAGE = r"linux-image-\d.*-cloud-amd64"
+GENERIC_META_PACKAGE = "linux-image-amd64"
+GENERIC_PACKAGE = r"linux-image-\d.*-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 APPEND = "console=ttyS0"
 """The kernel command line that suits the default guest on a serial console."""
 
-__all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel", "module_files"]
+__all__ = ["APPEND", "InitrdFile", "build_initrd", "busybox", "default_initrd", "default_kernel", "generic_kernel",
+           "module_files"]  # fmt: skip
 
 
 def default_kernel() -> Path:
@@ -37,6 +40,15 @@ def default_kernel() -> Path:
         return apt.dependency(KERNEL_META_PACKAGE, KERNEL_PACKAGE)
 
     return _fetched_file("kernel", "vmlinuz", package, r"boot/vmlinuz-.*")
+
+
+def generic_kernel() -> Path:
+    """The cached bzImage of Debian's kernel for all machines, with every driver as a module. Raises UserError."""
+
+    def package(apt: Apt) -> str:
+        return apt.dependency(GENERIC_META_PACKAGE, GENERIC_PACKAGE)
+
+    return _fetched_file("generic-kernel", "vmlinuz", package, r"boot/vmlinuz-.*")
 
 
 def busybox() -> Path:
@@ -49,9 +61,12 @@ def build_initrd(init: str = INTERACTIVE, files: Mapping[str, InitrdFile] | None
     return initrd.build_initrd(init, busybox().read_bytes(), files)
 
 
-def module_files(names: Sequence[str]) -> dict[str, InitrdFile]:
-    """Modules of the default kernel and those they need, by guest path, in load order. Raises UserError."""
-    paths = in_load_order(module_folder(default_kernel()), names)
+def module_files(names: Sequence[str], kernel: Path | None = None) -> dict[str, InitrdFile]:
+    """Modules of one of our kernels, the default one, and those they need, by guest path, in load order.
+
+    Raises UserError.
+    """
+    paths = in_load_order(module_folder(kernel or default_kernel()), names)
     return {f"modules/{path.name}": InitrdFile(path.read_bytes()) for path in paths}
 
 
