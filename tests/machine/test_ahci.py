@@ -105,7 +105,13 @@ def test_a_queued_command_that_fails(ahci: Ahci) -> None:
     assert ahci.read(0x34, 0) == 0 and ahci.read(0x18, 0) & 0x8000 == 0
     ahci.write(0x10, 0xFFFF_FFFF, 0)
     ahci.start(0)
-    assert ahci.run(0, command_fis(0xE7)) == 0x50
+    assert ahci.run(0, command_fis(0x2F, 0x10, 1), [(0x30000, 512)]) == 0x50
+    page = ahci.memory.read_bytes(0x30000, 512)
+    assert page[0] == 3 and page[2:4] == b"\x51\x04" and page[4:6] == (8190).to_bytes(2, "little")
+    assert sum(page) & 0xFF == 0
+    ahci.write(0x18, 0x16, 0)
+    ahci.start(0)
+    assert ahci.run(0, command_fis(0x2F, 0x10, 1), [(0x30000, 512)]) == 0x0441, "told once"
 
 
 def test_a_command_that_fails_stops_the_list(ahci: Ahci) -> None:

@@ -255,12 +255,12 @@ class AhciPort(Device):
         sectors = (fis[3] | fis[11] << 8) or 0x1_0000
         first = int.from_bytes(fis[4:7] + fis[8:11], "little")
         if fis[12] >> 3 != command.slot or first + sectors > drive.sectors:
-            self._queued_failed(drive, reg.ABRT)
+            self._queued_failed(drive, reg.ABRT, command.slot, first)
             return
         reading = fis[2] == READ_QUEUED
         scatter = ScatterList(self._dma, self._descriptors(command), sectors * SECTOR, to_memory=reading)
         if scatter.size < sectors * SECTOR:
-            self._queued_failed(drive, reg.ABRT)
+            self._queued_failed(drive, reg.ABRT, command.slot, first)
             return
         generation = self._generation
         flushes = not reading and bool(fis[7] & 0x80)  # FUA
@@ -277,7 +277,7 @@ class AhciPort(Device):
             if self._generation != generation:
                 return
             if error:
-                self._queued_failed(drive, reg.UNC if reading else reg.ABRT)
+                self._queued_failed(drive, reg.UNC if reading else reg.ABRT, command.slot, first)
                 return
             self.finished |= bit
             if not self._running:
@@ -286,10 +286,11 @@ class AhciPort(Device):
         request = drive.backend.read if reading else drive.backend.write
         request(first * SECTOR, scatter.views, moved)
 
-    def _queued_failed(self, drive: AtaDrive, error: int) -> None:
-        """The drive stops; the guest sees which commands have not been reported, and begins again."""
+    def _queued_failed(self, drive: IdeHd, error: int, tag: int, sector: int) -> None:
+        """The drive stops; the guest reads from log page 10h which command it was, and begins again."""
         self.halted = True
         drive.error, drive.status = error, reg.IDLE | reg.ERR
+        drive.note_queue_error(tag, sector)
         self._show_task_file(drive)
         self._send_finished(drive)
         self.interrupt_status |= IS_TFES

@@ -7,9 +7,10 @@ from pellucid.machine.ide import smart
 from pellucid.machine.ide.drive import BUFFER_TRANSFER, DISK_TRANSFER, AtaDrive
 from pellucid.machine.ide.geometry import guess_geometry
 from pellucid.machine.ide.identify import MULTIPLE_MOST, Modes, identify_disk
-from pellucid.machine.state import BOOL, U16, U64
+from pellucid.machine.state import BOOL, U16, U64, Buffer
 
 SECTOR = 512
+QUEUE_ERROR_LOG = 0x10
 ACTIVE = 0xFF
 """CHECK POWER MODE's answer."""
 
@@ -21,6 +22,7 @@ COMMANDS = {
     0x25: "_read_dma",
     0x27: "_native_max",
     0x29: "_read_multiple",
+    **dict.fromkeys((0x2F, 0x47), "_read_log"),
     **dict.fromkeys((0x30, 0x31, 0x34, 0x3C), "_write_sectors"),
     0x35: "_write_dma",
     0x39: "_write_multiple",
@@ -55,6 +57,7 @@ class IdeHd(AtaDrive):
     left = State(U64, 0, doc="sectors of the command under way")
     per_block = State(U16, 1, doc="sectors of one PIO block")
     smart_enabled = State(BOOL, True)
+    queue_error = State(Buffer(512), b"", doc="log page 10h: the queued command that failed")
     multiple = State(U16, MULTIPLE_MOST)
 
     rotation_rate = Property(U16, 0, doc="in turns a minute; 1 for none")
@@ -269,6 +272,22 @@ class IdeHd(AtaDrive):
         elif self.features == 0xDA:
             self.lba_mid, self.lba_high = smart.SIGNATURE
             self.succeed()
+        else:
+            self.abort()
+
+    def note_queue_error(self, tag: int, sector: int) -> None:
+        """A queued command has failed: what log page 10h says of it (ATA8-ACS, A.12), with its registers."""
+        page = bytearray(512)
+        low, high = sector.to_bytes(6, "little")[:3], sector.to_bytes(6, "little")[3:]
+        page[0], page[2], page[3], page[4:7], page[7], page[8:11] = tag, self.status, self.error, low, 0x40, high
+        page[511] = -sum(page) & 0xFF
+        self.queue_error[:] = page
+
+    def _read_log(self) -> None:
+        """READ LOG EXT, READ LOG DMA EXT: the one page there is."""
+        if self.lba_low == QUEUE_ERROR_LOG and self.queue_error and self.wire.direct:
+            self.send(bytes(self.queue_error))
+            self.queue_error.clear()
         else:
             self.abort()
 
