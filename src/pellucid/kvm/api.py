@@ -8,7 +8,7 @@ Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's 
 vCPU does not run); `kick`, `request` and `nmi` and all of `Vm` may be called from any thread.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +58,7 @@ __all__ = [
     "Fpu",
     "HltExit",
     "Hypervisor",
+    "InterceptIrq",
     "InternalErrorExit",
     "IntrExit",
     "IoExit",
@@ -80,6 +81,10 @@ __all__ = [
     "VcpuEvents",
     "Vm",
 ]
+
+
+InterceptIrq = Callable[[int, bool], None]
+"""(gsi, level): hears a line in place of the interrupt chips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,10 @@ class Vcpu(Protocol):
         """The guest-physical address that `gva` maps to by the vCPU's page tables now; None when unmapped."""
         ...
 
+    def statistics(self) -> Mapping[str, int]:
+        """Counters that the backend keeps about this vCPU, by name, for people to read (KVM_GET_STATS_FD)."""
+        ...
+
     def close(self) -> None:
         """Release the vCPU; it does not run any more."""
         ...
@@ -280,6 +289,28 @@ class Vm(Protocol):
 
     def set_pit(self, state: PitState) -> None:
         """Set it."""
+        ...
+
+    def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
+        """A read by the machine itself, not by a vCPU, where an in-kernel chip answers guests; None: none is there.
+
+        A backend whose chips cannot be reached but by a vCPU's instructions (Linux's) answers None.
+        """
+        ...
+
+    def chip_write(self, address: int, size: int, value: int, *, pio: bool) -> bool:
+        """The same for a write; whether a chip took it."""
+        ...
+
+    def intercept_irqs(self, heard: InterceptIrq | None) -> None:
+        """Give every change of a wired interrupt line to `heard` instead of the chips; None gives them back.
+
+        For tests of devices; NotBuiltError from a backend whose lines cannot be tapped.
+        """
+        ...
+
+    def irq_statistics(self) -> Mapping[tuple[int, int], int]:
+        """How often each pin, named by chip KVM_IRQCHIP_* and number, was raised."""
         ...
 
     def get_clock(self) -> ClockData:

@@ -71,6 +71,7 @@ class Machine:
         self.system = System(
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
         )
+        self.system.panic_action = config.panic_action
         self.system.on_reset.append(self.reset)
         self.vm = hypervisor.create_vm()
         self.ram = RamList()
@@ -130,7 +131,8 @@ class Machine:
                     debug_threads=self.config.debug_threads,
                 )
             )
-        self._power_on = PowerOnState(self.vm, self._vcpus())
+        if apic_ids:
+            self._power_on = PowerOnState(self.vm, self._vcpus())
 
     def power_on(self) -> None:
         """Load what boots, and start the processors' threads, still paused. Raises UserError when it does not fit."""
@@ -143,9 +145,29 @@ class Machine:
         _log.info("reset: %s", cause.value)
         for device in self.devices:
             device.reset()
-        assert self._power_on is not None
-        self._power_on.put_back()
+        if self._power_on is not None:
+            self._power_on.put_back()
         self._load()
+
+    def port_read(self, port: int, size: int) -> int:
+        """What a guest's IN of `size` bytes would get, from the hypervisor's own chips too."""
+        value = self.vm.chip_read(port, size, pio=True)
+        return self.ports.read(port, size) if value is None else value & (1 << 8 * size) - 1
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """What a guest's OUT would do."""
+        if not self.vm.chip_write(port, size, value, pio=True):
+            self.ports.write(port, size, value)
+
+    def memory_read(self, address: int, size: int) -> int:
+        """What a guest's load of `size` bytes at a guest-physical address would get, local APICs left out."""
+        value = self.vm.chip_read(address, size, pio=False)
+        return self.memory.read(address, size) if value is None else value & (1 << 8 * size) - 1
+
+    def memory_write(self, address: int, size: int, value: int) -> None:
+        """What a guest's store would do."""
+        if not self.vm.chip_write(address, size, value, pio=False):
+            self.memory.write(address, size, value)
 
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from pellucid.runtime.run_state import RunState
 
 
+class PanicAction(enum.Enum):
+    """What becomes of a machine whose guest says that it has crashed (`-action panic=`)."""
+
+    PAUSE = "pause"
+    SHUTDOWN = "shutdown"
+    EXIT_FAILURE = "exit-failure"
+    NONE = "none"
+
+
 class ShutdownCause(enum.Enum):
     """Why the machine is reset or goes down; the value is the name in QMP's SHUTDOWN and RESET events."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pellucid.kvm.api import Exit, SystemEvent, SystemEventExit
 from pellucid.runtime.clock import VirtualClock
 from pellucid.runtime.main_loop import MainLoop
-from pellucid.runtime.requests import ShutdownCause, SystemRequests
+from pellucid.runtime.requests import PanicAction, ShutdownCause, SystemRequests
 from pellucid.runtime.run_state import InvalidTransition, RunState, RunStateMachine
 from pellucid.runtime.vcpu_group import VcpuGroup
 from pellucid.runtime.vcpu_thread import Outcome, VcpuThread
@@ -43,6 +43,8 @@ class System:
         self.vcpus = vcpus
         self.clock = clock
         self.no_shutdown = no_shutdown
+        """`-no-shutdown`: a machine that powers off stays, stopped."""
+        self.panic_action = PanicAction.SHUTDOWN
         self.run_state = RunStateMachine()
         self.requests = SystemRequests(main_loop.wake, no_reboot=no_reboot)
         self.on_reset: list[Callable[[ShutdownCause], None]] = []
@@ -107,12 +109,17 @@ class System:
             self.requests.suspend()
 
     def guest_panicked(self) -> None:
-        """The guest says that it has crashed: stop it as `guest-panicked`, and go down unless `-no-shutdown`."""
-        action = "pause" if self.no_shutdown else "poweroff"
-        self._emit("GUEST_PANICKED", action=action)
+        """The guest says that it has crashed: `panic_action` is done, with `-no-shutdown` pausing instead."""
+        action = self.panic_action
+        if action is PanicAction.NONE:
+            self._emit("GUEST_PANICKED", action="run")
+            return
+        stays = action is PanicAction.PAUSE or (action is PanicAction.SHUTDOWN and self.no_shutdown)
+        self._emit("GUEST_PANICKED", action="pause" if stays else "poweroff")
         self.vm_stop(RunState.GUEST_PANICKED)
-        if not self.no_shutdown:
-            self.requests.shutdown(ShutdownCause.GUEST_PANIC)
+        if not stays:
+            fails = action is PanicAction.EXIT_FAILURE
+            self.requests.shutdown(ShutdownCause.HOST_ERROR if fails else ShutdownCause.GUEST_PANIC)
 
     def vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
         """The `on_event` of the machine's vCPU threads."""

@@ -70,6 +70,8 @@ class Rtc(Device):
         self._clock = clock
         self._wall_ns = wall_ns
         self._mask_nmi = mask_nmi
+        self.on_change: Callable[[int], None] | None = None
+        """Hears when the guest sets the clock: the difference from the host's, in seconds."""
         self._timer = clock.timer(self._look_at_flags)
         super().__init__()
         self.cmos[REG_A], self.cmos[REG_B], self.cmos[REG_D] = 0x26, B_24_HOURS, D_VALID
@@ -196,8 +198,11 @@ class Rtc(Device):
         self._set_time((days * SECONDS_A_DAY + second) * SECOND + fraction)
 
     def _set_time(self, guest_ns: int) -> None:
-        self.offset_ns = guest_ns - self._wall_ns()
+        before, self.offset_ns = self.offset_ns, guest_ns - self._wall_ns()
         self.flags_seen_ns = guest_ns
+        seconds = round(self.offset_ns / SECOND)
+        if self.on_change is not None and seconds != round(before / SECOND):
+            self.on_change(seconds)
 
     # The flags of register C and the interrupts.
 

@@ -12,7 +12,7 @@ from pellucid.cpu.state import MAX_PROCESSORS
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, IoapicState, PicState, PitState, RoutingEntry)
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import Clock
 from pellucid.kvm.coalesced import CoalescedRing
@@ -150,6 +150,18 @@ class SoftVm:
         if pit is None:
             raise InvalidRequestError("the VM has no PIT: call create_pit first")
         pit.set_state(state)
+
+    def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
+        return None if self.irqchip is None else self.irqchip.chip_read(address, size, pio=pio)
+
+    def chip_write(self, address: int, size: int, value: int, *, pio: bool) -> bool:
+        return self.irqchip is not None and self.irqchip.chip_write(address, size, value, pio=pio)
+
+    def intercept_irqs(self, heard: InterceptIrq | None) -> None:
+        self.chips().routing.intercept = heard
+
+    def irq_statistics(self) -> Mapping[tuple[int, int], int]:
+        return {} if self.irqchip is None else dict(self.irqchip.routing.raised)
 
     def get_clock(self) -> ClockData:
         return ClockData(self.kvmclock.now_ns(), tsc_stable=True, host_tsc=self.guest_tsc())

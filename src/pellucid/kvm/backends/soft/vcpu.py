@@ -373,6 +373,11 @@ class SoftVcpu:
         with self.guest_lock:
             return self.processor.translate(gva)
 
+    def statistics(self) -> Mapping[str, int]:
+        code, hot = self.processor.code, self.processor.hot
+        return {"blocks translated": code.blocks, "arena bytes used": code.arena_used, "arena bytes": code.arena_size,
+                "regions compiled": len(hot.installed), "flushes": hot.generation}
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
