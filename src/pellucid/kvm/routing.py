@@ -136,6 +136,10 @@ class IrqRouting:
             return 0
         if self.intercept is not None and target.pins:
             self.intercept(gsi, level)
+            if not level:
+                # Nobody else will end the interrupt, which a PIT waits for before its next one.
+                for notifier in self._ack_notifiers.get(gsi, ()):
+                    notifier()
             return 0
         with self._lock:
             for pin in target.pins:

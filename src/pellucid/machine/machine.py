@@ -31,6 +31,7 @@ from pellucid.runtime import (
     MainLoop,
     Outcome,
     ShutdownCause,
+    SteppedClock,
     System,
     VcpuGroup,
     VcpuThread,
@@ -66,7 +67,10 @@ class Machine:
         self.report = report
         self.device_clock = LockedClock(clock, loop.bql)
         self.wall_ns: Callable[[], int] = time.time_ns
-        """The host's calendar time, from which the guest's real-time clock starts."""
+        """The host's calendar time, from which the guest's real-time clock starts; by hand where the clock goes so."""
+        if isinstance(clock, SteppedClock):
+            started = time.time_ns()
+            self.wall_ns = lambda: started + clock.now_ns()
         self.vcpus = VcpuGroup(loop.bql)
         self.system = System(
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown

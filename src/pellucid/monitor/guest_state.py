@@ -50,25 +50,24 @@ def cpu_registers(machine: Machine, cpu: int) -> CpuRegisters:
     return thread.run_on_cpu(lambda: read_registers(thread.vcpu))
 
 
-def translate(machine: Machine, cpu: int, address: int) -> int | None:
-    """The guest-physical address of a linear one by the page tables of `cpu`; None when unmapped."""
-    thread = machine.vcpus.threads[cpu]
-    return thread.run_on_cpu(lambda: thread.vcpu.translate(address & WRAP))
-
-
 def read_virtual(machine: Machine, cpu: int, address: int, size: int) -> bytes | None:
     """`size` bytes at a linear address through the page tables of `cpu`; None when any of them is unmapped."""
-    content = bytearray()
-    while len(content) < size:
-        gva = (address + len(content)) & WRAP
-        gpa = translate(machine, cpu, gva)
-        if gpa is None:
-            return None
-        piece = read_physical(machine, gpa, min(size - len(content), PAGE_SIZE - gva % PAGE_SIZE))
-        if piece is None:
-            return None
-        content += piece
-    return bytes(content)
+    thread = machine.vcpus.threads[cpu]
+
+    def read() -> bytes | None:
+        content = bytearray()
+        while len(content) < size:
+            gva = (address + len(content)) & WRAP
+            gpa = thread.vcpu.translate(gva)
+            if gpa is None:
+                return None
+            piece = read_physical(machine, gpa, min(size - len(content), PAGE_SIZE - gva % PAGE_SIZE))
+            if piece is None:
+                return None
+            content += piece
+        return bytes(content)
+
+    return thread.run_on_cpu(read)
 
 
 def read_physical(machine: Machine, address: int, size: int) -> bytes | None:

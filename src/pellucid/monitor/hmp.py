@@ -95,7 +95,7 @@ def _read_flags(found: Command, text: str) -> tuple[set[str], str]:
     while known and text.startswith("-"):
         word, _, text = text.partition(" ")
         text = text.lstrip()
-        for letter in word[1:] or (text[:1] or " "):
+        for letter in word[1:] or ("",):
             if letter not in known:
                 raise SyntaxProblem(f"{found.title}: unsupported option -{letter}")
             flags.add(letter)

@@ -17,15 +17,15 @@ MAX_BYTES = 1 << 20
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
+_DOUBLE = rb"""[^"\\\x00-\x1f\xfe\xff]*(?:\\[\x20-\xfd][^"\\\x00-\x1f\xfe\xff]*)*"""
+_SINGLE = _DOUBLE.replace(b'"', b"'")
 _TOKEN = re.compile(
-    rb"""(?P<punctuation>[\[\]{},:])"""
-    rb"""|(?P<string>"(?:[^"\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*"|'(?:[^'\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*')"""
-    rb"""|(?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)(?=[^0-9.eE])"""
-    rb"""|(?P<keyword>[a-z]+)(?=[^a-z])"""
+    rb"""[\[\]{},:]|"%b"|'%b'"""
+    rb"""|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?=[^0-9.eE])|[a-z]+(?=[^a-z])""" % (_DOUBLE, _SINGLE)
 )
 _PARTIAL = re.compile(
-    rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*\\?|'(?:[^'\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*\\?"""
-    rb"""|-?(?:(?:0|[1-9][0-9]*)(?:\.(?:[0-9]+(?:[eE](?:[-+]?[0-9]*))?)?|[eE](?:[-+]?[0-9]*))?)?|[a-z]+)"""
+    rb"""(?:"%b\\?|'%b\\?|[a-z]+"""
+    rb"""|-?(?:0|[1-9][0-9]*)(?:\.(?:[0-9]+(?:[eE](?:[-+]?[0-9]*))?)?|[eE](?:[-+]?[0-9]*))?|-)""" % (_DOUBLE, _SINGLE)
 )
 """As much of a token as is right: all there is when the stream merely ends here."""
 _RECOVERY = re.compile(rb"[\x00-\x1f\xfe\xff\[\]{},:]")
@@ -99,6 +99,7 @@ class JsonStream:
         if length <= MAX_BYTES:
             return None
         self._data = b""
+        self._recovering = True
         return JsonError("JSON token size limit exceeded")
 
     def _take(self, token: bytes) -> tuple[JsonValue | JsonError] | None:
@@ -204,7 +205,8 @@ class _Parser:
         """A value, or None when a container was opened that is not empty."""
         token = self._next()
         if token in (b"{", b"["):
-            end, made = (b"}", {}) if token == b"{" else (b"]", [])  # type: tuple[bytes, dict[str, JsonValue] | list[JsonValue]]
+            made: dict[str, JsonValue] | list[JsonValue] = {} if token == b"{" else []
+            end = b"}" if token == b"{" else b"]"
             if self._tokens[self._position : self._position + 1] == [end]:
                 self._position += 1
                 return (made,)

@@ -71,7 +71,7 @@ def qapi_name(attribute: str) -> str:
 @functools.cache
 def members(kind: Any) -> tuple[Member, ...]:
     """The members of an object type."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return tuple(
         Member(
             field.metadata.get("qapi", qapi_name(field.name)),

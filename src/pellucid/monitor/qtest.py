@@ -269,7 +269,11 @@ class QtestServer:
 
 def _output_lines(device: Device) -> list[GsiLine]:
     """The lines that a device drives, in the order of its constructor."""
-    return [value for value in vars(device).values() if isinstance(value, GsiLine)]
+    found: list[GsiLine] = []
+    for value in vars(device).values():
+        several = value if isinstance(value, tuple | list) else (value,)
+        found += [line for line in several if isinstance(line, GsiLine)]
+    return found
 
 
 def _word(words: list[str], index: int, what: str) -> str:

@@ -50,7 +50,7 @@ class KeyboardController(Device):
     regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
 
     data = Register(0, doc="output buffer on read, data on write")
-    status = Register(0, region=1, reset=NOT_INHIBITED, access="ro", doc="status")
+    status = Register(0, region=1, reset=NOT_INHIBITED | WAS_COMMAND, access="ro", doc="status")
     command = Register(0, region=1, access="wo", doc="command; stored while it waits for its data byte, else 0")
 
     mode = State(U8, MODE_KEYBOARD_IRQ | MODE_MOUSE_IRQ, doc="the controller's command byte")

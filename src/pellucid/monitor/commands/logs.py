@@ -10,7 +10,7 @@ from pellucid.monitor.session import Session
 
 
 @command(hmp="log", help="activate logging of the specified items", syntax="item1[,...]")
-def log(session: Session, items: Filename) -> str:
+def log(session: Session, items: str) -> str:
     """Exactly these items from now on; `none` for none."""
     chosen = set(items.split(",")) - {"none"}
     for item in sorted(chosen):

@@ -12,6 +12,8 @@ from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.qapi import named
 from pellucid.monitor.session import Session
 
+ROM_HEADER = 4096
+
 
 @dataclass(frozen=True)
 class VersionTriple:
@@ -136,11 +138,11 @@ def query_machines(session: Session) -> list[MachineInfo]:
 
 @command(info="roms", help="show roms")
 def roms(session: Session) -> str:
-    """ROMs in the guest's address space, by address."""
+    """ROMs that hold something in the guest's address space, by address."""
     lines = []
     for found in session.machine.memory.view.ranges:
-        region = found.region
-        if region.block is not None and region.readonly and not found.offset:
+        region, block = found.region, found.region.block
+        if block is not None and region.readonly and not found.offset and any(block.view[:ROM_HEADER]):
             size = found.end - found.start
             lines.append(f'addr={found.start:016x} size=0x{size:06x} mem=rom name="{region.name}"\n')
     return "".join(lines)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pellucid.memory import PAGE_SIZE, info_mtree, info_ramblock
-from pellucid.monitor.command import Address, Filename, Fmt, Marker, command
+from pellucid.memory import info_mtree, info_ramblock
+from pellucid.monitor.command import Address, Fmt, Marker, command
 from pellucid.monitor.dump import Reader, memory_text, parse_format, value_text
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.guest_state import WRAP, read_physical, read_virtual
@@ -88,7 +88,7 @@ def sum_(session: Session, addr: Address, size: int) -> str:
     help="save to disk virtual memory dump starting at 'addr' of size 'size'",
     syntax="addr size file",
 )
-def memsave(session: Session, val: Address, size: int, filename: Filename, cpu_index: int | None = None) -> None:
+def memsave(session: Session, val: Address, size: int, filename: str, cpu_index: int | None = None) -> None:
     """Virtual memory, as a CPU sees it, into a file."""
     cpu = session.thread(cpu_index).index
     address = val & WRAP
@@ -99,7 +99,7 @@ def memsave(session: Session, val: Address, size: int, filename: Filename, cpu_i
             raise CommandError(f"Invalid addr 0x{address:016x}/size {size} specified")
         return content
 
-    _save(filename, size, read, PAGE_SIZE)
+    _save(filename, size, read)
 
 
 @command(
@@ -108,19 +108,19 @@ def memsave(session: Session, val: Address, size: int, filename: Filename, cpu_i
     help="save to disk physical memory dump starting at 'addr' of size 'size'",
     syntax="addr size file",
 )
-def pmemsave(session: Session, val: Address, size: int, filename: Filename) -> None:
+def pmemsave(session: Session, val: Address, size: int, filename: str) -> None:
     """Guest-physical memory into a file; where nothing answers, zeros."""
     address = val & WRAP
-    _save(filename, size, lambda offset, length: session.machine.memory.read_bytes(address + offset, length), CHUNK)
+    _save(filename, size, lambda offset, length: session.machine.memory.read_bytes(address + offset, length))
 
 
-def _save(filename: str, size: int, read: Callable[[int, int], bytes], piece: int) -> None:
+def _save(filename: str, size: int, read: Callable[[int, int], bytes]) -> None:
     if size < 0:
         raise CommandError(f"size {size} is negative: give the number of bytes")
     try:
         with open(filename, "wb") as file:
-            for offset in range(0, size, piece):
-                file.write(read(offset, min(piece, size - offset)))
+            for offset in range(0, size, CHUNK):
+                file.write(read(offset, min(CHUNK, size - offset)))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CommandError(f"Could not open '{filename}': {reason}") from None

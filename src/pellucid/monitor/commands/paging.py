@@ -16,8 +16,11 @@ PRESENT, WRITABLE, USER, WRITE_THROUGH, NO_CACHE, ACCESSED, DIRTY, LARGE, GLOBAL
 NO_EXECUTE = 1 << 63
 CR0_PG, CR4_PSE, CR4_PAE, CR4_LA57, EFER_LMA = 1 << 31, 1 << 4, 1 << 5, 1 << 12, 1 << 10
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
+MOST_TABLES = 1 << 14
+MOST_PAGES = 1 << 20
 MOST_LINES = 1 << 17
-"""A guest can make tables of which each is in all the others: no answer is longer than this."""
+"""A guest can make tables of which each is in all the others: no walk is longer than this, and no answer."""
+LEFT_OUT = "(there is more: the rest is left out)\n"
 
 ReadTable = Callable[[int, int], bytes | None]
 
@@ -64,9 +67,25 @@ def layout_of(sregs: Sregs) -> Layout | None:
     return Layout((39, 30, 21, 12), (9,) * 4, 8, root, (30, 21), 48)
 
 
+class TooMuch(Exception):
+    """The tables go on beyond the bounds."""
+
+
 def mappings(layout: Layout, read: ReadTable) -> Iterator[Mapping]:
-    """Every page that is mapped, by linear address."""
-    yield from _walk(layout, read, 0, layout.root, 0, USER | WRITABLE)
+    """Every page that is mapped, by linear address. Raises TooMuch at the bounds."""
+    tables = 0
+
+    def counted(address: int, size: int) -> bytes | None:
+        nonlocal tables
+        tables += 1
+        if tables > MOST_TABLES:
+            raise TooMuch
+        return read(address, size)
+
+    for number, page in enumerate(_walk(layout, counted, 0, layout.root, 0, USER | WRITABLE)):
+        if number >= MOST_PAGES:
+            raise TooMuch
+        yield page
 
 
 def _walk(layout: Layout, read: ReadTable, level: int, table: int, base: int, rights: int) -> Iterator[Mapping]:
@@ -103,12 +122,14 @@ FLAGS = (
 def tlb_text(layout: Layout, read: ReadTable) -> str:
     """A line for each page."""
     lines: list[str] = []
-    for page in mappings(layout, read):
-        if len(lines) == MOST_LINES:
-            lines.append(f"(more than {MOST_LINES} pages: the rest is left out)\n")
-            break
-        letters = "".join(letter if page.entry & bit else "-" for letter, bit in FLAGS)
-        lines.append(f"{page.address:016x}: {page.frame:016x} {letters}\n")
+    try:
+        for page in mappings(layout, read):
+            if len(lines) == MOST_LINES:
+                raise TooMuch
+            letters = "".join(letter if page.entry & bit else "-" for letter, bit in FLAGS)
+            lines.append(f"{page.address:016x}: {page.frame:016x} {letters}\n")
+    except TooMuch:
+        lines.append(LEFT_OUT)
     return "".join(lines)
 
 
@@ -118,17 +139,21 @@ def mem_text(layout: Layout, read: ReadTable) -> str:
     lines: list[str] = []
     start = end = 0
     rights = -1
-    for page in mappings(layout, read):
-        if page.address != end or page.rights != rights:
-            if rights >= 0:
-                lines.append(_range(start, end, rights, digits))
-            if len(lines) == MOST_LINES:
-                return "".join(lines) + f"(more than {MOST_LINES} ranges: the rest is left out)\n"
-            start, rights = page.address, page.rights
-        end = page.address + page.size
+    rest = ""
+    try:
+        for page in mappings(layout, read):
+            if page.address != end or page.rights != rights:
+                if rights >= 0:
+                    lines.append(_range(start, end, rights, digits))
+                if len(lines) == MOST_LINES:
+                    raise TooMuch
+                start, rights = page.address, page.rights
+            end = page.address + page.size
+    except TooMuch:
+        rest = LEFT_OUT
     if rights >= 0:
         lines.append(_range(start, end, rights, digits))
-    return "".join(lines)
+    return "".join(lines) + rest
 
 
 def _range(start: int, end: int, rights: int, digits: int) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pellucid.monitor.command import Filename, command
+from pellucid.monitor.command import command
 from pellucid.monitor.errors import CommandError, DeviceNotFound
 from pellucid.monitor.objects import all_types, device_classes, find, is_a, property_type
 from pellucid.monitor.session import Session
@@ -32,7 +32,7 @@ def _list_text(found: list[ObjectPropertyInfo]) -> str:
 
 
 @command("qom-list", hmp="qom-list", help="list QOM properties", text=_list_text)
-def qom_list(session: Session, path: Filename) -> list[ObjectPropertyInfo]:
+def qom_list(session: Session, path: str) -> list[ObjectPropertyInfo]:
     """The properties and children of the object at `path`."""
     found = find(session.machine, session.control.streams, path)
     listed = [ObjectPropertyInfo("type", "string")]
@@ -41,7 +41,7 @@ def qom_list(session: Session, path: Filename) -> list[ObjectPropertyInfo]:
 
 
 @command("qom-get", hmp="qom-get", help="print QOM property", text=lambda value: _value_text(value) + "\n")
-def qom_get(session: Session, path: Filename, property: Filename) -> object:
+def qom_get(session: Session, path: str, property: str) -> object:
     """The value of a property; of a child, its path."""
     found = find(session.machine, session.control.streams, path)
     if property == "type":
