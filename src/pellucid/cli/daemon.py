@@ -57,7 +57,7 @@ def pidfile(path: str | None) -> Iterator[None]:
         raise UserError(f"-pidfile {path}: cannot create PID file: {error.strerror}") from None
     try:
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"-pidfile {path}: cannot lock pid file: the process that it names still runs") from None
         os.ftruncate(fd, 0)
