@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pellucid.monitor.machine_target import MachineTarget
 
 from pellucid.machine.board import BOARDS
 from pellucid.machine.config import CpuTopology, MachineConfig
@@ -16,7 +17,6 @@ from pellucid.machine.firmware.image import find_firmware
 from pellucid.machine.machine import Machine
 from pellucid.memory import AddressSpace, info_mtree, read_mtree
 from pellucid.monitor.hmp import Monitor
-from pellucid.monitor.machine_target import MachineTarget
 from pellucid.runtime import BigLock, MainLoop, VirtualClock
 from tests.machine.fake_hypervisor import FakeHypervisor
 from tests.machine.mtree_blocks import Blocks, blocks, region_name, tree_text, without

@@ -155,23 +155,32 @@ class Machine:
 
     def port_read(self, port: int, size: int) -> int:
         """What a guest's IN of `size` bytes would get, from the hypervisor's own chips too."""
+        self._deliver_coalesced()
         value = self.vm.chip_read(port, size, pio=True)
         return self.ports.read(port, size) if value is None else value & (1 << 8 * size) - 1
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """What a guest's OUT would do."""
+        self._deliver_coalesced()
         if not self.vm.chip_write(port, size, value, pio=True):
             self.ports.write(port, size, value)
 
     def memory_read(self, address: int, size: int) -> int:
         """What a guest's load of `size` bytes at a guest-physical address would get, local APICs left out."""
+        self._deliver_coalesced()
         value = self.vm.chip_read(address, size, pio=False)
         return self.memory.read(address, size) if value is None else value & (1 << 8 * size) - 1
 
     def memory_write(self, address: int, size: int, value: int) -> None:
         """What a guest's store would do."""
+        self._deliver_coalesced()
         if not self.vm.chip_write(address, size, value, pio=False):
             self.memory.write(address, size, value)
+
+    def _deliver_coalesced(self) -> None:
+        """What guests wrote before comes before."""
+        for pio, address, size, value in self.vm.coalesced.take():
+            (self.ports if pio else self.memory).write(address, size, value)
 
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""

@@ -29,6 +29,7 @@ from pellucid.kvm.api import (
     VcpuEvents,
 )
 from pellucid.kvm.clock import Clock
+from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
 from pellucid.kvm.irqchip.irqchip import Irqchip
@@ -160,6 +161,7 @@ class QtestVm:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._irqchip: Irqchip | None = None
+        self.coalesced = CoalescedRing()
         self._kvmclock = ClockData(0)
 
     @property
@@ -181,7 +183,7 @@ class QtestVm:
     def create_irqchip(self) -> None:
         if self._irqchip is not None:
             raise InvalidRequestError("the VM has an irqchip already")
-        self._irqchip = Irqchip(self._clock)
+        self._irqchip = Irqchip(self._clock, self.coalesced)
 
     def create_pit(self) -> None:
         self.irqchip.create_pit()

@@ -192,7 +192,7 @@ class Irqchip:
         if not pio and self.ioapic.mmio_in_range(address):
             self.ioapic.mmio_write(address & 0xFFF, size, value)
             return True
-        return (self.pio_bus if pio else self.mmio_bus).write(address, size, value)
+        return (self.pio_bus if pio else self.mmio_bus).write_now(address, size, value)
 
     # ---- saved state
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from pellucid.machine.owners import name_owners
 from pellucid.memory import info_mtree, info_ramblock
 from pellucid.monitor.command import Address, Fmt, Marker, command
 from pellucid.monitor.dump import Reader, memory_text, parse_format, value_text
@@ -134,7 +135,10 @@ def _save(filename: str, size: int, read: Callable[[int, int], bytes]) -> None:
 )
 def mtree(session: Session, flat: FlagF, tree: FlagD, owner: FlagO, disabled: FlagBigD) -> str:
     """The address spaces."""
-    spaces = session.machine.address_spaces
+    machine = session.machine
+    spaces = machine.address_spaces
+    if owner:
+        name_owners(machine.config.board, spaces, machine.config.cpu_count)
     return info_mtree(spaces, flat=flat, dispatch_tree=tree, owner=owner, disabled=disabled)
 
 
