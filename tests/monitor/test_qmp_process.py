@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import AF_UNIX, socket
 from typing import Any
 
 import pytest
@@ -65,7 +67,7 @@ def drive(address: Any, talk: Callable[[Any], Awaitable[None]]) -> None:
 
 
 def test_a_life_by_qmp(tmp_path: Path) -> None:
-    socket = tmp_path / "qmp"
+    where = tmp_path / "qmp"
 
     async def talk(client: Any) -> None:
         assert client.greeting.QMP.version["qemu"]["major"] == 7
@@ -89,8 +91,8 @@ def test_a_life_by_qmp(tmp_path: Path) -> None:
         await client.execute("quit")
         assert (await events.get())["data"]["reason"] == "host-qmp-quit"
 
-    with pellucid(tmp_path, "-S", "-name", "guest", "-qmp", f"unix:{socket},server=on,wait=off") as process:
-        drive(socket, talk)
+    with pellucid(tmp_path, "-S", "-name", "guest", "-qmp", f"unix:{where},server=on,wait=off") as process:
+        drive(where, talk)
         assert process.wait(timeout=WITHIN) == 0
 
 
@@ -150,3 +152,38 @@ def test_garbage_over_a_socket(tmp_path: Path) -> None:
         asyncio.run(asyncio.wait_for(shout(), WITHIN))
         drive(path, talk)
         assert process.wait(timeout=WITHIN) == 0
+
+
+def test_a_start_as_by_libqtest(tmp_path: Path) -> None:
+    """The test program listens on two sockets, and asks a machine without anything what machines and devices exist."""
+    with socket(AF_UNIX) as tests, socket(AF_UNIX) as control:
+        for listener, name in ((tests, "qtest"), (control, "qmp")):
+            listener.bind(str(tmp_path / name))
+            listener.listen(1)
+            listener.settimeout(WITHIN)
+        words = [
+            "-qtest", f"unix:{tmp_path}/qtest", "-qtest-log", "/dev/null", "-chardev",
+            f"socket,path={tmp_path}/qmp,id=char0", "-mon", "chardev=char0,mode=control", "-display", "none", "-audio",
+            "none", "-machine", "none", "-accel", "qtest",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pellucid.cli", "run", *words],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        try:
+            qtest, _ = tests.accept()
+            monitor, _ = control.accept()
+            with qtest, monitor, monitor.makefile("rw") as lines:
+                monitor.settimeout(WITHIN)
+                assert "QMP" in json.loads(lines.readline())
+                answers = []
+                for command in ("qmp_capabilities", "query-machines", "query-cpus-fast", "quit"):
+                    lines.write(json.dumps({"execute": command}) + "\n")
+                    lines.flush()
+                    answers.append(json.loads(lines.readline())["return"])
+                assert {"none", "pc", "microvm"} <= {board["name"] for board in answers[1]} and answers[2] == []
+            assert process.wait(timeout=WITHIN) == 0
+        finally:
+            process.kill()
+            process.wait(timeout=WITHIN)

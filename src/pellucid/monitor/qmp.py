@@ -62,6 +62,7 @@ class QmpServer:
             "QMP": {"version": {"qemu": plain(version), "package": package()}, "capabilities": list(CAPABILITIES)}
         }
         self._send(greeting)
+        self._chardev.accept_input()
 
     def _event(self, event: ChardevEvent) -> None:
         if event is ChardevEvent.OPENED:
