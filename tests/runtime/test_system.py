@@ -18,6 +18,7 @@ from pellucid.runtime import (
     BigLock,
     InvalidTransition,
     MainLoop,
+    PanicAction,
     RunState,
     ShutdownCause,
     System,
@@ -235,6 +236,35 @@ def test_panic(no_shutdown: bool) -> None:
     expected = ["RESUME", f"GUEST_PANICKED {action}", "STOP"]
     assert machine.log == expected + ([] if no_shutdown else ["SHUTDOWN True guest-panic"])
     assert machine.state == "guest-panicked"
+    close(machine)
+
+
+@pytest.mark.parametrize(
+    ("action", "no_shutdown", "ends", "log"),
+    [
+        (PanicAction.NONE, False, None, ["RESUME", "GUEST_PANICKED run"]),
+        (PanicAction.PAUSE, False, None, ["RESUME", "GUEST_PANICKED pause", "STOP"]),
+        (PanicAction.EXIT_FAILURE, True, ShutdownCause.HOST_ERROR,
+         ["RESUME", "GUEST_PANICKED poweroff", "STOP", "SHUTDOWN False host-error"]),
+    ],
+)  # fmt: skip
+def test_what_is_done_about_a_panic(
+    action: PanicAction, no_shutdown: bool, ends: ShutdownCause | None, log: list[str]
+) -> None:
+    machine = make_machine(no_shutdown=no_shutdown)
+    machine.system.panic_action = action
+    with machine.system.main_loop.bql:
+        machine.system.vm_start()
+        machine.system.guest_panicked()
+    assert machine.turn() is (ends is not None)
+    assert machine.log == log and machine.system.shutdown_cause is (ends or ShutdownCause.NONE)
+    close(machine)
+
+
+def test_the_user_s_word_ends_a_machine_that_does_not_shut_down() -> None:
+    machine = make_machine(no_shutdown=True)
+    machine.system.requests.shutdown(ShutdownCause.HOST_SIGNAL)
+    assert machine.turn()
     close(machine)
 
 

@@ -7,7 +7,7 @@ of it. Names are QEMU's: -chardev's ids, serial0, compat_monitor0.
 from collections.abc import Callable
 
 from pellucid.errors import UserError
-from pellucid.machine.chardev import Chardev, MuxChardev, StdioChardev, open_chardev
+from pellucid.machine.chardev import Chardev, MuxChardev, PtyChardev, StdioChardev, open_chardev
 from pellucid.machine.config import CharBackend, CharBackendKind, MachineConfig, MonitorConfig
 from pellucid.runtime import MainLoop
 
@@ -76,6 +76,9 @@ class Streams:
             raise UserError(f"Duplicate ID '{label}' for chardev: give each -chardev a name of its own")
         opened = open_chardev(backend, self._loop)
         self.named[label] = opened
+        if isinstance(opened, PtyChardev):
+            # QEMU's line, which scripts wait for to learn the name.
+            print(f"char device redirected to {opened.slave_name} (label {label})", flush=True)
         if backend.mux:
             self._muxes[label] = MuxChardev(opened, self._request_quit, self._escape)
 

@@ -18,6 +18,11 @@ from pellucid.runtime.vcpu_thread import Outcome, VcpuThread
 
 _log = logging.getLogger("pellucid.runtime.system")
 
+ENDS_ANYWAY = frozenset(
+    {ShutdownCause.HOST_ERROR, ShutdownCause.HOST_QMP_QUIT, ShutdownCause.HOST_SIGNAL, ShutdownCause.HOST_UI}
+)
+"""The user's own word, or that nothing is left to look at: `-no-shutdown` is about guests."""
+
 EventData = dict[str, object]
 EventHandler = Callable[[str, EventData], None]
 
@@ -173,7 +178,7 @@ class System:
 
     def _shutdown(self, cause: ShutdownCause) -> bool:
         self._emit("SHUTDOWN", guest=cause.by_guest, reason=cause.value)
-        if self.no_shutdown:
+        if self.no_shutdown and cause not in ENDS_ANYWAY:
             self.vm_stop(RunState.SHUTDOWN)
             return False
         self.shutdown_cause = cause

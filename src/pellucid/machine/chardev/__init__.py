@@ -20,6 +20,7 @@ __all__ = [
     "MuxChardev",
     "MuxPort",
     "NullChardev",
+    "PtyChardev",
     "SocketChardev",
     "StdioChardev",
     "open_chardev",

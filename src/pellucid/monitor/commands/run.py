@@ -74,9 +74,7 @@ def system_wakeup(session: Session) -> None:
 @command("quit", hmp="quit|q", help="quit the emulator")
 def quit_(session: Session) -> None:
     """End the process, with status 0."""
-    system = session.machine.system
-    system.no_shutdown = False
-    system.requests.shutdown(ShutdownCause.HOST_QMP_QUIT)
+    session.machine.system.requests.shutdown(ShutdownCause.HOST_QMP_QUIT)
 
 
 @dataclass(frozen=True)
