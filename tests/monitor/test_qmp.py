@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,16 @@ def test_fuzz(control: Control, client: Client) -> None:
     client.replies()
     client.send(b'{"execute":"query-name","id":"alive"}')
     assert client.replies()[-1] == {"return": {}, "id": "alive"}
+
+
+def test_a_mistake_in_a_command_ends_no_machine(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(session: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setitem(QMP_COMMANDS, "stop", replace(QMP_COMMANDS["stop"], run=broken))
+    assert client.execute("stop") == error("stop failed: ZeroDivisionError: oops")
+    assert "the command stop failed" in caplog.text
+    answer = client.get("human-monitor-command", command_line='logfile "a\0b"')
+    assert answer.startswith("Error opening logfile a\0b: ")

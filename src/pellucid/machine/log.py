@@ -35,8 +35,9 @@ def configure_logging(items: Iterable[str], file: Path | None) -> None:
     if file is not None:
         try:
             handler = logging.FileHandler(file, mode="w", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"-D {file}: {error.strerror}: give a file that can be written") from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"-D {file}: {reason}: give a file that can be written") from error
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger("pellucid")
     for old in list(root.handlers):

@@ -66,11 +66,8 @@ class Machine:
         self.clock = clock
         self.report = report
         self.device_clock = LockedClock(clock, loop.bql)
-        self.wall_ns: Callable[[], int] = time.time_ns
-        """The host's calendar time, from which the guest's real-time clock starts; by hand where the clock goes so."""
-        if isinstance(clock, SteppedClock):
-            started = time.time_ns()
-            self.wall_ns = lambda: started + clock.now_ns()
+        self.wall_ns = _calendar(clock)
+        """The calendar time that the guest's real-time clock starts from: the host's; by hand where the clock is."""
         self.vcpus = VcpuGroup(loop.bql)
         self.system = System(
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
@@ -230,3 +227,11 @@ class Machine:
             what = "resets" if self.config.reboot else "ends (-no-reboot)"
             self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")
         self.system.vcpu_event(thread, outcome, exit)
+
+
+def _calendar(clock: VirtualClock) -> Callable[[], int]:
+    """Nanoseconds since 1970."""
+    if not isinstance(clock, SteppedClock):
+        return time.time_ns
+    started = time.time_ns()
+    return lambda: started + clock.now_ns()

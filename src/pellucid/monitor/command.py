@@ -11,12 +11,17 @@ command for people only has no QMP name, one for programs only no HMP name. `inf
 
 import functools
 import inspect
+import logging
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_origin
 
+from pellucid.errors import PellucidError
+from pellucid.monitor.errors import CommandError
 from pellucid.monitor.qapi import Member, plain_type, qapi_name
+
+_log = logging.getLogger("pellucid.monitor")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,18 @@ class Command:
     def members(self) -> tuple[Member, ...]:
         """QMP's arguments."""
         return tuple(parameter.member for parameter in self.parameters)
+
+
+def run_command(found: Command, session: Any, arguments: dict[str, Any]) -> Any:
+    """The command's result. What it raises by mistake becomes an error of the command: a monitor ends no machine."""
+    try:
+        return found.run(session, **arguments)
+    except PellucidError:
+        raise
+    except Exception as error:
+        name = found.qmp or found.title
+        _log.exception("the command %s failed", name)
+        raise CommandError(f"{name} failed: {type(error).__name__}: {error}") from None
 
 
 QMP_COMMANDS: dict[str, Command] = {}

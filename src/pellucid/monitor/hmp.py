@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pellucid.errors import PellucidError
-from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS, Command, Parameter
+from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS, Command, Parameter, run_command
 from pellucid.monitor.errors import SyntaxProblem
 from pellucid.monitor.session import Session
 
@@ -64,7 +64,7 @@ def _dispatch(session: Session, table: Mapping[str, Command], name: str, rest: s
             return f"{prefix}{name}: not built yet\n"
         return f"unknown command: '{prefix}{name}'\n"
     try:
-        return found.text(found.run(session, **read_arguments(session, found, rest)))
+        return found.text(run_command(found, session, read_arguments(session, found, rest)))
     except SyntaxProblem as problem:
         return f'{problem}\nTry "help {prefix}{name}" for more information\n'
     except PellucidError as error:

@@ -7,11 +7,10 @@ that does not read holds nobody up and takes no more memory.
 
 import json
 import logging
-from typing import Any
 
 from pellucid.errors import PellucidError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
-from pellucid.monitor.command import QMP_COMMANDS
+from pellucid.monitor.command import QMP_COMMANDS, run_command
 from pellucid.monitor.errors import CommandError, CommandNotFound
 from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.json_stream import JsonError, JsonStream, JsonValue
@@ -162,7 +161,7 @@ class QmpServer:
             self._negotiating = False
             self._oob = "oob" in (given.get("enable") or ())
             return {}
-        result: Any = found.run(self._session, **given)
+        result = run_command(found, self._session, given)
         return {} if found.result is None else plain(result)
 
     def _checked(self, value: JsonValue) -> tuple[str, dict[str, JsonValue], bool]:

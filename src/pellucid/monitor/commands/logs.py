@@ -36,7 +36,7 @@ def logfile(session: Session, filename: Filename) -> str:
         configure_logging(logged_items(), Path(filename))
     except UserError as error:
         cause = error.__cause__
-        reason = cause.strerror if isinstance(cause, OSError) else error
+        reason = cause.strerror if isinstance(cause, OSError) else cause
         return f"Error opening logfile {filename}: {reason}\n"
     return ""
 
