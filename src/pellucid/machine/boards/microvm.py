@@ -20,7 +20,8 @@ from pellucid.machine.devices.i8042 import I8042
 from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
-from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, InterruptOverride, build_tables
+from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, build_tables
+from pellucid.machine.firmware.madt import EDGE_HIGH, InterruptOverride
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.memory import MemoryRegion, MemoryTransaction
@@ -41,7 +42,7 @@ mode (arch/x86/kernel/reboot.c), never the reset register.
 """
 RNG_SEED_SIZE = 32
 
-TIMER_ON_PIN_2 = InterruptOverride(isa_irq=0, gsi=2)
+TIMER_ON_PIN_2 = InterruptOverride(isa_irq=0, gsi=2, flags=EDGE_HIGH)
 """How the hypervisor wires the PIT to the I/O APIC."""
 
 IN_HYPERVISOR = (
