@@ -154,7 +154,7 @@ def test_what_firmware_finds(tmp_path: Path) -> None:
             return bytes(ports.read(0x511, 1) for _ in range(size))
 
         assert item(0, 4) == b"QEMU" and item(3, 8) == (4096 * MiB).to_bytes(8, "little")
-        directory = item(0x19, 4 + 64 * 8)
+        directory = item(0x19, 4 + 64 * 16)
         names = [directory[at + 8 : at + 64].rstrip(b"\0") for at in range(4, len(directory), 64)]
         assert {b"etc/e820", b"etc/system-states", b"bootorder"} <= set(names)
         assert rtc.cmos[0x34:0x36] == ((3072 - 16) * 16).to_bytes(2, "little")

@@ -49,6 +49,18 @@ class CharBackend:
     mux: bool = False
 
 
+@dataclass(frozen=True)
+class FwCfgFile:
+    """-fw_cfg name=NAME,string=TEXT or ,file=PATH: a file for the guest; `text` counts where `path` is None."""
+
+    name: str
+    text: str = ""
+    path: Path | None = None
+
+
+Pairs = tuple[tuple[str, str], ...]
+"""The NAME=VALUE pairs of one option, in order."""
+
 NO_DEVICE = CharBackend(CharBackendKind.NONE)
 NULL_BACKEND = CharBackend(CharBackendKind.NULL)
 STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
@@ -89,6 +101,8 @@ class MachineConfig:
     start_paused: wait for `cont` before the first instruction (-S).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
     log_items, log_file: -d and -D; no file means standard error.
+    uuid: -uuid as given, empty for none. smbios, acpi_tables: one per option, which the board's firmware part checks.
+    fw_cfg_files: -fw_cfg.
     """
 
     board: str = "microvm"
@@ -110,6 +124,10 @@ class MachineConfig:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
+    uuid: str = ""
+    smbios: tuple[Pairs, ...] = ()
+    acpi_tables: tuple[Pairs, ...] = ()
+    fw_cfg_files: tuple[FwCfgFile, ...] = ()
 
     @property
     def cpu_count(self) -> int:

@@ -50,6 +50,7 @@ class I440fx(PciFunction):
 
     kind = "i440FX"
     vendor_id, device_id, revision, class_code = 0x8086, 0x1237, 0x02, 0x060000
+    hotpluggable = False
 
     dram_row_type = ConfigRegister(0x57, 1, reset=0x10, writable=0xFF)
     pam = ConfigRegister(0x59, PAM_REGISTERS, writable=(1 << 8 * PAM_REGISTERS) - 1, doc="programmable attribute map")
