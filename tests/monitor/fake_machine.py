@@ -78,6 +78,12 @@ class FakeMachine:
     def system_reset(self) -> None:
         self.calls.append("system_reset")
 
+    def system_powerdown(self) -> None:
+        self.calls.append("system_powerdown")
+
+    def system_wakeup(self) -> None:
+        self.calls.append("system_wakeup")
+
     def quit(self) -> None:
         self.calls.append("quit")
 

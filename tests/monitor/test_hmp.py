@@ -61,7 +61,8 @@ def test_answers(monitor: Monitor, line: str, answer: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "call"),
-    [("stop", "stop"), ("cont", "cont"), ("c", "cont"), (" system_reset ", "system_reset"), ("q", "quit")],
+    [("stop", "stop"), ("cont", "cont"), ("c", "cont"), (" system_reset ", "system_reset"), ("q", "quit"),
+     ("system_powerdown", "system_powerdown"), ("system_wakeup", "system_wakeup")],
 )
 def test_steering(machine: FakeMachine, monitor: Monitor, line: str, call: str) -> None:
     assert monitor.execute(line) == ""

@@ -14,7 +14,9 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MachineConfig,
+    Pairs,
 )
 
 STDIO = CharBackend(CharBackendKind.STDIO)
@@ -48,6 +50,10 @@ class Draft:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: str | None = None
+    uuid: str = ""
+    smbios: list[Pairs] = field(default_factory=list)
+    acpi_tables: list[Pairs] = field(default_factory=list)
+    fw_cfg_files: list[FwCfgFile] = field(default_factory=list)
 
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
@@ -72,6 +78,10 @@ class Draft:
             debug_threads=self.debug_threads,
             log_items=self.log_items,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
+            uuid=self.uuid,
+            smbios=tuple(self.smbios),
+            acpi_tables=tuple(self.acpi_tables),
+            fw_cfg_files=tuple(self.fw_cfg_files),
         )
 
     def _kernel(self) -> Path | None:

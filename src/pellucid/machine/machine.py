@@ -7,6 +7,7 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
@@ -38,6 +39,8 @@ from pellucid.runtime import (
 )
 
 _log = logging.getLogger("pellucid.machine")
+
+D = TypeVar("D", bound=Device)
 
 PORT_SPACE_SIZE = 0x1_0000
 
@@ -72,6 +75,7 @@ class Machine:
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
         )
         self.system.on_reset.append(self.reset)
+        self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
         self.ram = RamList()
         self.system_memory = MemoryRegion.new_container("system")
@@ -95,6 +99,10 @@ class Machine:
     def devices(self) -> Iterator[Device]:
         """Every device of the board."""
         return (part.device for part in self.parts)
+
+    def device(self, kind: type[D]) -> D:
+        """The board's device of that class, the first if there are several."""
+        return next(device for device in self.devices if isinstance(device, kind))
 
     def gsi(self, number: int) -> GsiLine:
         """The line to a global system interrupt."""
@@ -141,11 +149,15 @@ class Machine:
     def reset(self, cause: ShutdownCause) -> None:
         """The whole machine as after power-on, RAM's contents apart; called while no vCPU runs."""
         _log.info("reset: %s", cause.value)
+        self._reset_hardware()
+        self._load()
+
+    def _reset_hardware(self) -> None:
+        """Devices and processors as after power-on."""
         for device in self.devices:
             device.reset()
         assert self._power_on is not None
         self._power_on.put_back()
-        self._load()
 
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""

@@ -230,6 +230,10 @@ COMMANDS = _table(
     Command(("cpu",), "index", "set the default CPU", _cpu),
     Command(("stop", "s"), "", "stop emulation", _steer(lambda target: target.stop())),
     Command(("cont", "c"), "", "resume emulation", _steer(lambda target: target.cont())),
+    Command(
+        ("system_powerdown",), "", "send system power down event", _steer(lambda target: target.system_powerdown())
+    ),
+    Command(("system_wakeup",), "", "wakeup guest from suspend", _steer(lambda target: target.system_wakeup())),
     Command(("system_reset",), "", "reset the system", _steer(lambda target: target.system_reset())),
     Command(("quit", "q"), "", "quit the emulator", _steer(lambda target: target.quit())),
 )

@@ -77,6 +77,12 @@ class MachineTarget:
     def system_reset(self) -> None:
         self._machine.system.requests.reset(ShutdownCause.HOST_QMP_SYSTEM_RESET)
 
+    def system_powerdown(self) -> None:
+        self._machine.system.requests.powerdown()
+
+    def system_wakeup(self) -> None:
+        self._machine.system.request_wakeup()
+
     def quit(self) -> None:
         self._machine.system.requests.shutdown(ShutdownCause.HOST_QMP_QUIT)
 

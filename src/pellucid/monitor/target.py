@@ -70,6 +70,14 @@ class MonitorTarget(Protocol):
         """Ask for a reset of the machine."""
         ...
 
+    def system_powerdown(self) -> None:
+        """Press the power button."""
+        ...
+
+    def system_wakeup(self) -> None:
+        """End a suspend to RAM. PellucidError when the guest is not suspended."""
+        ...
+
     def quit(self) -> None:
         """Ask for the end of the process, with status 0."""
         ...

@@ -14,6 +14,7 @@ from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
+from pellucid.machine.boards.pc_sleep import wire_sleep
 from pellucid.machine.boot import read_kernel
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
@@ -28,6 +29,7 @@ from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
+from pellucid.machine.firmware.fw_cfg_files import offer_user_files
 from pellucid.machine.firmware.i440fx_dsdt import ISA_BRIDGE, dsdt
 from pellucid.machine.firmware.image import find_firmware, read_firmware
 from pellucid.machine.firmware.kernel_loader import offer_kernel
@@ -40,8 +42,8 @@ from pellucid.machine.firmware.pc_handover import (
     isa_aml,
     offer_acpi,
     offer_smbios,
-    offer_user_files,
     offer_user_tables,
+    port_of,
 )
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.machine import Machine
@@ -203,7 +205,8 @@ def _offer_tables(
         apic_ids = machine.config.topology.apic_ids
         windows = bus_windows(bus, memory.below_4g, memory.above_4g, HOLE_64)
         isa, slots = isa_aml(machine.parts), bus_slots(bus, ISA_BRIDGE)
-        aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, has_hpet=options.hpet))
+        hotplug = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
+        aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, *hotplug, has_hpet=options.hpet))
         ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, ACPI_ENABLE, ACPI_DISABLE)
         return PcTables(aml, apic_ids, ports, has_hpet=options.hpet, extra=extra, oem=oem)
 
@@ -234,8 +237,7 @@ def _add_power_management(machine: Machine, bus: PciBus) -> Piix4Pm:
         gpe_base=GPE_BASE,
         apm_base=APM_BASE,
     )
-    machine.system.on_powerdown.append(power.press_power_button)
-    machine.system.on_wakeup.append(power.wake)
+    wire_sleep(machine.system, power, machine.device(Rtc), machine.device(KeyboardController))
     bus.add(1, 3, power)
     machine.parts.append(Part(power))
     return power

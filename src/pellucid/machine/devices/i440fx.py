@@ -98,7 +98,11 @@ class I440fx(PciFunction):
             self.smram.set_enabled(bool(self.smram_control & G_SMRAME))
 
     def reset(self) -> None:
+        # The chip forgets the map, but then firmware in shadow RAM would be gone at a wake-up from S3 too. QEMU keeps
+        # it at every reset, and SeaBIOS counts on that: to start anew it copies itself from the ROM.
+        pam = self.pam
         super().reset()
+        self.pam = pam
         self._update_pam()
         self._update_smram()
 

@@ -1,4 +1,4 @@
-"""What a PC's board puts into fw_cfg beside sizes and maps: ACPI tables, SMBIOS structures, the user's own files.
+"""What a PC's board puts into fw_cfg beside sizes and maps: ACPI tables and SMBIOS structures.
 
 The tables are described when firmware selects one of their files, once after every reset: by then it has placed the
 BARs and the power management registers that the tables speak of.
@@ -7,9 +7,7 @@ BARs and the power management registers that the tables speak of.
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
-from pellucid.errors import UserError
-from pellucid.machine.boot.image import read_file
-from pellucid.machine.config import FwCfgFile, MachineConfig
+from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import cpuid_entries
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.firmware import pc_acpi, smbios
@@ -85,13 +83,9 @@ def offer_smbios(
     fw_cfg.add_file(smbios.ANCHOR_FILE, files.anchor)
 
 
-def offer_user_files(fw_cfg: FwCfg, files: Sequence[FwCfgFile]) -> None:
-    """-fw_cfg. Raises UserError for a name that is taken or a file that cannot be read."""
-    for given in files:
-        if given.name in fw_cfg.files:
-            raise UserError(f"-fw_cfg name={given.name}: there is a file of that name already: choose another")
-        content = given.text.encode() if given.path is None else read_file(given.path, "-fw_cfg file")
-        fw_cfg.add_file(given.name, content)
+def port_of(parts: Sequence[Part], kind: str) -> int | None:
+    """The first port of the device of that kind, None where the board has none."""
+    return next((part.ports[0] for part in parts if part.device.kind == kind), None)
 
 
 def isa_aml(parts: Sequence[Part]) -> bytes:
