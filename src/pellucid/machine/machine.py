@@ -13,6 +13,7 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
+from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
@@ -77,6 +78,8 @@ class Machine:
         self.system.on_reset.append(self.reset)
         self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
+        self._guest_clock = GuestClock(self.vm, self._vcpus)
+        self.system.run_state.subscribe(self._guest_clock.run_state_changed)
         self.ram = RamList()
         self.system_memory = MemoryRegion.new_container("system")
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
@@ -158,6 +161,7 @@ class Machine:
             device.reset()
         assert self._power_on is not None
         self._power_on.put_back()
+        self._guest_clock.was_reset()
 
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""

@@ -205,8 +205,8 @@ def _offer_tables(
         apic_ids = machine.config.topology.apic_ids
         windows = bus_windows(bus, memory.below_4g, memory.above_4g, HOLE_64)
         isa, slots = isa_aml(machine.parts), bus_slots(bus, ISA_BRIDGE)
-        hotplug = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
-        aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, *hotplug, has_hpet=options.hpet))
+        pci, cpu = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
+        aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, pci, cpu, has_hpet=options.hpet))
         ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, ACPI_ENABLE, ACPI_DISABLE)
         return PcTables(aml, apic_ids, ports, has_hpet=options.hpet, extra=extra, oem=oem)
 
