@@ -18,6 +18,7 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MachineConfig,
     MonitorConfig,
     MonitorMode,
@@ -75,6 +76,34 @@ def test_defaults(kernel: Path) -> None:
 def test_machine_options_reach_the_same_fields(kernel: Path) -> None:
     config = parse_options(["-machine", f"type=microvm,accel=kvm:tcg,kernel={kernel},append=quiet"])
     assert (config.accelerator, config.kernel, config.append) == ("soft", kernel, "quiet")
+
+
+def test_what_firmware_is_to_say(kernel: Path) -> None:
+    words = ["-uuid", "11223344-5566-7788-99aa-bbccddeeff00", "-smbios", "type=1,serial=a,,b"]
+    words += ["-acpitable", "sig=T,data=f"]
+    words += ["-fw_cfg", "opt/a,string=x", "-fw_cfg", f"name=opt/b,file={kernel}", "-no-hpet", "-no-acpi"]
+    config = parse(kernel, *words)
+    assert config.uuid == words[1] and config.smbios == ((("type", "1"), ("serial", "a,b")),)
+    assert config.acpi_tables == ((("sig", "T"), ("data", "f")),)
+    assert config.fw_cfg_files == (FwCfgFile("opt/a", "x"), FwCfgFile("opt/b", path=kernel))
+    assert config.board_options == {"hpet": "off", "acpi": "off"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-fw_cfg", "opt/a"], "either string=TEXT or file=FILE"),
+        (["-fw_cfg", "opt/a,string=x,file=y"], "either string=TEXT or file=FILE"),
+        (["-fw_cfg", "opt/a,file=/none/here"], "no such file"),
+        (["-fw_cfg", f"{'x' * 56},string=x"], "1 to 55 bytes"),
+        (["-fw_cfg", "opt/a,gen_id=x"], "gen_id"),
+        (["-smbios", "type"], "has no value"),
+        (["-acpitable", "data"], "has no value"),
+    ],
+)
+def test_bad_words_for_firmware(kernel: Path, words: list[str], said: str) -> None:
+    with pytest.raises(PellucidError, match=said):
+        parse(kernel, *words)
 
 
 @pytest.mark.parametrize(

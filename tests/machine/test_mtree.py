@@ -52,10 +52,6 @@ BLOCKS_NOT_BUILT: dict[str, set[str]] = {
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "pc": {
-        "piix4-pm": "SeaBIOS puts it at 0xb000, since it finds no ACPI tables in fw_cfg",
-        "acpi-evt": "inside piix4-pm",
-        "acpi-cnt": "inside piix4-pm",
-        "acpi-tmr": "inside piix4-pm",
         "smram": "SeaBIOS enables it with system management mode",
     },
 }

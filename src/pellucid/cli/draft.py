@@ -16,8 +16,10 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MachineConfig,
     MonitorConfig,
+    Pairs,
 )
 from pellucid.runtime import PanicAction
 
@@ -61,6 +63,16 @@ class Draft:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: str | None = None
+    smbios: list[Pairs] = field(default_factory=list)
+    acpi_tables: list[Pairs] = field(default_factory=list)
+    fw_cfg_files: list[FwCfgFile] = field(default_factory=list)
+
+    def _initrd(self) -> Path | None:
+        """A Multiboot kernel's modules come as "FILE WORDS,FILE WORDS": the board that splits them reads them."""
+        if self.initrd is None:
+            return None
+        modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
+        return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
 
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
@@ -73,7 +85,7 @@ class Draft:
             topology=self.topology,
             cpu=self.cpu,
             kernel=self._kernel(),
-            initrd=None if self.initrd is None else readable_file("initrd", self.initrd),
+            initrd=self._initrd(),
             append=self.append or "",
             serials=serials,
             chardevs=tuple(self.chardevs),
@@ -91,6 +103,9 @@ class Draft:
             debug_threads=self.debug_threads,
             log_items=self.log_items,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
+            smbios=tuple(self.smbios),
+            acpi_tables=tuple(self.acpi_tables),
+            fw_cfg_files=tuple(self.fw_cfg_files),
         )
 
     def _kernel(self) -> Path | None:

@@ -1,6 +1,7 @@
 """What each option's value does to the draft: functions of (draft, value) that raise UserError with one line."""
 
 import re
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -8,7 +9,7 @@ from typing import NoReturn
 
 from pellucid.cli import names
 from pellucid.cli.char_backends import CHARDEVS, parse_char_backend, parse_chardev
-from pellucid.cli.draft import Draft
+from pellucid.cli.draft import Draft, readable_file
 from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
 from pellucid.cpu.models import DEFAULT_MODEL, canonical_name, describe_models, feature_names
 from pellucid.cpu.models.topology import CpuTopology
@@ -18,6 +19,7 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MonitorConfig,
     MonitorMode,
 )
@@ -27,6 +29,7 @@ from pellucid.runtime import PanicAction
 
 RAM_GRANULARITY = 8192
 """-m is rounded up to this many bytes, as QEMU does."""
+LONGEST_FW_CFG_NAME = 55
 
 
 class HelpRequested(Exception):
@@ -295,6 +298,42 @@ def name(draft: Draft, text: str) -> None:
     draft.process_name = values.get("process", draft.process_name)
     if "debug-threads" in values:
         draft.debug_threads = parse_switch("name", "debug-threads", values["debug-threads"])
+
+
+def _pairs(option: str, text: str) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    for item in split_items(text):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"-{option} {text}: '{item}' has no value: write {item}=VALUE")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def smbios(draft: Draft, text: str) -> None:
+    """-smbios file=FILE, or type=N,FIELD=VALUE,...; the board's firmware part checks them."""
+    draft.smbios.append(_pairs("smbios", text))
+
+
+def acpitable(draft: Draft, text: str) -> None:
+    """-acpitable [sig=SIG,...,]data=FILE[:FILE...] or file=FILE."""
+    draft.acpi_tables.append(_pairs("acpitable", text))
+
+
+def fw_cfg(draft: Draft, text: str) -> None:
+    """-fw_cfg [name=]NAME,string=TEXT or file=FILE."""
+    values = parse_keyval("fw_cfg", text, ("name", "string", "file", "gen_id"), "name")
+    name = values.get("name", "")
+    if "gen_id" in values:
+        raise NotBuiltError(f"-fw_cfg {text}: gen_id (objects) is not built yet: use file= or string=")
+    if not name or len(name.encode()) > LONGEST_FW_CFG_NAME:
+        raise UserError(f"-fw_cfg {text}: give a name of 1 to {LONGEST_FW_CFG_NAME} bytes, such as opt/org.example/x")
+    if ("string" in values) == ("file" in values):
+        raise UserError(f"-fw_cfg {text}: give either string=TEXT or file=FILE")
+    path = readable_file("fw_cfg", values["file"]) if "file" in values else None
+    draft.fw_cfg_files.append(FwCfgFile(name, values.get("string", ""), path))
+    if not name.startswith("opt/"):
+        print(f'pellucid: warning: -fw_cfg {name}: names of your own should begin with "opt/"', file=sys.stderr)
 
 
 def log_items(draft: Draft, text: str) -> None:

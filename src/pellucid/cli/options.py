@@ -36,6 +36,10 @@ def _text(field: str) -> Callable[[Draft, str], None]:
     return lambda draft, text: setattr(draft, field, text)
 
 
+def _board_switch(name: str, value: str) -> Callable[[Draft, str], None]:
+    return lambda draft, _: draft.board_options.update({name: value})
+
+
 OPTIONS = (
     Option(("h", "help"), "", "show this help and exit", lambda draft, _: values.help_(help_text())),
     Option(("version",), "", "show the version and exit", values.version),
@@ -48,6 +52,11 @@ OPTIONS = (
     Option(("kernel",), "FILE", "a bzImage or an ELF kernel to boot", _text("kernel")),
     Option(("initrd",), "FILE", "the initial RAM disk for it", _text("initrd")),
     Option(("append",), "TEXT", "the kernel's command line", _text("append")),
+    Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),
+    Option(("acpitable",), "sig=SIG,data=FILE,... | file=FILE", "an ACPI table of your own", values.acpitable),
+    Option(("fw_cfg",), "[name=]NAME,string=TEXT | [name=]NAME,file=FILE", "a file for the guest", values.fw_cfg),
+    Option(("no-acpi",), "", "no ACPI: -machine acpi=off", _board_switch("acpi", "off")),
+    Option(("no-hpet",), "", "no HPET: -machine hpet=off", _board_switch("hpet", "off")),
     Option(("nographic",), "", "no display; serial port and monitor share the terminal", _switch("nographic")),
     Option(("display",), "none", "no display", values.display),
     Option(("vga",), "none", "no graphics card", values.only_none("vga")),

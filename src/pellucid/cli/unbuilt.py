@@ -5,15 +5,15 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-acpitable add-fd blockdev boot bios cdrom chroot compat debugcon device dfilter drive dtb
-dump-vmstate fda fdb fsdev fw_cfg gdb global hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
+add-fd blockdev boot bios cdrom chroot compat debugcon device dfilter drive dtb
+dump-vmstate fda fdb fsdev gdb global hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
-rotate rtc runas sandbox sd seed set smbios spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
+rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
 """.split()
 
 SWITCHES = """
-async-teardown audio-help enable-sync-profile full-screen mem-prealloc no-acpi no-hpet only-migratable
+async-teardown audio-help enable-sync-profile full-screen mem-prealloc only-migratable
 portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 

@@ -91,7 +91,8 @@ InterceptIrq = Callable[[int, bool], None]
 class ClockData:
     """The VM's kvmclock (struct kvm_clock_data): nanoseconds since the VM's boot, and the host's at that moment.
 
-    `realtime` is nanoseconds since the Unix epoch, `host_tsc` the guest-visible time-stamp base; each may be unknown.
+    `realtime` is nanoseconds since the Unix epoch, `host_tsc` what the guests' TSCs read then, where the guest has not
+    moved them; each may be unknown.
     """
 
     clock: int
@@ -207,6 +208,10 @@ class Vcpu(Protocol):
         """Counters that the backend keeps about this vCPU, by name, for people to read (KVM_GET_STATS_FD)."""
         ...
 
+    def kvmclock_ctrl(self) -> None:
+        """The guest has been stopped: its time page says so at the next entry (KVM_KVMCLOCK_CTRL)."""
+        ...
+
     def close(self) -> None:
         """Release the vCPU; it does not run any more."""
         ...
@@ -314,11 +319,14 @@ class Vm(Protocol):
         ...
 
     def get_clock(self) -> ClockData:
-        """kvmclock's reading."""
+        """kvmclock's reading, and the TSC's at the same moment: what a guest computes from its time page."""
         ...
 
     def set_clock(self, data: ClockData) -> None:
-        """Set kvmclock; every vCPU's time page is rewritten at its next entry."""
+        """Set kvmclock; every vCPU's time page is rewritten at its next entry.
+
+        With `host_tsc` the TSCs go on from there, together: what stopped a machine sets what it read at the stop.
+        """
         ...
 
     def close(self) -> None:

@@ -83,6 +83,18 @@ class MonitorConfig:
     pretty: bool = False
 
 
+@dataclass(frozen=True)
+class FwCfgFile:
+    """-fw_cfg name=NAME,string=TEXT or ,file=PATH: a file for the guest; `text` counts where `path` is None."""
+
+    name: str
+    text: str = ""
+    path: Path | None = None
+
+
+Pairs = tuple[tuple[str, str], ...]
+"""The NAME=VALUE pairs of one option, in order."""
+
 NO_DEVICE = CharBackend(CharBackendKind.NONE)
 NULL_BACKEND = CharBackend(CharBackendKind.NULL)
 STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
@@ -121,13 +133,15 @@ class MachineConfig:
     monitors: those with a stream of their own (HMP may share a serial's besides, see CharBackend.mux).
     qtest, qtest_log: where the qtest protocol is served, and the file that gets its lines, "none", or "" for stderr.
     escape: the byte behind which keys on a shared terminal are commands (-echr).
-    uuid: the guest's (-uuid).
+    uuid: the guest's (-uuid), zeros when none was given.
     panic_action: what becomes of a guest that says it has crashed.
     reboot: False makes a guest reset end the process (-no-reboot).
     exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
     start_paused: wait for `cont` before the first instruction (-S).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
     log_items, log_file: -d and -D; no file means standard error.
+    smbios, acpi_tables: one per option, which the board's firmware part checks.
+    fw_cfg_files: -fw_cfg.
     """
 
     board: str = "microvm"
@@ -155,6 +169,9 @@ class MachineConfig:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
+    smbios: tuple[Pairs, ...] = ()
+    acpi_tables: tuple[Pairs, ...] = ()
+    fw_cfg_files: tuple[FwCfgFile, ...] = ()
 
     @property
     def cpu_count(self) -> int:

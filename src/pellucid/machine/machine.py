@@ -7,11 +7,13 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
+from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
@@ -39,6 +41,8 @@ from pellucid.runtime import (
 )
 
 _log = logging.getLogger("pellucid.machine")
+
+D = TypeVar("D", bound=Device)
 
 PORT_SPACE_SIZE = 0x1_0000
 
@@ -74,7 +78,10 @@ class Machine:
         )
         self.system.panic_action = config.panic_action
         self.system.on_reset.append(self.reset)
+        self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
+        self._guest_clock = GuestClock(self.vm, self._vcpus)
+        self.system.run_state.subscribe(self._guest_clock.run_state_changed)
         self.ram = RamList()
         self.system_memory = MemoryRegion.new_container("system")
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
@@ -97,6 +104,10 @@ class Machine:
     def devices(self) -> Iterator[Device]:
         """Every device of the board."""
         return (part.device for part in self.parts)
+
+    def device(self, kind: type[D]) -> D:
+        """The board's device of that class, the first if there are several."""
+        return next(device for device in self.devices if isinstance(device, kind))
 
     def gsi(self, number: int) -> GsiLine:
         """The line to a global system interrupt."""
@@ -144,11 +155,16 @@ class Machine:
     def reset(self, cause: ShutdownCause) -> None:
         """The whole machine as after power-on, RAM's contents apart; called while no vCPU runs."""
         _log.info("reset: %s", cause.value)
+        self._reset_hardware()
+        self._load()
+
+    def _reset_hardware(self) -> None:
+        """Devices and processors as after power-on."""
         for device in self.devices:
             device.reset()
         if self._power_on is not None:
             self._power_on.put_back()
-        self._load()
+        self._guest_clock.was_reset()
 
     def port_read(self, port: int, size: int) -> int:
         """What a guest's IN of `size` bytes would get, from the hypervisor's own chips too."""

@@ -148,6 +148,9 @@ class QtestVcpu:
         """Paging is off, as after RESET: no instruction ever switches it on."""
         return gva & 0xFFFF_FFFF
 
+    def kvmclock_ctrl(self) -> None:
+        """Nothing: there is no guest to tell."""
+
     def statistics(self) -> Mapping[str, int]:
         return {}
 

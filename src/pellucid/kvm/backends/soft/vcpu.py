@@ -90,6 +90,19 @@ class SoftVcpu:
     def _tsc_moved_by(self) -> int:
         return int(self.state.tsc_offset - self._vm.tsc_offset) & U64
 
+    def move_tsc(self, ticks: int) -> None:
+        """Add to the TSC. While the vCPU does not run, or on its own thread."""
+        self.state.tsc_offset = self.state.tsc_offset + ticks & U64
+        self.lapic.tsc_changed()
+
+    def set_tsc(self, value: int) -> None:
+        """Restore the TSC from outside the guest, in step with what the VM's other vCPUs are given."""
+        self.move_tsc(self._vm.synchronized_tsc_offset(value) - self.state.tsc_offset)
+        self.tsc_moved()
+
+    def kvmclock_ctrl(self) -> None:
+        self.pvclock.mark_guest_stopped()
+
     def tsc_moved(self) -> None:
         """The guest wrote its TSC: the time page follows."""
         self.request(KVM_REQ_CLOCK_UPDATE)
