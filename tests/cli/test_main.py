@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from pellucid.cli import main as entry
-from pellucid.cli.log import configure_logging
-from pellucid.cli.names import LOG_ITEMS
 from pellucid.errors import UserError
 from pellucid.machine.config import MachineConfig
+from pellucid.machine.log import LOG_ITEMS, configure_logging
 
 
 @pytest.fixture

@@ -18,8 +18,12 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MachineConfig,
+    MonitorConfig,
+    MonitorMode,
 )
+from pellucid.runtime import PanicAction
 
 STDIO = CharBackend(CharBackendKind.STDIO)
 
@@ -52,7 +56,6 @@ def test_what_a_script_says(kernel: Path) -> None:
         initrd=kernel,
         append="-v console=ttyS0",
         serials=(STDIO_WITH_MONITOR,),
-        monitor=None,
         reboot=False,
         exit_on_shutdown=False,
         start_paused=True,
@@ -73,6 +76,34 @@ def test_defaults(kernel: Path) -> None:
 def test_machine_options_reach_the_same_fields(kernel: Path) -> None:
     config = parse_options(["-machine", f"type=microvm,accel=kvm:tcg,kernel={kernel},append=quiet"])
     assert (config.accelerator, config.kernel, config.append) == ("soft", kernel, "quiet")
+
+
+def test_what_firmware_is_to_say(kernel: Path) -> None:
+    words = ["-uuid", "11223344-5566-7788-99aa-bbccddeeff00", "-smbios", "type=1,serial=a,,b"]
+    words += ["-acpitable", "sig=T,data=f"]
+    words += ["-fw_cfg", "opt/a,string=x", "-fw_cfg", f"name=opt/b,file={kernel}", "-no-hpet", "-no-acpi"]
+    config = parse(kernel, *words)
+    assert config.uuid == words[1] and config.smbios == ((("type", "1"), ("serial", "a,b")),)
+    assert config.acpi_tables == ((("sig", "T"), ("data", "f")),)
+    assert config.fw_cfg_files == (FwCfgFile("opt/a", "x"), FwCfgFile("opt/b", path=kernel))
+    assert config.board_options == {"hpet": "off", "acpi": "off"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-fw_cfg", "opt/a"], "either string=TEXT or file=FILE"),
+        (["-fw_cfg", "opt/a,string=x,file=y"], "either string=TEXT or file=FILE"),
+        (["-fw_cfg", "opt/a,file=/none/here"], "no such file"),
+        (["-fw_cfg", f"{'x' * 56},string=x"], "1 to 55 bytes"),
+        (["-fw_cfg", "opt/a,gen_id=x"], "gen_id"),
+        (["-smbios", "type"], "has no value"),
+        (["-acpitable", "data"], "has no value"),
+    ],
+)
+def test_bad_words_for_firmware(kernel: Path, words: list[str], said: str) -> None:
+    with pytest.raises(PellucidError, match=said):
+        parse(kernel, *words)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +132,7 @@ def test_streams(kernel: Path, words: list[str], serials: tuple[CharBackend, ...
         assert config.serials == (CharBackend(CharBackendKind.FILE, Path("out")), CharBackend(CharBackendKind.PTY))
     else:
         assert config.serials == serials
-    assert config.monitor == monitor
+    assert config.monitors == (() if monitor is None else (MonitorConfig(monitor),))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +144,9 @@ def test_streams(kernel: Path, words: list[str], serials: tuple[CharBackend, ...
         ("tcp:localhost:80", CharBackend(CharBackendKind.TCP, host="localhost", port=80)),
         ("pipe:p", CharBackend(CharBackendKind.PIPE, Path("p"))),
         ("mon:pty", CharBackend(CharBackendKind.PTY, mux=True)),
+        ("telnet:127.0.0.1:23,server", CharBackend(CharBackendKind.TCP, host="127.0.0.1", port=23, server=True,
+                                                   telnet=True)),
+        ("chardev:c", CharBackend(CharBackendKind.CHARDEV, id="c")),
     ],
 )
 def test_char_backends(kernel: Path, text: str, backend: CharBackend) -> None:
@@ -180,6 +214,27 @@ def test_processors_are_grouped_cores_first(
         (["-serial", "mon:null"], "-serial mon:null: a monitor needs a stream: use mon:stdio"),
         (["-serial", "file:"], "-serial file:: something is missing: write file:PATH"),
         (["-serial", "tcp:localhost"], "-serial tcp:localhost: no port in it: write tcp:HOST:PORT, with a port from 1"),
+        (["-serial", "chardev:"], "-serial chardev:: something is missing: write chardev:ID"),
+        (["-chardev", "null"], "-chardev null: no id specified: add id=NAME"),
+        (["-chardev", "null,id=3"], "-chardev null,id=3: id=3: a letter, then letters, digits"),
+        (["-chardev", "nul,id=a"], "-chardev nul,id=a: no such character device: did you mean 'null'?"),
+        (["-chardev", "udp,id=a"], "-chardev udp,id=a: udp is not built yet: use one of"),
+        (["-chardev", "null,id=a", "-chardev", "null,id=a"], "-chardev null,id=a: Duplicate ID 'a' for chardev"),
+        (["-chardev", "null,id=a,foo=1"], "-chardev foo=1: unknown parameter 'foo'"),
+        (["-chardev", "file,id=a"], "-chardev file,id=a: something is missing: write file,id=ID,path=PATH"),
+        (["-chardev", "socket,id=a"], "-chardev socket,id=a: no port in it: write socket,id=ID,host=HOST,port=PORT"),
+        (["-chardev", "socket,id=a,path=p,reconnect=1"], "-chardev socket,id=a,path=p,reconnect=1: reconnect is not b"),
+        (["-chardev", "ringbuf,id=a,size=3"], "-chardev ringbuf,id=a,size=3: size of ringbuf chardev must be power"),
+        (["-mon", "x,mode=foo"], "-mon x,mode=foo: Parameter 'mode' does not accept value 'foo'"),
+        (["-mon", "mode=control"], "-mon mode=control: no chardev in it: write -mon chardev=ID"),
+        (["-mon", "x,pretty=on"], "-mon x,pretty=on: 'pretty' is for mode=control alone: leave it out"),
+        (["-mon", "foo=x"], "-mon foo=x: unknown parameter 'foo': known: mode, chardev, pretty"),
+        (["-echr", "foo"], "-echr foo: Bad argument to echr"),
+        (["-uuid", "1-2"], "-uuid 1-2: failed to parse UUID string"),
+        (["-action", "reboot=x"], "-action reboot=x: reboot=x: give reset or shutdown"),
+        (["-action", "watchdog=none"], "-action watchdog=none: there are no watchdog devices yet: not built yet"),
+        (["-daemonize", "-serial", "stdio"], "-daemonize: standard input and output go away"),
+        (["-qmp", "stdio", "-serial", "stdio"], "standard input and output are asked for more than once"),
         (["-serial", "stdio", "-serial", "stdio"], "standard input and output are asked for more than once"),
         (["-nographic", "-serial", "stdio"], "standard input and output are asked for more than once"),
     ],
@@ -215,7 +270,9 @@ def test_an_unreadable_file_is_told(kernel: Path, monkeypatch: pytest.MonkeyPatc
     ("words", "part"),
     [
         (["-h"], "-append TEXT"), (["--help"], "Ctrl-A x"), (["-version"], "Pellucid"), (["-M", "help"], "microvm"),
-        (["-accel", "help"], "tcg"), (["-cpu", "help"], "qemu64"), (["-d", "help"], "guest_errors"),
+        (["-M", "help"], r"Supported machines are:\nmicrovm {14}a minimal .*\(default\)"),
+        (["-chardev", "help"], "Available chardev backend types: \n  null"), (["-accel", "help"], "tcg"),
+        (["-cpu", "help"], "qemu64"), (["-d", "help"], "guest_errors"),
     ],
 )  # fmt: skip
 def test_help(words: list[str], part: str) -> None:
@@ -234,6 +291,51 @@ def test_names_are_each_said_once() -> None:
 def test_what_qemu_has_and_is_missing_says_so(name: str) -> None:
     with pytest.raises(NotBuiltError, match=f"^-{name}: not built yet: "):
         read_options([f"-{name}", "x"])
+
+
+def test_monitors_and_named_streams(kernel: Path) -> None:
+    config = parse(
+        kernel, "-chardev", "socket,id=s,path=/p,server=on,wait=off", "-chardev", "stdio,id=t,mux=on,signal=off",
+        "-chardev", "socket,id=n,host=h,port=4,telnet=on", "-chardev", "file,id=f,path=/f,append=on",
+        "-chardev", "ringbuf,id=r,size=4K", "-mon", "chardev=s,mode=control,pretty=on", "-mon", "t",
+        "-qmp", "unix:q,server,nowait", "-monitor", "pty", "-serial", "chardev:t", "-qtest", "unix:t",
+        "-qtest-log", "none", "-echr", "0x14", "-uuid", "12345678-1234-1234-1234-123456789ABC", "-accel", "qtest",
+        "-action", "reboot=shutdown,shutdown=pause,panic=exit-failure",
+    )  # fmt: skip
+    unix, tcp = CharBackendKind.UNIX, CharBackendKind.TCP
+    assert config.chardevs == (
+        CharBackend(unix, Path("/p"), server=True, wait=False, id="s"),
+        CharBackend(CharBackendKind.STDIO, mux=True, id="t", signals=False),
+        CharBackend(tcp, host="h", port=4, telnet=True, id="n"),
+        CharBackend(CharBackendKind.FILE, Path("/f"), append=True, id="f"),
+        CharBackend(CharBackendKind.RINGBUF, size=4096, id="r"),
+    )
+    assert config.monitors == (
+        MonitorConfig(CharBackend(CharBackendKind.PTY)),
+        MonitorConfig(CharBackend(CharBackendKind.CHARDEV, id="s"), MonitorMode.CONTROL, True),
+        MonitorConfig(CharBackend(CharBackendKind.CHARDEV, id="t")),
+        MonitorConfig(CharBackend(unix, Path("q"), server=True, wait=False), MonitorMode.CONTROL),
+    )
+    assert config.serials == (CharBackend(CharBackendKind.CHARDEV, id="t"),)
+    assert (config.qtest, config.qtest_log) == (CharBackend(unix, Path("t")), "none")
+    assert (config.escape, config.uuid) == (0x14, "12345678-1234-1234-1234-123456789abc")
+    assert (config.reboot, config.exit_on_shutdown, config.panic_action) == (False, False, PanicAction.EXIT_FAILURE)
+    assert config.accelerator == "qtest"
+
+
+@pytest.mark.parametrize(
+    ("words", "serial"),
+    [
+        (["-qmp", "unix:q"], STDIO),
+        (["-qmp", "stdio"], NULL_BACKEND),
+        (["-nographic", "-qmp", "unix:q"], STDIO),
+        (["-display", "none", "-qmp", "unix:q"], NULL_BACKEND),
+        (["-chardev", "stdio,id=c"], NULL_BACKEND),
+        (["-daemonize"], NULL_BACKEND),
+    ],
+)
+def test_the_serial_port_beside_other_users(kernel: Path, words: list[str], serial: CharBackend) -> None:
+    assert parse(kernel, *words).serials == (serial,)
 
 
 VALUES = st.text(alphabet="abcgkmnostuxMG0125=,+-:/.% ", max_size=20)

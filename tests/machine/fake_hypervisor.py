@@ -47,6 +47,7 @@ class FakeVcpu:
         """RIP at each set_regs: every start of the guest."""
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
+        self.stops_told = 0
         self._kicked = threading.Event()
 
     def run(self) -> Exit:
@@ -58,6 +59,9 @@ class FakeVcpu:
 
     def complete_read(self, value: int) -> None:
         self.reads.append(value)
+
+    def complete_read_string(self, data: bytes) -> None:
+        self.reads.append(int.from_bytes(data, "little"))
 
     def kick(self) -> None:
         self._kicked.set()
@@ -126,6 +130,9 @@ class FakeVcpu:
     def translate(self, gva: int) -> int | None:
         return gva
 
+    def kvmclock_ctrl(self) -> None:
+        self.stops_told += 1
+
     def close(self) -> None:
         self._kicked.set()
 
@@ -142,6 +149,8 @@ class FakeVm:
         self.coalesced = CoalescedRing()
         self.chips: list[str] = []
         self.chips_put_back = 0
+        self.clock = 0
+        self.clocks_set: list[ClockData] = []
 
     def memory_written(self, hva: int, size: int) -> None:
         gpa = next(gpa + hva - base for base, (gpa, length) in self.backed.items() if base <= hva < base + length)
@@ -201,10 +210,10 @@ class FakeVm:
         self.chips_put_back += 1
 
     def get_clock(self) -> ClockData:
-        return ClockData(0)
+        return ClockData(self.clock)
 
     def set_clock(self, data: ClockData) -> None:
-        pass
+        self.clocks_set.append(data)
 
     def close(self) -> None:
         pass

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.machine.firmware import acpi, aml
-from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, InterruptOverride, build_tables
+from pellucid.machine.firmware.acpi import AcpiPlatform, AcpiTables, build_tables
+from pellucid.machine.firmware.madt import EDGE_HIGH, InterruptOverride
 
 
 def platform(count: int = 1, **changes: object) -> AcpiPlatform:
@@ -82,7 +83,7 @@ def entries(madt: bytes) -> list[bytes]:
 
 
 def test_madt() -> None:
-    madt = tables(2, overrides=(InterruptOverride(0, 2),)).tables[b"APIC"]
+    madt = tables(2, overrides=(InterruptOverride(0, 2, EDGE_HIGH),)).tables[b"APIC"]
     assert field(madt, 36, "I") == 0xFEE0_0000 and field(madt, 40, "I") == 1
     assert entries(madt) == [
         struct.pack("<BBBBI", 0, 8, 0, 0, 1),

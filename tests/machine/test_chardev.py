@@ -16,7 +16,7 @@ from pellucid.machine.chardev import ChardevEvent, MemoryChardev, MuxChardev, Nu
 from pellucid.machine.chardev.base import Chardev
 from pellucid.machine.chardev.fd import BACKLOG, Descriptor, FdChardev
 from pellucid.machine.chardev.pty import PtyChardev
-from pellucid.machine.chardev.socket import SocketChardev
+from pellucid.machine.chardev.socket import SocketChardev, TelnetFilter
 from pellucid.machine.chardev.stdio import RawTerminal
 from pellucid.machine.config import CharBackend, CharBackendKind
 from pellucid.runtime import BigLock, MainLoop
@@ -419,3 +419,15 @@ def test_a_pipe_is_no_terminal() -> None:
     raw.restore()
     os.close(reader)
     os.close(writer)
+
+
+def test_telnet_commands_are_taken_out() -> None:
+    telnet = TelnetFilter()
+    text = b""
+    breaks = 0
+    data = b"a\xff\xfd\x03b\xff\xffc\xff\xf3\xff\xfa\x18\x00x\xff\xf0d\xff\xfb"
+    for byte in data:
+        piece, count = telnet.strip(bytes([byte]))
+        text, breaks = text + piece, breaks + count
+    assert (text, breaks) == (b"ab\xffcd", 1)
+    assert TelnetFilter().strip(data) == (text, breaks)

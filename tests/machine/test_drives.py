@@ -88,8 +88,7 @@ def test_boot_orders(tmp_path: Path) -> None:
         for action in machine.system.on_reset[1:]:
             action(ShutdownCause.GUEST_RESET)
         assert (rtc.cmos[0x3D], rtc.cmos[0x38]) == (0x02, 0)
-        files = dict(fw_cfg._files)
-        item = {name: fw_cfg._items[key] for name, key in files.items()}
+        item = fw_cfg.files
         assert item["bootorder"] == b"HALT\0" and item["etc/boot-menu-wait"] == struct.pack("<H", 700)
         assert item["etc/boot-fail-wait"] == struct.pack("<I", 9) and fw_cfg._items[0x0E] == b"\1\0"
 

@@ -16,6 +16,7 @@ from pellucid.machine.config import CharBackend, CharBackendKind, MachineConfig
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.machine import Machine
 from pellucid.machine.run import run_machine
+from pellucid.machine.streams import Streams
 from pellucid.memory import info_mtree
 from tests.machine.fake_hypervisor import FakeHypervisor, FakeVm
 from tests.machine.kernels import MiB, bzimage
@@ -144,22 +145,20 @@ def test_memory_below_and_above_the_hole(tmp_path: Path, size: int, slots: set[t
     hypervisor = Looking([POWER_OFF])
     seen: list[set[tuple[int, int]]] = []
 
-    def attach(machine: Machine, _: Chardev) -> None:
+    def attach(machine: Machine, _: Streams) -> None:
         seen.append(set(hypervisor.vm.slots.values()))
 
-    monitor = CharBackend(CharBackendKind.NULL)
-    run_machine(replace(run.config, monitor=monitor), attach, lambda config, clock: (hypervisor, lambda _: []))
+    run_machine(run.config, attach, lambda config, clock: (hypervisor, lambda _: []))
     assert seen == [slots]
 
 
 def inspect(run: Run, look: Any) -> None:
     """Call look(machine) while the machine is built and loaded, before the guest starts."""
 
-    def attach(machine: Machine, _: Chardev) -> None:
+    def attach(machine: Machine, _: Streams) -> None:
         look(machine)
 
-    config = replace(run.config, monitor=CharBackend(CharBackendKind.NULL))
-    run_machine(config, attach, lambda config, clock: (FakeHypervisor([POWER_OFF]), lambda _: []))
+    run_machine(run.config, attach, lambda config, clock: (FakeHypervisor([POWER_OFF]), lambda _: []))
 
 
 def test_what_the_guest_finds_in_memory(run: Run) -> None:

@@ -6,6 +6,7 @@ has set up with the files in `golden/mtree`, which `python -m tests.machine.qemu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from pellucid.machine.board import BOARDS
 from pellucid.machine.config import CpuTopology, MachineConfig
 from pellucid.machine.firmware.image import find_firmware
 from pellucid.machine.machine import Machine
+from pellucid.machine.streams import Streams
 from pellucid.memory import AddressSpace, info_mtree, read_mtree
-from pellucid.monitor.hmp import Monitor
-from pellucid.monitor.machine_target import MachineTarget
+from pellucid.monitor.attach import attach_control
+from pellucid.monitor.hmp import execute
+from pellucid.monitor.session import Session
 from pellucid.runtime import BigLock, MainLoop, VirtualClock
 from tests.machine.fake_hypervisor import FakeHypervisor
 from tests.machine.mtree_blocks import Blocks, blocks, region_name, tree_text, without
@@ -45,10 +48,6 @@ BLOCKS_NOT_BUILT: dict[str, set[str]] = {
 
 DIFFERENT: dict[str, dict[str, str]] = {
     "pc": {
-        "piix4-pm": "SeaBIOS puts it at 0xb000, since it finds no ACPI tables in fw_cfg",
-        "acpi-evt": "inside piix4-pm",
-        "acpi-cnt": "inside piix4-pm",
-        "acpi-tmr": "inside piix4-pm",
         "smram": "SeaBIOS enables it with system management mode",
     },
 }
@@ -91,14 +90,15 @@ def machine_of(case: Case) -> Iterator[Machine]:
 
 def compare(case: Case, theirs: dict[str, str], machine: Machine) -> None:
     """Every command's answer, block by block."""
-    monitor = Monitor(MachineTarget(machine))
+    streams = Streams(replace(machine.config, serials=()), machine.loop, lambda: None)
+    session = Session(attach_control(machine, streams))
     for command in case.commands:
         if command == "info ramblock":
-            compare_blocks(case, monitor.execute(command), theirs[command])
+            compare_blocks(case, execute(session, command), theirs[command])
         elif "-f" in command:
-            compare_flat(case, command, monitor, theirs)
+            compare_flat(case, command, session, theirs)
         else:
-            compare_trees(case, command, monitor.execute(command), theirs[command])
+            compare_trees(case, command, execute(session, command), theirs[command])
 
 
 def compare_blocks(case: Case, ours: str, expected: str) -> None:
@@ -129,15 +129,15 @@ def compare_trees(case: Case, command: str, ours: str, expected: str) -> None:
     assert_equal(case, command, got, want)
 
 
-def compare_flat(case: Case, command: str, monitor: Monitor, theirs: dict[str, str]) -> None:
+def compare_flat(case: Case, command: str, session: Session, theirs: dict[str, str]) -> None:
     """The flat views. Where regions are missing, what lies under them is seen: then QEMU's tree without them, rendered,
     is what ours must be; that QEMU's tree whole gives QEMU's flat views is tested below.
     """
     regions, spaces = set(NOT_BUILT.get(case.board, {})), SPACES_NOT_BUILT.get(case.board, set())
     different = different_regions(case)
-    ours, expected = monitor.execute(command), theirs[command]
+    ours, expected = execute(session, command), theirs[command]
     if different:
-        ours = rendered(command, monitor.execute(TREE), different, set())
+        ours = rendered(command, execute(session, TREE), different, set())
     if regions or spaces or different:
         expected = rendered(command, theirs[TREE], regions | different, spaces)
     assert_equal(case, command, blocks(ours), blocks(expected))

@@ -92,7 +92,7 @@ def test_shadow_ram_as_firmware_makes_it(machine: Machine) -> None:
     assert memory.read_bytes(0xE_0000, 0x2_0000) == rom
     host = device(machine, I440fx)
     host.reset()
-    assert all(segment.state == 0 for segment in host.pam_regions)
+    assert memory.read_bytes(0xE_0000, 0x2_0000) == rom, "QEMU keeps the map at a reset, and so does S3 find its way"
 
 
 def test_smram_open_closed_locked(machine: Machine) -> None:
@@ -152,7 +152,7 @@ def test_what_firmware_finds(tmp_path: Path) -> None:
             return bytes(ports.read(0x511, 1) for _ in range(size))
 
         assert item(0, 4) == b"QEMU" and item(3, 8) == (4096 * MiB).to_bytes(8, "little")
-        directory = item(0x19, 4 + 64 * 8)
+        directory = item(0x19, 4 + 64 * 16)
         names = [directory[at + 8 : at + 64].rstrip(b"\0") for at in range(4, len(directory), 64)]
         assert {b"etc/e820", b"etc/system-states", b"bootorder"} <= set(names)
         assert rtc.cmos[0x34:0x36] == ((3072 - 16) * 16).to_bytes(2, "little")
@@ -170,6 +170,8 @@ def test_power_button_goes_to_the_power_management_function(machine: Machine) ->
     [
         ({"acpy": "on"}, UserError, "unknown option 'acpy'"),
         ({"hpet": "maybe"}, UserError, "on, off or auto"),
+        ({"x-oem-id": "SEVENCH"}, UserError, "at most 6"),
+        ({"smbios-entry-point-type": "16"}, UserError, "32 or 64"),
         ({"smm": "on"}, NotBuiltError, "smm=on"),
         ({"max-ram-below-4g": "12X"}, UserError, "3G"),
         ({"max-ram-below-4g": "5G"}, UserError, "1 MiB to 4 GiB"),

@@ -15,6 +15,7 @@ from pellucid.machine.devices.piix4_pm import ACPI_ENABLE, APM, CONTROL, GPE, PM
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.pci import PciBus, PciSpaces
 from pellucid.memory import AddressSpace, MemoryRegion, RamBlock
+from pellucid.runtime import WakeReason
 from tests.machine.helpers import Counter, HandClock, Wire, round_trip
 
 RAM = RamBlock("chips-test", 0x2_0000)
@@ -111,7 +112,7 @@ def test_power_button_and_sleep() -> None:
     assert power.sci.level
     power.ports.write(0x604, 2, 0x2001 | 1 << 10)
     assert len(power.slept.calls) == 1 and power.off.calls == []
-    power.chip.wake()
+    power.chip.wake(WakeReason.OTHER)
     assert power.ports.read(0x600, 2) & 0x8000
     power.ports.write(0x604, 2, 0x2001)
     assert len(power.off.calls) == 1 and power.ports.read(0x604, 2) == 1

@@ -9,7 +9,10 @@ from pellucid.monitor.expression import MASK, evaluate, signed
 
 
 def value(text: str) -> int:
-    return evaluate(text, {"rax": 5, "pc": 0xFFFFFFF0}.get)
+    value, rest = evaluate(text, {"rax": 5, "pc": 0xFFFFFFF0}.get)
+    if rest:
+        raise CommandError(f"left: {rest}")
+    return value
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,8 @@ def test_values(text: str, expected: int) -> None:
     [
         ("", "unexpected end of expression"), ("1+", "unexpected end of expression"), ("foo", "invalid char 'f'"),
         ("$nonsense", "unknown register"), ("$", "unknown register"), ("(1", "')' expected"),
-        ("1/0", "division by zero"), ("1%0", "division by zero"), ("1 2", "extraneous"), ("1)", "extraneous"),
-        ("0x", "extraneous"),
+        ("1/0", "division by zero"), ("1%0", "division by zero"), ("1 2", "left: 2"), ("1)", "left: )"),
+        ("0x", "left: x"),
         ("0x1ffffffffffffffff", "number too large"), ("9" * 5000, "number too large"), ("'a", "missing terminating"),
         ("(" * 5000, "nested too deeply"), ("-" * 5000, "nested too deeply"),
     ],

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.machine.chardev.base import MemoryChardev
-from pellucid.monitor.console import PROMPT, MonitorConsole, completions
+from pellucid.monitor import commands
+from pellucid.monitor.hmp import completions
 from pellucid.monitor.readline import LineEditor
-from tests.monitor.fake_machine import FakeMachine
 
+assert commands.__all__
 UP, LEFT, DELETE, HOME = b"\x1b[A", b"\x1b[D", b"\x1b[3~", b"\x1b[H"
 
 
@@ -85,46 +85,3 @@ def test_the_screen_shows_the_line(pieces: list[bytes]) -> None:
     # An escape sequence may be open; the next line shows what was in the editor either way.
     lines = type_in(editor, b"\x1b[Z\r")
     assert lines[0].rstrip() == shown
-
-
-def console_output(data: bytes, *, shared: bool = False) -> tuple[str, FakeMachine]:
-    machine, chardev = FakeMachine(), MemoryChardev()
-    console = MonitorConsole(machine, chardev, shared=shared)
-    if shared:
-        assert chardev.output == b""
-        console.focused(True)
-    chardev.feed(data)
-    return chardev.output.decode(), machine
-
-
-def test_console_greets_echoes_answers_and_prompts() -> None:
-    text, machine = console_output(b"info status\rstop\r")
-    greeting, rest = text.split("\r\n", 1)
-    assert greeting.endswith("type 'help' for more information")
-    assert rest == f"{PROMPT}info status\r\nVM status: running\r\n{PROMPT}stop\r\n{PROMPT}"
-    assert machine.calls == ["stop"]
-
-
-def test_a_shared_console_is_silent_until_it_has_the_focus() -> None:
-    assert console_output(b"", shared=True)[0].endswith(PROMPT)
-
-
-def test_output_waits_for_room() -> None:
-    class Narrow(MemoryChardev):
-        """Takes three bytes at a time, and none in between."""
-
-        open = True
-
-        def write(self, data: bytes) -> int:
-            taken = super().write(data[:3]) if self.open else 0
-            self.open = not self.open
-            return taken
-
-        def drain(self) -> None:
-            self._writable()
-
-    chardev = Narrow()
-    MonitorConsole(FakeMachine(), chardev)
-    for _ in range(200):
-        chardev.drain()
-    assert chardev.output.decode().endswith(PROMPT)

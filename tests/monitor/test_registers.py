@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pellucid.kvm.regs import DebugRegs, DTable, Fpu, MpState, Regs, Segment, Sregs
+from pellucid.monitor.guest_state import CpuRegisters
 from pellucid.monitor.registers import descriptor_word, register_value, registers_text
-from pellucid.monitor.target import CpuRegisters
-from tests.monitor.fake_machine import NULL, reset_registers
+from tests.monitor.registers_at_reset import NULL, reset_registers
 
 AT_RESET = """
 CPU#0

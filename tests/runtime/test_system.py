@@ -18,6 +18,7 @@ from pellucid.runtime import (
     BigLock,
     InvalidTransition,
     MainLoop,
+    PanicAction,
     RunState,
     ShutdownCause,
     System,
@@ -25,6 +26,7 @@ from pellucid.runtime import (
     VcpuGroup,
     VcpuThread,
     VirtualClock,
+    WakeReason,
 )
 from tests.runtime.fake_vcpu import FakeBus, FakeVcpu
 
@@ -62,7 +64,7 @@ def make_machine(**options: bool) -> Machine:
     system.on_reset.append(lambda cause: machine.log.append(f"reset paused={thread.paused}"))
     system.on_powerdown.append(lambda: machine.log.append("button"))
     system.on_suspend.append(lambda: machine.log.append("suspend"))
-    system.on_wakeup.append(lambda: machine.log.append("wake"))
+    system.on_wakeup.append(lambda reason: machine.log.append(f"wake {reason.value}"))
     return machine
 
 
@@ -187,14 +189,48 @@ def test_suspend_and_wakeup(machine: Machine) -> None:
     while machine.state != "suspended":
         system.main_loop.run_once()
         assert not machine.turn()
-    assert machine.thread.paused and not system.clock.running
+    assert machine.thread.paused and system.clock.running
+    with system.main_loop.bql:
+        system.vm_start()
+        system.vm_stop()
+    assert machine.state == "suspended" and machine.thread.paused, "it is woken, not continued"
     system.requests.suspend()
-    system.requests.wakeup()
+    system.request_wakeup(WakeReason.RTC)
     assert not machine.turn()
     assert machine.state == "running" and system.clock.running
+    with pytest.raises(InvalidTransition, match="guest is not in suspended state"):
+        system.request_wakeup()
     system.requests.wakeup()
     machine.turn()
-    assert machine.log == ["RESUME", "suspend", "SUSPEND", "wake", "WAKEUP"]
+    assert machine.log == ["RESUME", "suspend", "SUSPEND", "wake rtc", "WAKEUP"]
+
+
+def test_a_reset_ends_a_suspend_stopped(machine: Machine) -> None:
+    system = machine.system
+    with system.main_loop.bql:
+        system.vm_start()
+    system.requests.suspend()
+    machine.turn()
+    system.requests.reset(ShutdownCause.HOST_QMP_SYSTEM_RESET)
+    machine.turn()
+    assert machine.state == "prelaunch"
+
+
+def test_the_clock_stands_only_after_the_vcpus(machine: Machine) -> None:
+    system = machine.system
+    seen: list[bool] = []
+    system.run_state.subscribe(lambda running, state: seen.append(machine.thread.paused))
+    with system.main_loop.bql:
+        system.vm_start()
+        pause_all = system.vcpus.pause_all
+
+        def watched() -> None:
+            pause_all()
+            assert system.clock.running
+
+        system.vcpus.pause_all = watched  # type: ignore[method-assign]
+        system.vm_stop()
+    assert seen == [True, True] and not system.clock.running
 
 
 def test_stopping_from_a_vcpu_is_left_to_the_main_loop(machine: Machine) -> None:
@@ -235,6 +271,35 @@ def test_panic(no_shutdown: bool) -> None:
     expected = ["RESUME", f"GUEST_PANICKED {action}", "STOP"]
     assert machine.log == expected + ([] if no_shutdown else ["SHUTDOWN True guest-panic"])
     assert machine.state == "guest-panicked"
+    close(machine)
+
+
+@pytest.mark.parametrize(
+    ("action", "no_shutdown", "ends", "log"),
+    [
+        (PanicAction.NONE, False, None, ["RESUME", "GUEST_PANICKED run"]),
+        (PanicAction.PAUSE, False, None, ["RESUME", "GUEST_PANICKED pause", "STOP"]),
+        (PanicAction.EXIT_FAILURE, True, ShutdownCause.HOST_ERROR,
+         ["RESUME", "GUEST_PANICKED poweroff", "STOP", "SHUTDOWN False host-error"]),
+    ],
+)  # fmt: skip
+def test_what_is_done_about_a_panic(
+    action: PanicAction, no_shutdown: bool, ends: ShutdownCause | None, log: list[str]
+) -> None:
+    machine = make_machine(no_shutdown=no_shutdown)
+    machine.system.panic_action = action
+    with machine.system.main_loop.bql:
+        machine.system.vm_start()
+        machine.system.guest_panicked()
+    assert machine.turn() is (ends is not None)
+    assert machine.log == log and machine.system.shutdown_cause is (ends or ShutdownCause.NONE)
+    close(machine)
+
+
+def test_the_user_s_word_ends_a_machine_that_does_not_shut_down() -> None:
+    machine = make_machine(no_shutdown=True)
+    machine.system.requests.shutdown(ShutdownCause.HOST_SIGNAL)
+    assert machine.turn()
     close(machine)
 
 

@@ -10,14 +10,20 @@ from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.board import BOARDS
 from pellucid.machine.config import (
     DEFAULT_MEMORY_SIZE,
+    ESCAPE,
+    NO_UUID,
     NULL_BACKEND,
     STDIO_WITH_MONITOR,
     BootConfig,
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    FwCfgFile,
     MachineConfig,
+    MonitorConfig,
+    Pairs,
 )
+from pellucid.runtime import PanicAction
 
 STDIO = CharBackend(CharBackendKind.STDIO)
 
@@ -45,6 +51,15 @@ class Draft:
     no_fd_bootchk: bool = False
     serials: list[CharBackend] = field(default_factory=list)
     monitor: CharBackend | None = None
+    monitors: list[MonitorConfig] = field(default_factory=list)
+    chardevs: list[CharBackend] = field(default_factory=list)
+    qtest: CharBackend | None = None
+    qtest_log: str = ""
+    escape: int = ESCAPE
+    uuid: str = NO_UUID
+    panic_action: PanicAction = PanicAction.SHUTDOWN
+    daemonize: bool = False
+    pidfile: str | None = None
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -53,6 +68,16 @@ class Draft:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: str | None = None
+    smbios: list[Pairs] = field(default_factory=list)
+    acpi_tables: list[Pairs] = field(default_factory=list)
+    fw_cfg_files: list[FwCfgFile] = field(default_factory=list)
+
+    def _initrd(self) -> Path | None:
+        """A Multiboot kernel's modules come as "FILE WORDS,FILE WORDS": the board that splits them reads them."""
+        if self.initrd is None:
+            return None
+        modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
+        return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
 
     @property
     def boots_from_drives(self) -> bool:
@@ -61,7 +86,7 @@ class Draft:
 
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
-        serials, monitor = self._streams()
+        serials, monitors = self._streams()
         return MachineConfig(
             board=self.board,
             board_options=self.board_options,
@@ -70,13 +95,19 @@ class Draft:
             topology=self.topology,
             cpu=self.cpu,
             kernel=self._kernel(),
-            initrd=None if self.initrd is None else readable_file("initrd", self.initrd),
+            initrd=self._initrd(),
             append=self.append or "",
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
             default_cdrom=not self.no_defaults,
             boot=self.boot,
             serials=serials,
-            monitor=monitor,
+            chardevs=tuple(self.chardevs),
+            monitors=monitors,
+            qtest=self.qtest,
+            qtest_log=self.qtest_log,
+            escape=self.escape,
+            uuid=self.uuid,
+            panic_action=self.panic_action,
             reboot=self.reboot,
             exit_on_shutdown=self.exit_on_shutdown,
             start_paused=self.start_paused,
@@ -85,6 +116,9 @@ class Draft:
             debug_threads=self.debug_threads,
             log_items=self.log_items,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
+            smbios=tuple(self.smbios),
+            acpi_tables=tuple(self.acpi_tables),
+            fw_cfg_files=tuple(self.fw_cfg_files),
         )
 
     def _kernel(self) -> Path | None:
@@ -93,41 +127,49 @@ class Draft:
         for option, value in (("append", self.append), ("initrd", self.initrd)):
             if value is not None:
                 raise UserError(f"-{option} goes with a kernel: add -kernel FILE")
-        if self.board in BOARDS and BOARDS[self.board].has_firmware:
+        if self.board in BOARDS and BOARDS[self.board].has_firmware or self._accelerator() == "qtest":
             return None
         raise UserError(f"nothing to boot: {self.board} has no firmware, so give a kernel with -kernel FILE")
 
     def _accelerator(self) -> str:
         # QEMU tries several -accel options in turn and takes the first that works; a lone one must work.
+        if self.accelerators[:1] == ["qtest"]:
+            return "qtest"
         if self.accelerators and "soft" not in self.accelerators:
             raise NotBuiltError(f"-accel {self.accelerators[0]}: not built yet: use -accel tcg (Pellucid's own engine)")
         return "soft"
 
-    def _streams(self) -> tuple[tuple[CharBackend, ...], CharBackend | None]:
-        """(serial ports, monitor) with QEMU's defaults.
+    def _streams(self) -> tuple[tuple[CharBackend, ...], tuple[MonitorConfig, ...]]:
+        """(serial ports, monitors) with QEMU's defaults: any monitor asked for takes the place of the default one.
 
         QEMU without -nographic shows them in a window. There is no window here, so unless -display none says
         otherwise they come to the terminal as under -nographic.
         """
         serials = self.serials
-        monitor = self.monitor
-        on_terminal = (self.nographic or not self.display_none) and not self.no_defaults
-        default_serial = STDIO_WITH_MONITOR if on_terminal and monitor is None else NULL_BACKEND
-        if not serials:
-            if on_terminal and monitor is not None and monitor.kind is not CharBackendKind.STDIO:
-                default_serial = STDIO
-            serials = [] if self.no_defaults else [default_serial]
-        elif monitor is None and self.nographic and not self.no_defaults and not any(port.mux for port in serials):
-            monitor = STDIO
-        if monitor is not None and monitor.kind is CharBackendKind.NONE:
-            monitor = None
-        users = [port for port in (*serials, monitor) if port is not None and port.kind is CharBackendKind.STDIO]
+        monitors = [] if self.monitor is None else [MonitorConfig(self.monitor)]
+        monitors += self.monitors
+        on_terminal = (self.nographic or not self.display_none) and not self.no_defaults and not self.daemonize
+        if not serials and not self.no_defaults:
+            taken = any(user.kind is CharBackendKind.STDIO for user in self._users(monitors))
+            free = on_terminal and not taken
+            serials = [(STDIO if monitors else STDIO_WITH_MONITOR) if free else NULL_BACKEND]
+        elif not monitors and self.nographic and not self.no_defaults and not any(port.mux for port in serials):
+            monitors = [MonitorConfig(STDIO)]
+        monitors = [monitor for monitor in monitors if monitor.backend.kind is not CharBackendKind.NONE]
+        users = [port for port in (*serials, *self._users(monitors)) if port.kind is CharBackendKind.STDIO]
+        if users and self.daemonize:
+            raise UserError("-daemonize: standard input and output go away: put serial port and monitor elsewhere")
         if len(users) > 1:
             raise UserError(
                 "standard input and output are asked for more than once: share them with -serial mon:stdio, "
                 "or move the monitor away with -monitor none"
             )
-        return tuple(serials), monitor
+        return tuple(serials), tuple(monitors)
+
+    def _users(self, monitors: list[MonitorConfig]) -> list[CharBackend]:
+        """Every stream besides the serial ports'."""
+        others = [] if self.qtest is None else [self.qtest]
+        return [*(monitor.backend for monitor in monitors), *self.chardevs, *others]
 
 
 def readable_file(option: str, text: str) -> Path:

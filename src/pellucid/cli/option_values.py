@@ -1,21 +1,35 @@
 """What each option's value does to the draft: functions of (draft, value) that raise UserError with one line."""
 
+import re
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import NoReturn
 
 from pellucid.cli import names
-from pellucid.cli.char_backends import parse_char_backend
-from pellucid.cli.draft import Draft
+from pellucid.cli.char_backends import CHARDEVS, parse_char_backend, parse_chardev
+from pellucid.cli.draft import Draft, readable_file
 from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
 from pellucid.cpu.models import DEFAULT_MODEL, canonical_name, describe_models, feature_names
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
-from pellucid.machine.config import MAX_CPUS, CpuConfig
+from pellucid.machine.config import (
+    MAX_CPUS,
+    CharBackend,
+    CharBackendKind,
+    CpuConfig,
+    FwCfgFile,
+    MonitorConfig,
+    MonitorMode,
+)
+from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT
+from pellucid.machine.option_tables import OPTION_TABLES
+from pellucid.runtime import PanicAction
 
 RAM_GRANULARITY = 8192
 """-m is rounded up to this many bytes, as QEMU does."""
+LONGEST_FW_CFG_NAME = 55
 
 
 class HelpRequested(Exception):
@@ -41,8 +55,10 @@ def version(_: Draft, __: str) -> NoReturn:
 
 def machine(draft: Draft, text: str) -> None:
     """-machine [type=]NAME,PROPERTY=VALUE,...: the board's properties are kept for the board to check."""
-    if text == "help":
-        _listing("boards:", _boards())
+    if text in ("help", "?"):
+        # QEMU's layout: test programs and management tools read it.
+        lines = [f"{name:<20} {words}" for name, words in sorted(_boards().items())]
+        help_("\n".join(["Supported machines are:", *lines]))
     for index, item in enumerate(split_items(text)):
         key, equals, value = item.partition("=")
         if not equals and index > 0:
@@ -61,9 +77,10 @@ def machine(draft: Draft, text: str) -> None:
 
 def _boards() -> dict[str, str]:
     # Imported when a board is named: the machine is not loaded for a command line that is wrong elsewhere.
-    from pellucid.machine.board import BOARDS
+    from pellucid.machine.board import BOARDS, DEFAULT_BOARD
 
-    return {board.name: board.description for board in BOARDS.values()}
+    default = {DEFAULT_BOARD: " (default)"}
+    return {board.name: board.description + default.get(board.name, "") for board in BOARDS.values()}
 
 
 def _set_board(draft: Draft, name: str) -> None:
@@ -83,7 +100,7 @@ def accel(draft: Draft, text: str) -> None:
     name = split_items(text)[0].removeprefix("accel=")
     if name in names.ACCELERATORS:
         parse_keyval("accel", text, ("accel", "thread", "tb-size", "split-wx", "one-insn-per-tb"), "accel")
-        draft.accelerators.append("soft")
+        draft.accelerators.append("qtest" if name == "qtest" else "soft")
     elif name in names.ACCELERATORS_NOT_BUILT:
         draft.accelerators.append(name)
     else:
@@ -93,7 +110,7 @@ def accel(draft: Draft, text: str) -> None:
 
 def memory(draft: Draft, text: str) -> None:
     """-m [size=]SIZE."""
-    values = parse_keyval("m", text, ("size", "slots", "maxmem"), "size")
+    values = parse_keyval("m", text, OPTION_TABLES["memory"], "size")
     for key in ("slots", "maxmem"):
         if key in values:
             raise NotBuiltError(f"-m {text}: memory hotplug ({key}=) is not built yet: leave it out")
@@ -105,8 +122,7 @@ def memory(draft: Draft, text: str) -> None:
 
 def smp(draft: Draft, text: str) -> None:
     """-smp [cpus=]N,sockets=...,cores=...,threads=...,maxcpus=...; what is left out follows, cores first."""
-    levels = ("sockets", "dies", "clusters", "cores", "threads")
-    values = parse_keyval("smp", text, ("cpus", "maxcpus", *levels), "cpus")
+    values = parse_keyval("smp", text, OPTION_TABLES["smp-opts"], "cpus")
     counts = {key: parse_count("smp", key, value) for key, value in values.items()}
     for level in ("dies", "clusters"):
         if counts.pop(level, 1) > 1:
@@ -198,25 +214,138 @@ def monitor(draft: Draft, text: str) -> None:
     draft.monitor = parse_char_backend("monitor", text)
 
 
+def chardev(draft: Draft, text: str) -> None:
+    """-chardev BACKEND,id=ID,..."""
+    if text in ("help", "?"):
+        help_("\n".join(["Available chardev backend types: ", *(f"  {name}" for name in CHARDEVS)]))
+    backend = parse_chardev(text)
+    if any(other.id == backend.id for other in draft.chardevs):
+        raise UserError(f"-chardev {text}: Duplicate ID '{backend.id}' for chardev: give it another")
+    draft.chardevs.append(backend)
+
+
+def mon(draft: Draft, text: str) -> None:
+    """-mon [chardev=]ID,mode=readline|control,pretty=on|off."""
+    values = parse_keyval("mon", text, OPTION_TABLES["mon"], "chardev")
+    mode = values.get("mode", "readline")
+    if mode not in ("readline", "control"):
+        raise UserError(f"-mon {text}: Parameter 'mode' does not accept value '{mode}': give readline or control")
+    pretty = parse_switch("mon", "pretty", values.get("pretty", "off"))
+    if pretty and mode == "readline":
+        raise UserError(f"-mon {text}: 'pretty' is for mode=control alone: leave it out")
+    if not values.get("chardev"):
+        raise UserError(f"-mon {text}: no chardev in it: write -mon chardev=ID")
+    backend = CharBackend(CharBackendKind.CHARDEV, id=values["chardev"])
+    draft.monitors.append(MonitorConfig(backend, MonitorMode(mode), pretty))
+
+
+def qmp(pretty: bool) -> Callable[[Draft, str], None]:
+    """-qmp BACKEND and -qmp-pretty BACKEND."""
+
+    def apply(draft: Draft, text: str) -> None:
+        backend = parse_char_backend("qmp-pretty" if pretty else "qmp", text)
+        draft.monitors.append(MonitorConfig(backend, MonitorMode.CONTROL, pretty))
+
+    return apply
+
+
+def qtest(draft: Draft, text: str) -> None:
+    """-qtest BACKEND."""
+    draft.qtest = parse_char_backend("qtest", text)
+
+
+def echr(draft: Draft, text: str) -> None:
+    """-echr CODE: a number, as C writes it."""
+    try:
+        draft.escape = int(text, 0)
+    except ValueError:
+        draft.escape = -1
+    if not 0 <= draft.escape <= 255:
+        raise UserError(f"-echr {text}: Bad argument to echr: give the code of a key, such as 0x14 for Ctrl-T")
+
+
+def uuid(draft: Draft, text: str) -> None:
+    """-uuid UUID."""
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text, re.ASCII):
+        raise UserError(f"-uuid {text}: failed to parse UUID string: write 8-4-4-4-12 hexadecimal digits")
+    draft.uuid = text.lower()
+
+
+def action(draft: Draft, text: str) -> None:
+    """-action reboot=reset|shutdown,shutdown=poweroff|pause,panic=pause|shutdown|exit-failure|none."""
+    choices = {
+        "reboot": ("reset", "shutdown"),
+        "shutdown": ("poweroff", "pause"),
+        "panic": tuple(choice.value for choice in PanicAction),
+    }
+    for key, value in parse_keyval("action", text, OPTION_TABLES["action"]).items():
+        if key == "watchdog":
+            raise NotBuiltError(f"-action {text}: there are no watchdog devices yet: not built yet: leave it out")
+        if value not in choices[key]:
+            raise UserError(f"-action {text}: {key}={value}: give {' or '.join(choices[key])}")
+        if key == "reboot":
+            draft.reboot = value == "reset"
+        elif key == "shutdown":
+            draft.exit_on_shutdown = value == "poweroff"
+        else:
+            draft.panic_action = PanicAction(value)
+
+
 def name(draft: Draft, text: str) -> None:
     """-name [guest=]NAME,process=NAME,debug-threads=on|off."""
-    values = parse_keyval("name", text, ("guest", "process", "debug-threads"), "guest")
+    values = parse_keyval("name", text, OPTION_TABLES["name"], "guest")
     draft.name = values.get("guest", draft.name)
     draft.process_name = values.get("process", draft.process_name)
     if "debug-threads" in values:
         draft.debug_threads = parse_switch("name", "debug-threads", values["debug-threads"])
 
 
+def _pairs(option: str, text: str) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    for item in split_items(text):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"-{option} {text}: '{item}' has no value: write {item}=VALUE")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def smbios(draft: Draft, text: str) -> None:
+    """-smbios file=FILE, or type=N,FIELD=VALUE,...; the board's firmware part checks them."""
+    draft.smbios.append(_pairs("smbios", text))
+
+
+def acpitable(draft: Draft, text: str) -> None:
+    """-acpitable [sig=SIG,...,]data=FILE[:FILE...] or file=FILE."""
+    draft.acpi_tables.append(_pairs("acpitable", text))
+
+
+def fw_cfg(draft: Draft, text: str) -> None:
+    """-fw_cfg [name=]NAME,string=TEXT or file=FILE."""
+    values = parse_keyval("fw_cfg", text, ("name", "string", "file", "gen_id"), "name")
+    name = values.get("name", "")
+    if "gen_id" in values:
+        raise NotBuiltError(f"-fw_cfg {text}: gen_id (objects) is not built yet: use file= or string=")
+    if not name or len(name.encode()) > LONGEST_FW_CFG_NAME:
+        raise UserError(f"-fw_cfg {text}: give a name of 1 to {LONGEST_FW_CFG_NAME} bytes, such as opt/org.example/x")
+    if ("string" in values) == ("file" in values):
+        raise UserError(f"-fw_cfg {text}: give either string=TEXT or file=FILE")
+    path = readable_file("fw_cfg", values["file"]) if "file" in values else None
+    draft.fw_cfg_files.append(FwCfgFile(name, values.get("string", ""), path))
+    if not name.startswith("opt/"):
+        print(f'pellucid: warning: -fw_cfg {name}: names of your own should begin with "opt/"', file=sys.stderr)
+
+
 def log_items(draft: Draft, text: str) -> None:
     """-d ITEM,...; several -d add up."""
     if text == "help":
-        _listing("log items:", {item: row.help for item, row in names.LOG_ITEMS.items()})
+        _listing("log items:", {item: row.help for item, row in LOG_ITEMS.items()})
     chosen = set(draft.log_items)
     for item in text.split(","):
-        if item in names.LOG_ITEMS_NOT_BUILT or item.startswith("trace:"):
+        if item in LOG_ITEMS_NOT_BUILT or item.startswith("trace:"):
             raise NotBuiltError(f"-d {item}: not built yet: -d help lists what is")
-        if item not in names.LOG_ITEMS:
-            every = (*names.LOG_ITEMS, *names.LOG_ITEMS_NOT_BUILT)
+        if item not in LOG_ITEMS:
+            every = (*LOG_ITEMS, *LOG_ITEMS_NOT_BUILT)
             raise UserError(f"-d {item}: no such log item: {suggestion(item, every)}")
         chosen.add(item)
     draft.log_items = frozenset(chosen)

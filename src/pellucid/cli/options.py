@@ -36,6 +36,10 @@ def _text(field: str) -> Callable[[Draft, str], None]:
     return lambda draft, text: setattr(draft, field, text)
 
 
+def _board_switch(name: str, value: str) -> Callable[[Draft, str], None]:
+    return lambda draft, _: draft.board_options.update({name: value})
+
+
 OPTIONS = (
     Option(("h", "help"), "", "show this help and exit", lambda draft, _: values.help_(help_text())),
     Option(("version",), "", "show the version and exit", values.version),
@@ -58,6 +62,11 @@ OPTIONS = (
     Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
     Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
            "boot order: a floppy, c disk, d CD, n network", drives.boot),
+    Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),
+    Option(("acpitable",), "sig=SIG,data=FILE,... | file=FILE", "an ACPI table of your own", values.acpitable),
+    Option(("fw_cfg",), "[name=]NAME,string=TEXT | [name=]NAME,file=FILE", "a file for the guest", values.fw_cfg),
+    Option(("no-acpi",), "", "no ACPI: -machine acpi=off", _board_switch("acpi", "off")),
+    Option(("no-hpet",), "", "no HPET: -machine hpet=off", _board_switch("hpet", "off")),
     Option(("nographic",), "", "no display; serial port and monitor share the terminal", _switch("nographic")),
     Option(("display",), "none", "no display", values.display),
     Option(("vga",), "none", "no graphics card", values.only_none("vga")),
@@ -66,15 +75,32 @@ OPTIONS = (
            values.serial),
     Option(("parallel",), "none", "no parallel port", values.only_none("parallel")),
     Option(("monitor",), "BACKEND", "where the monitor goes: as -serial", values.monitor),
+    Option(("qmp",), "BACKEND", "a monitor for programs (QMP): as -serial, such as unix:PATH,server=on,wait=off",
+           values.qmp(False)),
+    Option(("qmp-pretty",), "BACKEND", "the same, its answers spread over lines", values.qmp(True)),
+    Option(("chardev",), "BACKEND,id=ID[,PARAMETER=VALUE]...", "a named stream (-chardev help lists the backends)",
+           values.chardev),
+    Option(("mon",), "[chardev=]ID[,mode=readline|control][,pretty=on|off]", "a monitor on a named stream", values.mon),
+    Option(("echr",), "CODE", "the key that introduces commands on a shared terminal, instead of Ctrl-A", values.echr),
+    Option(("qtest",), "BACKEND", "serve the protocol of QEMU's device tests", values.qtest),
+    Option(("qtest-log",), "FILE", "the file that gets its lines, or none (default: standard error)",
+           _text("qtest_log")),
+    Option(("audio",), "none", "no sound", values.only_none("audio")),
+    Option(("audiodev",), "none", "no sound", values.only_none("audiodev")),
     Option(("net",), "none", "no network", values.only_none("net")),
     Option(("nic",), "none", "no network card", values.only_none("nic")),
     Option(("nodefaults",), "", "no devices beyond the board's own and those asked for", _switch("no_defaults")),
     Option(("no-user-config",), "", "accepted: there are no configuration files", _switch("no_user_config")),
     Option(("no-fd-bootchk",), "", "accepted: there is no floppy drive", _switch("no_fd_bootchk")),
+    Option(("action",), "EVENT=ACTION,...", "what becomes of the machine: reboot=reset|shutdown, "
+           "shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none", values.action),
     Option(("no-reboot",), "", "exit when the guest resets", _switch("reboot", False)),
     Option(("no-shutdown",), "", "stop rather than exit when the guest powers off", _switch("exit_on_shutdown", False)),
     Option(("S",), "", "start stopped: wait for 'cont' in the monitor", _switch("start_paused")),
     Option(("name",), "NAME[,process=NAME][,debug-threads=on|off]", "the guest's name", values.name),
+    Option(("uuid",), "UUID", "the guest's UUID", values.uuid),
+    Option(("daemonize",), "", "go to the background once the machine is made", _switch("daemonize")),
+    Option(("pidfile",), "FILE", "write the process's number to FILE", _text("pidfile")),
     Option(("d",), "ITEM,...", "log items (-d help lists)", values.log_items),
     Option(("D",), "FILE", "log to FILE instead of standard error", _text("log_file")),
 )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from pellucid.cli.daemon import go_to_background, pidfile
 from pellucid.cli.draft import Draft
-from pellucid.cli.log import configure_logging
 from pellucid.cli.option_values import HelpRequested
 from pellucid.cli.options import read_options
+from pellucid.machine.log import configure_logging
 
 DEFAULT_GUEST_MEMORY = 256 << 20
 
@@ -24,12 +25,14 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
     except HelpRequested as request:
         print(request)
         return 0
-    configure_logging(config.log_items, config.log_file)
-    # Imported here: a bad command line is told at once, without loading the engine.
-    from pellucid.machine.run import run_machine
-    from pellucid.monitor.machine_target import attach_monitor
+    ready = go_to_background() if draft.daemonize else None
+    with pidfile(draft.pidfile):
+        configure_logging(config.log_items, config.log_file)
+        # Imported here: a bad command line is told at once, without loading the engine.
+        from pellucid.machine.run import run_machine
+        from pellucid.monitor.attach import attach_control
 
-    return run_machine(config, attach_monitor)
+        return run_machine(config, attach_control, ready=ready)
 
 
 def _use_default_guest(draft: Draft) -> None:

@@ -5,15 +5,15 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-acpitable action add-fd audio audiodev blockdev bios chardev chroot compat debugcon device dfilter dtb
-dump-vmstate echr fda fdb fsdev fw_cfg gdb global icount incoming iscsi k L loadvm mem-path mon
-msg mtdblock netdev numa object option-rom overcommit pflash pidfile plugin qmp qmp-pretty qtest qtest-log readconfig
-rotate rtc runas sandbox sd seed set smbios spice tb-size tpmdev trace usbdevice uuid virtfs watchdog watchdog-action
+add-fd blockdev bios chroot compat debugcon device dfilter dtb
+dump-vmstate fda fdb fsdev gdb global icount incoming iscsi k L loadvm mem-path
+msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
+rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
 """.split()
 
 SWITCHES = """
-async-teardown audio-help daemonize enable-sync-profile full-screen mem-prealloc no-acpi no-hpet only-migratable
+async-teardown audio-help enable-sync-profile full-screen mem-prealloc only-migratable
 portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 
@@ -22,7 +22,5 @@ HINTS = {
     "device": "the board's own devices are all there is",
     "gdb": "use the monitor (Ctrl-A c) to look at the guest",
     "s": "use the monitor (Ctrl-A c) to look at the guest",
-    "qmp": "use -monitor",
-    "chardev": "use -serial or -monitor with the backend itself, such as unix:PATH,server",
 }
 """What to do instead, where there is something; otherwise: leave it out."""

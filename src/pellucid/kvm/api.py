@@ -8,7 +8,7 @@ Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's 
 vCPU does not run); `kick`, `request` and `nmi` and all of `Vm` may be called from any thread.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +58,7 @@ __all__ = [
     "Fpu",
     "HltExit",
     "Hypervisor",
+    "InterceptIrq",
     "InternalErrorExit",
     "IntrExit",
     "IoExit",
@@ -82,11 +83,16 @@ __all__ = [
 ]
 
 
+InterceptIrq = Callable[[int, bool], None]
+"""(gsi, level): hears a line in place of the interrupt chips."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClockData:
     """The VM's kvmclock (struct kvm_clock_data): nanoseconds since the VM's boot, and the host's at that moment.
 
-    `realtime` is nanoseconds since the Unix epoch, `host_tsc` the guest-visible time-stamp base; each may be unknown.
+    `realtime` is nanoseconds since the Unix epoch, `host_tsc` what the guests' TSCs read then, where the guest has not
+    moved them; each may be unknown.
     """
 
     clock: int
@@ -202,6 +208,14 @@ class Vcpu(Protocol):
         """The guest-physical address that `gva` maps to by the vCPU's page tables now; None when unmapped."""
         ...
 
+    def statistics(self) -> Mapping[str, int]:
+        """Counters that the backend keeps about this vCPU, by name, for people to read (KVM_GET_STATS_FD)."""
+        ...
+
+    def kvmclock_ctrl(self) -> None:
+        """The guest has been stopped: its time page says so at the next entry (KVM_KVMCLOCK_CTRL)."""
+        ...
+
     def close(self) -> None:
         """Release the vCPU; it does not run any more."""
         ...
@@ -286,12 +300,37 @@ class Vm(Protocol):
         """Set it."""
         ...
 
+    def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
+        """A read by the machine itself, not by a vCPU, where an in-kernel chip answers guests; None: none is there.
+
+        A backend whose chips cannot be reached but by a vCPU's instructions (Linux's) answers None.
+        """
+        ...
+
+    def chip_write(self, address: int, size: int, value: int, *, pio: bool) -> bool:
+        """The same for a write; whether a chip took it."""
+        ...
+
+    def intercept_irqs(self, heard: InterceptIrq | None) -> None:
+        """Give every change of a wired interrupt line to `heard` instead of the chips; None gives them back.
+
+        For tests of devices; NotBuiltError from a backend whose lines cannot be tapped.
+        """
+        ...
+
+    def irq_statistics(self) -> Mapping[tuple[int, int], int]:
+        """How often each pin, named by chip KVM_IRQCHIP_* and number, was raised."""
+        ...
+
     def get_clock(self) -> ClockData:
-        """kvmclock's reading."""
+        """kvmclock's reading, and the TSC's at the same moment: what a guest computes from its time page."""
         ...
 
     def set_clock(self, data: ClockData) -> None:
-        """Set kvmclock; every vCPU's time page is rewritten at its next entry."""
+        """Set kvmclock; every vCPU's time page is rewritten at its next entry.
+
+        With `host_tsc` the TSCs go on from there, together: what stopped a machine sets what it read at the stop.
+        """
         ...
 
     def close(self) -> None:

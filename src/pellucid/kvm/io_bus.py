@@ -65,11 +65,17 @@ class IoBus:
         return None if found is None else found.read(address - found.base, size)
 
     def write(self, address: int, size: int, value: int) -> bool:
-        """Whether an ioeventfd, an in-kernel device or the ring of coalesced writes took the write."""
+        """Whether an ioeventfd, an in-kernel device or the ring of coalesced writes took a vCPU's write."""
+        return self.write_now(address, size, value) or self._coalesced.collect(
+            CoalescedWrite(self._pio, address, size, value)
+        )
+
+    def write_now(self, address: int, size: int, value: int) -> bool:
+        """The same without the ring."""
         if self._ioeventfds.signal(address, size, value):
             return True
         found = self._find(address, size)
         if found is None:
-            return self._coalesced.collect(CoalescedWrite(self._pio, address, size, value))
+            return False
         found.write(address - found.base, size, value)
         return True

@@ -117,6 +117,11 @@ class MasterClock:
         """The vCPUs' TSCs are in step; clear it when a guest has written them apart, and update every page."""
         self.update()
 
+    def at(self, tsc: int) -> int:
+        """kvmclock's nanoseconds at a reading of the common TSC, as a guest computes them from the pair."""
+        start, ns = self.readings
+        return ns + scale_ticks(tsc - start & (1 << 64) - 1, self.mul, self.shift)
+
     def update(self) -> None:
         """Take a new pair (KVM_REQ_MASTERCLOCK_UPDATE): after set_clock, a stop, or a change of the TSC."""
         with self._lock:

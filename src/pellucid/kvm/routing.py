@@ -90,6 +90,10 @@ class IrqRouting:
         self._targets: dict[int, _Target] = {}
         self._gsis_of: dict[Pin, tuple[int, ...]] = {}
         self._sources: dict[Pin, int] = {}
+        self.raised: dict[Pin, int] = {}
+        """How often each pin rose, for `info irq`."""
+        self.intercept: Callable[[int, bool], None] | None = None
+        """Gets every change of a gsi's level in place of the chips, for tests of devices; not for an MSI's."""
         self._ack_notifiers: dict[int, tuple[AckNotifier, ...]] = {}
         self._mask_notifiers: dict[int, tuple[MaskNotifier, ...]] = {}
         self.changed: Callable[[], None] = _nothing
@@ -130,11 +134,20 @@ class IrqRouting:
         target = self._targets.get(gsi)
         if target is None:
             return 0
+        if self.intercept is not None and target.pins:
+            self.intercept(gsi, level)
+            if not level:
+                # Nobody else will end the interrupt, which a PIT waits for before its next one.
+                for notifier in self._ack_notifiers.get(gsi, ()):
+                    notifier()
+            return 0
         with self._lock:
             for pin in target.pins:
                 old = self._sources.get(pin, 0)
                 new = old | 1 << source if level else old & ~(1 << source)
                 self._sources[pin] = new
+                if new and not old:
+                    self.raised[pin] = self.raised.get(pin, 0) + 1
                 self._chips[pin[0]](pin[1], new != 0)
             return self._bus.deliver(target.message) if target.message is not None and level else 0
 

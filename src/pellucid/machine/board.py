@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pellucid.errors import UserError
 from pellucid.machine.boards.microvm import build_microvm
+from pellucid.machine.boards.none import build_none
 from pellucid.machine.boards.pc import build_pc
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.machine import Machine
@@ -22,6 +23,7 @@ class Board:
     build: BuildBoard
     has_firmware: bool = False
     """Whether it starts without -kernel."""
+    has_cpus: bool = True
 
 
 BOARDS = {
@@ -29,8 +31,12 @@ BOARDS = {
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
         Board("pc", "i440FX and PIIX3, IDE drives, started by SeaBIOS; no display yet", build_pc, has_firmware=True),
+        Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False),
     )
 }
+
+
+DEFAULT_BOARD = "microvm"
 
 
 def find_board(name: str) -> Board:

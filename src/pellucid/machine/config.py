@@ -12,11 +12,20 @@ from pathlib import Path
 from pellucid.block import DriveOptions
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
+from pellucid.runtime import PanicAction
 
 MiB = 1 << 20
 
 DEFAULT_MEMORY_SIZE = 128 * MiB
 """RAM when -m is not given, as in QEMU."""
+
+
+RINGBUF_SIZE = 1 << 16
+"""Bytes of a ring buffer when -chardev does not say."""
+
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+ESCAPE = 0x01
+"""Ctrl-A."""
 
 
 class CharBackendKind(Enum):
@@ -30,15 +39,19 @@ class CharBackendKind(Enum):
     PTY = "pty"
     UNIX = "unix"
     TCP = "tcp"
+    RINGBUF = "ringbuf"
+    CHARDEV = "chardev"  # one of -chardev's, by its id
 
 
 @dataclass(frozen=True)
 class CharBackend:
-    """One -serial or -monitor argument.
+    """One -chardev, -serial, -monitor or -qmp argument.
 
     `path` belongs to file, pipe and unix; `host` and `port` to tcp; `server` and `wait` to unix and tcp: listen rather
-    than connect, and wait for the first client before the guest starts. `mux` shares the stream with the monitor
-    (mon:...), switched with Ctrl-A c.
+    than connect, and wait for the first client before the guest starts; `telnet` speaks that protocol over it. `append`
+    belongs to file, `size` in bytes to ringbuf. `signals` leaves a terminal's Ctrl-C a signal, None where nobody said.
+    `mux` shares the stream: -serial mon:... with the monitor, -chardev ...,mux=on with everybody who names it. `id` is
+    the name given to it, or for CHARDEV the name of the one meant.
     """
 
     kind: CharBackendKind
@@ -48,7 +61,40 @@ class CharBackend:
     server: bool = False
     wait: bool = True
     mux: bool = False
+    id: str = ""
+    telnet: bool = False
+    append: bool = False
+    size: int = RINGBUF_SIZE
+    signals: bool | None = None
 
+
+class MonitorMode(Enum):
+    """Who a monitor is for."""
+
+    READLINE = "readline"  # people: HMP
+    CONTROL = "control"  # programs: QMP
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """A monitor and its stream; `pretty` QMP is spread over lines."""
+
+    backend: CharBackend
+    mode: MonitorMode = MonitorMode.READLINE
+    pretty: bool = False
+
+
+@dataclass(frozen=True)
+class FwCfgFile:
+    """-fw_cfg name=NAME,string=TEXT or ,file=PATH: a file for the guest; `text` counts where `path` is None."""
+
+    name: str
+    text: str = ""
+    path: Path | None = None
+
+
+Pairs = tuple[tuple[str, str], ...]
+"""The NAME=VALUE pairs of one option, in order."""
 
 NO_DEVICE = CharBackend(CharBackendKind.NONE)
 NULL_BACKEND = CharBackend(CharBackendKind.NULL)
@@ -94,7 +140,7 @@ class MachineConfig:
 
     board: the -machine type.
     board_options: the rest of -machine, as text; the board checks them.
-    accelerator: "soft" (Pellucid's own engine).
+    accelerator: "soft" (Pellucid's own engine), or "qtest" (nobody executes the guest; tests drive its devices).
     memory_size: RAM in bytes, a multiple of 4096.
     topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
@@ -102,12 +148,19 @@ class MachineConfig:
     drives: disks and CDs in the order they were asked for; default_cdrom: an empty CD drive where none was asked for.
     boot: what firmware boots from.
     serials: one per serial port, in order; a kind of NONE leaves that port out.
-    monitor: the monitor's own stream, or None when it has none (it may still share a serial's, see CharBackend.mux).
+    chardevs: the named streams, which serials and monitors may mean.
+    monitors: those with a stream of their own (HMP may share a serial's besides, see CharBackend.mux).
+    qtest, qtest_log: where the qtest protocol is served, and the file that gets its lines, "none", or "" for stderr.
+    escape: the byte behind which keys on a shared terminal are commands (-echr).
+    uuid: the guest's (-uuid), zeros when none was given.
+    panic_action: what becomes of a guest that says it has crashed.
     reboot: False makes a guest reset end the process (-no-reboot).
     exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
     start_paused: wait for `cont` before the first instruction (-S).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
     log_items, log_file: -d and -D; no file means standard error.
+    smbios, acpi_tables: one per option, which the board's firmware part checks.
+    fw_cfg_files: -fw_cfg.
     """
 
     board: str = "microvm"
@@ -123,7 +176,13 @@ class MachineConfig:
     default_cdrom: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
-    monitor: CharBackend | None = None
+    chardevs: tuple[CharBackend, ...] = ()
+    monitors: tuple[MonitorConfig, ...] = ()
+    qtest: CharBackend | None = None
+    qtest_log: str = ""
+    escape: int = ESCAPE
+    uuid: str = NO_UUID
+    panic_action: PanicAction = PanicAction.SHUTDOWN
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -132,6 +191,9 @@ class MachineConfig:
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
     log_file: Path | None = None
+    smbios: tuple[Pairs, ...] = ()
+    acpi_tables: tuple[Pairs, ...] = ()
+    fw_cfg_files: tuple[FwCfgFile, ...] = ()
 
     @property
     def cpu_count(self) -> int:

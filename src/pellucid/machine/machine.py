@@ -7,12 +7,14 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
 from pellucid.machine.drives import Drives
+from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
 from pellucid.machine.power_on import PowerOnState
@@ -32,6 +34,7 @@ from pellucid.runtime import (
     MainLoop,
     Outcome,
     ShutdownCause,
+    SteppedClock,
     System,
     VcpuGroup,
     VcpuThread,
@@ -39,6 +42,8 @@ from pellucid.runtime import (
 )
 
 _log = logging.getLogger("pellucid.machine")
+
+D = TypeVar("D", bound=Device)
 
 PORT_SPACE_SIZE = 0x1_0000
 
@@ -67,14 +72,18 @@ class Machine:
         self.clock = clock
         self.report = report
         self.device_clock = LockedClock(clock, loop.bql)
-        self.wall_ns: Callable[[], int] = time.time_ns
-        """The host's calendar time, from which the guest's real-time clock starts."""
+        self.wall_ns = _calendar(clock)
+        """The calendar time that the guest's real-time clock starts from: the host's; by hand where the clock is."""
         self.vcpus = VcpuGroup(loop.bql)
         self.system = System(
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
         )
+        self.system.panic_action = config.panic_action
         self.system.on_reset.append(self.reset)
+        self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
+        self._guest_clock = GuestClock(self.vm, self._vcpus)
+        self.system.run_state.subscribe(self._guest_clock.run_state_changed)
         self.ram = RamList()
         self.system_memory = MemoryRegion.new_container("system")
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
@@ -98,6 +107,10 @@ class Machine:
     def devices(self) -> Iterator[Device]:
         """Every device of the board."""
         return (part.device for part in self.parts)
+
+    def device(self, kind: type[D]) -> D:
+        """The board's device of that class, the first if there are several."""
+        return next(device for device in self.devices if isinstance(device, kind))
 
     def gsi(self, number: int) -> GsiLine:
         """The line to a global system interrupt."""
@@ -133,7 +146,8 @@ class Machine:
                     debug_threads=self.config.debug_threads,
                 )
             )
-        self._power_on = PowerOnState(self.vm, self._vcpus())
+        if apic_ids:
+            self._power_on = PowerOnState(self.vm, self._vcpus())
 
     def power_on(self) -> None:
         """Load what boots, and start the processors' threads, still paused. Raises UserError when it does not fit."""
@@ -144,11 +158,45 @@ class Machine:
     def reset(self, cause: ShutdownCause) -> None:
         """The whole machine as after power-on, RAM's contents apart; called while no vCPU runs."""
         _log.info("reset: %s", cause.value)
+        self._reset_hardware()
+        self._load()
+
+    def _reset_hardware(self) -> None:
+        """Devices and processors as after power-on."""
         for device in self.devices:
             device.reset()
-        assert self._power_on is not None
-        self._power_on.put_back()
-        self._load()
+        if self._power_on is not None:
+            self._power_on.put_back()
+        self._guest_clock.was_reset()
+
+    def port_read(self, port: int, size: int) -> int:
+        """What a guest's IN of `size` bytes would get, from the hypervisor's own chips too."""
+        self._deliver_coalesced()
+        value = self.vm.chip_read(port, size, pio=True)
+        return self.ports.read(port, size) if value is None else value & (1 << 8 * size) - 1
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """What a guest's OUT would do."""
+        self._deliver_coalesced()
+        if not self.vm.chip_write(port, size, value, pio=True):
+            self.ports.write(port, size, value)
+
+    def memory_read(self, address: int, size: int) -> int:
+        """What a guest's load of `size` bytes at a guest-physical address would get, local APICs left out."""
+        self._deliver_coalesced()
+        value = self.vm.chip_read(address, size, pio=False)
+        return self.memory.read(address, size) if value is None else value & (1 << 8 * size) - 1
+
+    def memory_write(self, address: int, size: int, value: int) -> None:
+        """What a guest's store would do."""
+        self._deliver_coalesced()
+        if not self.vm.chip_write(address, size, value, pio=False):
+            self.memory.write(address, size, value)
+
+    def _deliver_coalesced(self) -> None:
+        """What guests wrote before comes before."""
+        for pio, address, size, value in self.vm.coalesced.take():
+            (self.ports if pio else self.memory).write(address, size, value)
 
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""
@@ -199,3 +247,11 @@ class Machine:
             what = "resets" if self.config.reboot else "ends (-no-reboot)"
             self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")
         self.system.vcpu_event(thread, outcome, exit)
+
+
+def _calendar(clock: VirtualClock) -> Callable[[], int]:
+    """Nanoseconds since 1970."""
+    if not isinstance(clock, SteppedClock):
+        return time.time_ns
+    started = time.time_ns()
+    return lambda: started + clock.now_ns()

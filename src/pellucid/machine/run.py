@@ -8,17 +8,16 @@ from contextlib import ExitStack
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
-from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import configured_model, cpuid_entries
 from pellucid.machine.machine import Machine
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
-from pellucid.runtime import BigLock, MainLoop, ShutdownCause, VcpuThread, VirtualClock
+from pellucid.runtime import BigLock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
 from pellucid.runtime.linux import set_process_name
 
-AttachMonitor = Callable[[Machine, Chardev], None]
-"""Serves a monitor on a stream. The monitor is above this floor, so whoever runs a machine passes it in."""
+AttachControl = Callable[[Machine, Streams], object]
+"""Serves the monitors on their streams. They are above this floor, so whoever runs a machine passes this in."""
 CpuidOf = Callable[[int], Sequence[CpuidEntry]]
 """What CPUID answers on the processor with an APIC id."""
 Accelerator = Callable[[MachineConfig, VirtualClock], tuple[Hypervisor, CpuidOf]]
@@ -29,14 +28,16 @@ EXIT_STATUS = {ShutdownCause.HOST_ERROR: 1}
 
 def run_machine(
     config: MachineConfig,
-    attach_monitor: AttachMonitor | None = None,
+    attach_control: AttachControl | None = None,
     accelerator: Accelerator | None = None,
     progress: Progress | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> int:
     """Run the machine until it goes down; the process's exit status. Call it on the main thread.
 
     `progress(what, done, total)` hears how far a first compile of the processor is. `accelerator` replaces the one that
-    the configuration names. Raises UserError (nothing has been started then) for what the machine cannot be built from.
+    the configuration names. `ready` is called when all is made and the guest is about to run.
+    Raises UserError (nothing has been started then) for what the machine cannot be built from.
     """
     board = find_board(config.board)
     if config.process_name:
@@ -44,7 +45,7 @@ def run_machine(
     with ExitStack() as cleanup:
         loop = MainLoop(BigLock())
         cleanup.callback(loop.close)
-        clock = VirtualClock(debug_threads=config.debug_threads)
+        clock = SteppedClock() if config.accelerator == "qtest" else VirtualClock(debug_threads=config.debug_threads)
         cleanup.callback(clock.close)
         hypervisor, cpuid = (accelerator or _accelerator(progress))(config, clock)
         machine = Machine(config, hypervisor, loop, clock, _report)
@@ -55,12 +56,13 @@ def run_machine(
         cleanup.enter_context(SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)))
         with loop.bql:
             board.build(machine, streams.serials)
-            machine.create_vcpus(config.topology.apic_ids, cpuid)
+            machine.create_vcpus(config.topology.apic_ids if board.has_cpus else (), cpuid)
             machine.power_on()
             machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
-            if attach_monitor is not None:
-                for stream in streams.monitors:
-                    attach_monitor(machine, stream)
+            if attach_control is not None:
+                attach_control(machine, streams)
+            if ready is not None:
+                ready()
             if not config.start_paused:
                 machine.system.vm_start()
         return EXIT_STATUS.get(machine.run(), 0)

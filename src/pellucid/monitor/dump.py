@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from iced_x86 import Code, Decoder, Formatter, FormatterSyntax, Instruction
 
-from pellucid.monitor.errors import CommandError
+from pellucid.monitor.errors import SyntaxProblem
 from pellucid.monitor.expression import signed
 
 Reader = Callable[[int, int], bytes | None]
@@ -34,7 +34,7 @@ def parse_format(text: str, previous: Format) -> Format:
     letters = text.lstrip("0123456789")
     digits = text[: len(text) - len(letters)]
     if len(digits) > 9:
-        raise CommandError("count too large in format")
+        raise SyntaxProblem("count too large in format")
     result = replace(previous, count=int(digits) if digits else 1)
     for letter in letters:
         if letter in FORMATS:
@@ -42,7 +42,7 @@ def parse_format(text: str, previous: Format) -> Format:
         elif letter in SIZES:
             result = replace(result, size=SIZES[letter])
         else:
-            raise CommandError(f"invalid char in format: '{letter}'")
+            raise SyntaxProblem(f"invalid char in format: '{letter}'")
     return result
 
 
@@ -50,7 +50,7 @@ def memory_text(form: Format, address: int, read: Reader, bits: int) -> str:
     """The dump of `form.count` items from `address`; `bits` is the code size for instructions."""
     limit = MAX_BYTES // (MAX_INSTRUCTION if form.kind == "i" else form.size)
     if form.count > limit:
-        raise CommandError(f"count too large in format: at most {limit} of these at once")
+        raise SyntaxProblem(f"count too large in format: at most {limit} of these at once")
     if form.kind == "i":
         return disassembly(form.count, address, read, bits)
     size = 1 if form.kind == "c" else form.size

@@ -11,7 +11,7 @@ Values wrap at 64 bits; division is signed and truncates, as in C. Numbers are d
 import re
 from collections.abc import Callable
 
-from pellucid.monitor.errors import CommandError
+from pellucid.monitor.errors import SyntaxProblem
 
 MASK = (1 << 64) - 1
 MAX_DEPTH = 100
@@ -21,16 +21,13 @@ NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*", re.ASCII)
 REGISTER = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*", re.ASCII)
 
 
-def evaluate(text: str, register: Callable[[str], int | None]) -> int:
-    """The value of `text`, 0..2**64-1; `register` gives that of a $name, None when it knows none of this name.
+def evaluate(text: str, register: Callable[[str], int | None]) -> tuple[int, str]:
+    """The value of the expression that `text` begins with, 0..2**64-1, and what follows it.
 
-    Raises CommandError when the text is not an expression or more than one.
+    `register` gives the value of a $name, None when it knows none of this name. SyntaxProblem: no expression.
     """
     parser = _Parser(text, register)
-    value = parser.expression(0)
-    if parser.rest:
-        raise CommandError("extraneous characters at the end of line")
-    return value
+    return parser.expression(0), parser.rest
 
 
 def signed(value: int, bits: int = 64) -> int:
@@ -49,7 +46,7 @@ class _Parser:
 
     def expression(self, depth: int) -> int:
         if depth > MAX_DEPTH:
-            raise CommandError("expression nested too deeply")
+            raise SyntaxProblem("expression nested too deeply")
         value = self._sum(depth)
         while self.rest[:1] in ("&", "|", "^") and self.rest:
             operator, right = self._take(1), self._sum(depth)
@@ -72,7 +69,7 @@ class _Parser:
 
     def _unary(self, depth: int) -> int:
         if depth > MAX_DEPTH:
-            raise CommandError("expression nested too deeply")
+            raise SyntaxProblem("expression nested too deeply")
         first = self.rest[:1]
         if first in ("+", "-", "~") and first:
             self._take(1)
@@ -82,7 +79,7 @@ class _Parser:
             self._take(1)
             value = self.expression(depth + 1)
             if self._take(1) != ")":
-                raise CommandError("')' expected")
+                raise SyntaxProblem("')' expected")
             return value
         if first == "'":
             return self._character()
@@ -92,28 +89,28 @@ class _Parser:
 
     def _character(self) -> int:
         if len(self.rest) < 3 or self.rest[2] != "'":
-            raise CommandError("missing terminating ' character")
+            raise SyntaxProblem("missing terminating ' character")
         return ord(self._take(3)[1]) & 0xFF
 
     def _register_value(self) -> int:
         found = REGISTER.match(self.rest, 1)
         value = self._register(found[0]) if found else None
         if found is None or value is None:
-            raise CommandError("unknown register")
+            raise SyntaxProblem("unknown register")
         self._take(found.end())
         return value
 
     def _number(self) -> int:
         if not self.rest:
-            raise CommandError("unexpected end of expression")
+            raise SyntaxProblem("unexpected end of expression")
         found = NUMBER.match(self.rest)
         if found is None:
-            raise CommandError(f"invalid char '{self.rest[0]}' in expression")
+            raise SyntaxProblem(f"invalid char '{self.rest[0]}' in expression")
         # Beyond 22 octal digits no 64-bit number is left; Python's limit on decimal digits is far above that.
         text = self._take(found.end())
         value = 1 << 64 if len(text) > 64 else _integer(text)
         if value > MASK:
-            raise CommandError("number too large")
+            raise SyntaxProblem("number too large")
         return value
 
 
@@ -126,7 +123,7 @@ def _integer(text: str) -> int:
 def _divide(operator: str, left: int, right: int) -> int:
     dividend, divisor = signed(left), signed(right)
     if divisor == 0:
-        raise CommandError("division by zero")
+        raise SyntaxProblem("division by zero")
     quotient = abs(dividend) // abs(divisor)
     if (dividend < 0) != (divisor < 0):
         quotient = -quotient

@@ -1,290 +1,153 @@
-"""HMP, the monitor for people: one table of commands serves execution and help.
+"""HMP, the monitor for people: a line in, the text to show out.
 
-`Monitor.execute` takes a line and gives the text to show. Commands, their arguments and the wording of the answers are
-QEMU's. A row of a table is what a command needs: names, parameters, a line of help, the function.
+The commands are those declared with an HMP name (`command.py`). Their arguments are read here, in QEMU's notation and
+with its words for what is wrong.
 """
 
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from typing import Any
 
 from pellucid.errors import PellucidError
-from pellucid.monitor.block import block_text
-from pellucid.monitor.dump import Format, Reader, memory_text, parse_format, value_text
-from pellucid.monitor.errors import CommandError
-from pellucid.monitor.expression import evaluate
-from pellucid.monitor.registers import code_bits, register_value, registers_text
-from pellucid.monitor.target import CpuRegisters, MonitorTarget
+from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS, Command, Parameter, run_command
+from pellucid.monitor.errors import SyntaxProblem
+from pellucid.monitor.session import Session
+
+NOT_BUILT = frozenset(
+    """
+    announce_self balloon block_job_cancel block_job_complete block_job_pause block_job_resume block_job_set_speed
+    block_resize block_set_io_throttle block_stream boot_set calc_dirty_rate cancel_vcpu_dirty_limit chardev-add
+    chardev-change chardev-remove client_migrate_info closefd commit delvm device_add device_del
+    drive_add drive_backup drive_del drive_mirror dump-guest-memory dumpdtb exit_preconfig expire_password
+    gdbserver getfd gpa2hpa hostfwd_add hostfwd_remove loadvm mce migrate migrate_cancel migrate_continue
+    migrate_incoming migrate_pause migrate_recover migrate_set_capability migrate_set_parameter migrate_start_postcopy
+    mouse_button mouse_move mouse_set nbd_server_add nbd_server_remove nbd_server_start nbd_server_stop netdev_add
+    netdev_del object_add object_del pcie_aer_inject_error qemu-io qom-set replay_break replay_delete_break replay_seek
+    savevm screendump set_link set_password set_vcpu_dirty_limit singlestep snapshot_blkdev snapshot_blkdev_internal
+    snapshot_delete_blkdev_internal stopcapture sync-profile trace-event watchdog_action wavcapture
+    x_colo_lost_heartbeat
+    """.split()
+)
+INFO_NOT_BUILT = frozenset(
+    """
+    balloon block-jobs blockstats capture dirty_rate dump iothreads lapic memdev memory-devices mice migrate
+    migrate_capabilities migrate_parameters network numa opcount pci profile qdm qom-tree qtree rdma replay rocker
+    rocker-of-dpa-flows rocker-of-dpa-groups rocker-ports sev sgx snapshots spice stats sync-profile tpm trace-events
+    usb usbhost usernet vcpu_dirty_limit virtio virtio-queue-element virtio-queue-status virtio-status
+    virtio-vhost-queue-status vm-generation-id vnc
+    """.split()
+)
+"""What QEMU has and is not here yet: it is answered by its name, and leaves the list as it gets built."""
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """What follows a command's name: the format (after `/`, or None) and the rest of the line."""
-
-    format: str | None
-    text: str
-
-    def none(self) -> None:
-        """Check that there are none."""
-        if self.format is not None or self.text:
-            raise CommandError("extraneous characters at the end of line")
-
-    def flags(self, allowed: str) -> set[str]:
-        """Single-letter options such as `-f -d` or `-fd`; nothing else may be there."""
-        found: set[str] = set()
-        for word in self.text.split():
-            if not word.startswith("-") or len(word) == 1:
-                raise CommandError("extraneous characters at the end of line")
-            for letter in word[1:]:
-                if letter not in allowed:
-                    raise CommandError(f"unsupported option -{letter}")
-                found.add(letter)
-        return found
-
-
-@dataclass(frozen=True)
-class Command:
-    """One row: the names (the first is the canonical one), the parameters as help shows them, help, function."""
-
-    names: tuple[str, ...]
-    parameters: str
-    help: str
-    run: Callable[["Monitor", Arguments], str]
-
-    @property
-    def title(self) -> str:
-        """Its names as help shows them."""
-        return "|".join(self.names)
-
-    def help_line(self, prefix: str = "") -> str:
-        """`names parameters -- help`."""
-        return f"{prefix}{self.title} {self.parameters} -- {self.help}"
-
-
-class Monitor:
-    """One user's conversation with a machine: the CPU it talks about and the formats it used last."""
-
-    def __init__(self, target: MonitorTarget) -> None:
-        self.target = target
-        self.cpu = 0
-        self.format = Format()
-
-    def execute(self, line: str) -> str:
-        """Carry out one line. The answer, to a bad command too, ends in a newline unless it is empty."""
-        line = line.strip()
-        if not line or line.startswith("#"):
-            return ""
-        name, arguments = _split_command(line)
-        command = COMMANDS.get(name)
-        if command is None:
-            return f"unknown command: '{name}'\n"
-        if name == "info" and arguments.text:
-            return self._execute_info(arguments)
-        return self._run(command, arguments, command.title, name)
-
-    def _execute_info(self, arguments: Arguments) -> str:
-        name, sub_arguments = _split_command(arguments.text)
-        command = INFO_COMMANDS.get(name)
-        if command is None:
-            return f"unknown command: 'info {name}'\n"
-        return self._run(command, sub_arguments, name, f"info {name}")
-
-    def _run(self, command: Command, arguments: Arguments, title: str, name: str) -> str:
-        try:
-            return command.run(self, arguments)
-        except CommandError as error:
-            problem = f"{title}: {error}" if str(error).startswith("extraneous") else str(error)
-            return f'{problem}\nTry "help {name}" for more information\n'
-        except PellucidError as error:
-            return f"Error: {error}\n"
-
-    def registers(self) -> CpuRegisters:
-        """The registers of the CPU that this monitor talks about."""
-        return self.target.cpu_registers(self.cpu)
-
-    def value(self, text: str) -> int:
-        """The value of an expression."""
-        state: list[CpuRegisters] = []  # asked for once, and only when a register is named
-
-        def register(name: str) -> int | None:
-            if not state:
-                state.append(self.registers())
-            return register_value(state[0], name)
-
-        return evaluate(text, register)
-
-    def next_format(self, arguments: Arguments) -> Format:
-        """The format of this command: what it says, and for the rest what the last one said."""
-        form = parse_format(arguments.format or "", self.format)
-        self.format = replace(form, count=1)
-        return form
-
-
-def _split_command(line: str) -> tuple[str, Arguments]:
-    """`name[/format] rest`; a blank may stand before the slash."""
-    end = next((index for index, char in enumerate(line) if char.isspace() or char == "/"), len(line))
-    name, rest = line[:end], line[end:].lstrip()
-    if not rest.startswith("/"):
-        return name, Arguments(None, rest.rstrip())
-    form, _, rest = rest[1:].partition(" ")
-    return name, Arguments(form, rest.strip())
-
-
-def _dump(monitor: Monitor, arguments: Arguments, read: Reader) -> str:
-    form = monitor.next_format(arguments)
-    address = monitor.value(arguments.text)
-    bits = code_bits(monitor.registers().sregs) if form.kind == "i" else 0
-    return memory_text(form, address, read, bits)
-
-
-def _x(monitor: Monitor, arguments: Arguments) -> str:
-    return _dump(monitor, arguments, lambda address, size: monitor.target.read_virtual(monitor.cpu, address, size))
-
-
-def _xp(monitor: Monitor, arguments: Arguments) -> str:
-    return _dump(monitor, arguments, monitor.target.read_physical)
-
-
-def _print(monitor: Monitor, arguments: Arguments) -> str:
-    form = monitor.next_format(arguments)
-    return value_text(form.kind, monitor.value(arguments.text)) + "\n"
-
-
-def _cpu(monitor: Monitor, arguments: Arguments) -> str:
-    index = monitor.value(arguments.text)
-    if index >= monitor.target.cpu_count:
-        raise CommandError("invalid CPU index")
-    monitor.cpu = index
-    return ""
-
-
-def _steer(action: Callable[[MonitorTarget], None]) -> Callable[[Monitor, Arguments], str]:
-    def run(monitor: Monitor, arguments: Arguments) -> str:
-        arguments.none()
-        action(monitor.target)
+def execute(session: Session, line: str) -> str:
+    """Carry out one line. The answer, to a bad command too, ends in a newline unless it is empty."""
+    line = line.strip()
+    if not line or line.startswith("#"):
         return ""
-
-    return run
-
-
-def _help(monitor: Monitor, arguments: Arguments) -> str:
-    words = arguments.text.split()
-    if not words:
-        return _help_lines(COMMANDS)
-    if words[0] == "info":
-        if len(words) == 1:
-            return _info(monitor, arguments)
-        rows, words, prefix = INFO_COMMANDS, words[1:], "info "
-    else:
-        rows, prefix = COMMANDS, ""
-    if words[0] not in rows:
-        return f"unknown command: '{prefix}{words[0]}'\n"
-    return rows[words[0]].help_line(prefix) + "\n"
+    name, rest = split_name(line)
+    if name == "info" and rest:
+        name, rest = split_name(rest)
+        return _dispatch(session, INFO_COMMANDS, name, rest, "info ")
+    return _dispatch(session, HMP_COMMANDS, name, rest, "")
 
 
-def _info(_: Monitor, __: Arguments) -> str:
-    return _help_lines(INFO_COMMANDS, "info ")
+def split_name(line: str) -> tuple[str, str]:
+    """The command's name and what follows; a format's slash ends the name."""
+    end = next((index for index, char in enumerate(line) if char.isspace() or char == "/"), len(line))
+    return line[:end], line[end:].lstrip()
 
 
-def _help_lines(rows: Mapping[str, Command], prefix: str = "") -> str:
-    commands = sorted(set(rows.values()), key=lambda command: command.names)
-    return "".join(command.help_line(prefix) + "\n" for command in commands)
-
-
-def _info_registers(monitor: Monitor, arguments: Arguments) -> str:
-    if arguments.text.startswith("-"):
-        arguments.flags("a")
-        every = range(monitor.target.cpu_count)
-        return "".join(registers_text(cpu, monitor.target.cpu_registers(cpu)) for cpu in every)
-    cpu = monitor.value(arguments.text) if arguments.text else monitor.cpu
-    if cpu >= monitor.target.cpu_count:
-        return f"CPU#{cpu} not available\n"
-    return registers_text(cpu, monitor.target.cpu_registers(cpu))
-
-
-def _info_mtree(monitor: Monitor, arguments: Arguments) -> str:
-    flags = arguments.flags("fdoD")
-    return monitor.target.mtree(
-        flat="f" in flags, dispatch_tree="d" in flags, owner="o" in flags, disabled="D" in flags
-    )
-
-
-def _info_ramblock(monitor: Monitor, arguments: Arguments) -> str:
-    arguments.none()
-    return monitor.target.ramblock()
-
-
-def _info_block(monitor: Monitor, arguments: Arguments) -> str:
-    flags, words = _flags_and_words(arguments, "nv")
-    drives = [] if "n" in flags else monitor.target.drives()  # -n: nodes that the user has named; there are none yet
-    if words:
-        drives = [drive for drive in drives if drive.name == words[0]]
-        if not drives:
-            return f"Device '{words[0]}' not found\n"
-    return block_text(drives, verbose="v" in flags)
-
-
-def _change(monitor: Monitor, arguments: Arguments) -> str:
-    flags, words = _flags_and_words(arguments, "f")
-    if not 2 <= len(words) <= 3:
-        raise CommandError("change: give a drive and a file")
-    monitor.target.change_medium(words[0], words[1], words[2] if len(words) > 2 else None, force="f" in flags)
-    return ""
-
-
-def _eject(monitor: Monitor, arguments: Arguments) -> str:
-    flags, words = _flags_and_words(arguments, "f")
-    if len(words) != 1:
-        raise CommandError("eject: give a drive")
-    monitor.target.eject(words[0], force="f" in flags)
-    return ""
-
-
-def _flags_and_words(arguments: Arguments, allowed: str) -> tuple[set[str], list[str]]:
-    """Single-letter options, and the words behind them; a word in double quotes may have blanks."""
+def _dispatch(session: Session, table: Mapping[str, Command], name: str, rest: str, prefix: str) -> str:
+    found = table.get(name)
+    if found is None or (found.qmp and not found.names and not found.info):
+        if name in (INFO_NOT_BUILT if prefix else NOT_BUILT):
+            return f"{prefix}{name}: not built yet\n"
+        return f"unknown command: '{prefix}{name}'\n"
     try:
-        words = shlex.split(arguments.text)
-    except ValueError:
-        raise CommandError("unterminated string") from None
-    flags = [word for word in words if word.startswith("-") and len(word) > 1]
-    return replace(arguments, text=" ".join(flags)).flags(allowed), [word for word in words if word not in flags]
+        return found.text(run_command(found, session, read_arguments(session, found, rest)))
+    except SyntaxProblem as problem:
+        return f'{problem}\nTry "help {prefix}{name}" for more information\n'
+    except PellucidError as error:
+        return f"Error: {error}\n"
 
 
-def _info_status(monitor: Monitor, arguments: Arguments) -> str:
-    arguments.none()
-    return f"VM status: {monitor.target.run_status()}\n"
+def read_arguments(session: Session, found: Command, text: str) -> dict[str, Any]:
+    """What `text` gives for the command's parameters. Raises SyntaxProblem."""
+    given: dict[str, Any] = {}
+    flags, text = _read_flags(found, text)
+    for parameter in found.parameters:
+        attribute = parameter.member.attribute
+        if parameter.kind == "flag":
+            given[attribute] = parameter.letter in flags
+        elif parameter.kind == "format":
+            given[attribute], text = _read_format(text)
+        elif parameter.kind and (text or not parameter.member.optional):
+            given[attribute], text = _read_value(session, found, parameter, text)
+    if text:
+        raise SyntaxProblem(f"{found.title}: extraneous characters at the end of line")
+    return given
 
 
-def _table(*commands: Command) -> dict[str, Command]:
-    return {name: command for command in commands for name in command.names}
+def _read_flags(found: Command, text: str) -> tuple[set[str], str]:
+    """The single-letter options at the start (`-f -d`, or `-fd`), and what follows them."""
+    known = {parameter.letter for parameter in found.parameters if parameter.kind == "flag"}
+    flags: set[str] = set()
+    while known and text.startswith("-"):
+        word, _, text = text.partition(" ")
+        text = text.lstrip()
+        for letter in word[1:] or ("",):
+            if letter not in known:
+                raise SyntaxProblem(f"{found.title}: unsupported option -{letter}")
+            flags.add(letter)
+    return flags, text
 
 
-COMMANDS = _table(
-    Command(("help", "?"), "[cmd]", "show the help", _help),
-    Command(("info",), "[subcommand]", "show various information about the system state", _info),
-    Command(("x",), "/fmt addr", "virtual memory dump starting at 'addr'", _x),
-    Command(("xp",), "/fmt addr", "physical memory dump starting at 'addr'", _xp),
-    Command(("print", "p"), "/fmt expr", "print expression value (use $reg for CPU register access)", _print),
-    Command(("cpu",), "index", "set the default CPU", _cpu),
-    Command(("stop", "s"), "", "stop emulation", _steer(lambda target: target.stop())),
-    Command(("cont", "c"), "", "resume emulation", _steer(lambda target: target.cont())),
-    Command(("system_reset",), "", "reset the system", _steer(lambda target: target.system_reset())),
-    Command(("change",), "[-f] device filename [format]", "change a removable medium (-f: even if locked)", _change),
-    Command(("eject",), "[-f] device", "eject a removable medium (-f: even if locked)", _eject),
-    Command(("quit", "q"), "", "quit the emulator", _steer(lambda target: target.quit())),
-)
+def _read_format(text: str) -> tuple[str | None, str]:
+    if not text.startswith("/"):
+        return None, text
+    form, _, rest = text[1:].partition(" ")
+    return form, rest.lstrip()
 
-INFO_COMMANDS = _table(
-    Command(
-        ("registers",), "[-a|vcpu]", "show the cpu registers (-a: of all cpus; vcpu: of that one)", _info_registers
-    ),
-    Command(
-        ("mtree",),
-        "[-f][-d][-o][-D]",
-        "show memory tree (-f: flat views; -d: dispatch tree, with -f; -o: owners; -D: disabled regions too)",
-        _info_mtree,
-    ),
-    Command(("ramblock",), "", "Display system ramblock information", _info_ramblock),
-    Command(("block",), "[-n] [-v] [device]", "show info of one drive or all (-v: their images too)", _info_block),
-    Command(("status",), "", "show the current VM status (running|paused)", _info_status),
-)
+
+def _read_value(session: Session, found: Command, parameter: Parameter, text: str) -> tuple[Any, str]:
+    if parameter.kind in ("value", "int"):
+        value, rest = session.value(text)
+        return value if parameter.kind == "value" or value < 1 << 63 else value - (1 << 64), rest
+    if parameter.kind == "line":
+        return text, ""
+    if not text:
+        wanted = "filename" if parameter.kind == "filename" else "string"
+        raise SyntaxProblem(f"{found.title}: {wanted} expected")
+    if text.startswith('"'):
+        return _read_quoted(found, text)
+    word, *rest_words = text.split(None, 1)
+    return word, rest_words[0] if rest_words else ""
+
+
+def _read_quoted(found: Command, text: str) -> tuple[str, str]:
+    pieces: list[str] = []
+    position = 1
+    while position < len(text) and text[position] != '"':
+        character = text[position]
+        if character == "\\":
+            position += 1
+            escape = text[position : position + 1]
+            character = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}.get(escape, "")
+            if not character:
+                raise SyntaxProblem(f"unsupported escape code: '\\{escape}'\n{found.title}: string expected")
+        pieces.append(character)
+        position += 1
+    if position >= len(text):
+        raise SyntaxProblem(f"unterminated string\n{found.title}: string expected")
+    return "".join(pieces), text[position + 1 :].lstrip()
+
+
+def completions(line: str) -> list[str]:
+    """The words that could stand where the last word of `line` stands."""
+    words = line.split(" ")
+    if len(words) == 1:
+        return [name for name in HMP_COMMANDS if name != "?"]
+    if words[0] in ("info", "help", "?") and len(words) == 2:
+        return list(INFO_COMMANDS if words[0] == "info" else HMP_COMMANDS)
+    return list(INFO_COMMANDS) if words[:2] == ["help", "info"] and len(words) == 3 else []
+

@@ -29,7 +29,7 @@ class LineEditor:
         self._complete = complete
         self._line = ""
         self._cursor = 0
-        self._history: list[str] = []
+        self.history: list[str] = []
         self._position = 0  # in history; its length means the line being written
         self._escape: bytes | None = None
 
@@ -58,9 +58,9 @@ class LineEditor:
 
     def _finish(self) -> tuple[str, str]:
         line = self._line
-        if line.strip() and self._history[-1:] != [line]:
-            self._history = [*self._history, line][-MAX_HISTORY:]
-        self._position = len(self._history)
+        if line.strip() and self.history[-1:] != [line]:
+            self.history = [*self.history, line][-MAX_HISTORY:]
+        self._position = len(self.history)
         self._line, self._cursor = "", 0
         return "\r\n", line
 
@@ -96,10 +96,10 @@ class LineEditor:
         return self._recall(self._position + (1 if key == "down" else -1))
 
     def _recall(self, position: int) -> str:
-        if not 0 <= position <= len(self._history):
+        if not 0 <= position <= len(self.history):
             return ""
         self._position = position
-        return self._remove(0, len(self._line)) + self._insert((*self._history, "")[position])
+        return self._remove(0, len(self._line)) + self._insert((*self.history, "")[position])
 
     def _move(self, cursor: int) -> str:
         step = cursor - self._cursor

@@ -5,7 +5,7 @@ Hidden descriptor words are the second doubleword of a descriptor, Intel SDM vol
 """
 
 from pellucid.kvm.regs import Fpu, MpState, Regs, Segment, Sregs
-from pellucid.monitor.target import CpuRegisters
+from pellucid.monitor.guest_state import CpuRegisters
 
 EFER_LMA = 1 << 10
 CR0_PE = 1 << 0

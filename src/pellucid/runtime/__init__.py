@@ -5,9 +5,9 @@ the clocks. Nothing here calls back while it holds a private lock.
 """
 
 from pellucid.runtime.bql import BigLock
-from pellucid.runtime.clock import HostClock, LockedClock, VirtualClock
+from pellucid.runtime.clock import HostClock, LockedClock, SteppedClock, VirtualClock
 from pellucid.runtime.main_loop import MainLoop
-from pellucid.runtime.requests import ShutdownCause, SystemRequests
+from pellucid.runtime.requests import PanicAction, ShutdownCause, SystemRequests, WakeReason
 from pellucid.runtime.run_state import InvalidTransition, RunState, RunStateMachine
 from pellucid.runtime.system import System
 from pellucid.runtime.vcpu_group import VcpuGroup
@@ -20,13 +20,16 @@ __all__ = [
     "LockedClock",
     "MainLoop",
     "Outcome",
+    "PanicAction",
     "RunState",
     "RunStateMachine",
     "ShutdownCause",
+    "SteppedClock",
     "System",
     "SystemRequests",
     "VcpuGroup",
     "VcpuThread",
     "VirtualClock",
+    "WakeReason",
     "outcome_of",
 ]

@@ -1,4 +1,4 @@
-"""Clocks that tick: the host's, one that stops with the guest, and one whose callbacks take a lock.
+"""Clocks: the host's, one that stops with the guest, one that goes by hand, and one whose callbacks take a lock.
 
 Each clock has one timer thread, started by the first `arm`, which sleeps in a kernel timer (timerfd) set to the
 earliest deadline of a heap. Arming is therefore at most one system call and wakes no thread: a guest that arms its APIC
@@ -23,6 +23,8 @@ from pellucid.runtime.linux import TimerFd, set_thread_name
 _log = logging.getLogger("pellucid.runtime.clock")
 
 _UNARMED = 0
+MOST_CALLBACKS = 1_000_000
+"""Of one step: a guest's timer of a microsecond may not hold a step of an hour up for ever."""
 
 
 class _Alarm:
@@ -93,9 +95,13 @@ class HostClock:
             self._drop_stale()
             if self._heap[0][1] == alarm.sequence:
                 self._set_timer_fd()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Have somebody who waits for the deadlines. The lock is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
 
     def _cancel(self, alarm: _Alarm) -> None:
         with self._lock:
@@ -108,12 +114,15 @@ class HostClock:
             self._heap = [entry for entry in self._heap if entry[1] == entry[2].sequence]
             heapq.heapify(self._heap)
 
+    def _forget_stale_head(self) -> None:
+        while self._heap and self._heap[0][1] != self._heap[0][2].sequence:
+            heapq.heappop(self._heap)
+
     def _set_timer_fd(self) -> None:
         """Sleep until the earliest live entry. The lock is held."""
         if self._closed:
             return
-        while self._heap and self._heap[0][1] != self._heap[0][2].sequence:
-            heapq.heappop(self._heap)
+        self._forget_stale_head()
         deadline = self._host_deadline(self._heap[0][0]) if self._heap else None
         if deadline is None:
             self._timer_fd.disarm()
@@ -200,6 +209,50 @@ class VirtualClock(HostClock):
     def _host_deadline(self, deadline_ns: int) -> int | None:
         running, offset = self._state
         return deadline_ns - offset if running else None
+
+
+class SteppedClock(VirtualClock):
+    """A guest's clock that goes only when it is told to: `-accel qtest`. It starts at 0 ns.
+
+    `start` and `stop` change nothing, since nobody executes the guest. Timers call back from inside `step_to`, each at
+    its own deadline, on the thread that steps.
+    """
+
+    def now_ns(self) -> int:
+        return self._state[1]
+
+    def start(self) -> None:
+        """Nothing: time waits for `step_to`."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+    def next_deadline(self) -> int | None:
+        """When the next timer is due; None when none is armed."""
+        with self._lock:
+            self._forget_stale_head()
+            return self._heap[0][0] if self._heap else None
+
+    def step_to(self, time_ns: int) -> int:
+        """Let time go on to `time_ns`, and what falls due happen; the time then. It never goes back."""
+        for _ in range(MOST_CALLBACKS):
+            with self._lock:
+                self._forget_stale_head()
+                if not self._heap or self._heap[0][0] > time_ns:
+                    break
+                deadline, _, alarm = heapq.heappop(self._heap)
+                alarm.sequence = _UNARMED
+                self._live -= 1
+                self._state = (False, max(self._state[1], deadline))
+            alarm.callback()
+        else:
+            _log.warning("%s: a step is cut short: a device's timer falls due again and again", self._name)
+            return self._state[1]
+        self._state = (False, max(self._state[1], time_ns))
+        return self._state[1]
+
+    def _start_thread(self) -> None:
+        """None is needed: whoever steps calls the timers."""
 
 
 class LockedClock:

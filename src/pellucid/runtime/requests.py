@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from pellucid.runtime.run_state import RunState
 
 
+class PanicAction(enum.Enum):
+    """What becomes of a machine whose guest says that it has crashed (`-action panic=`)."""
+
+    PAUSE = "pause"
+    SHUTDOWN = "shutdown"
+    EXIT_FAILURE = "exit-failure"
+    NONE = "none"
+
+
 class ShutdownCause(enum.Enum):
     """Why the machine is reset or goes down; the value is the name in QMP's SHUTDOWN and RESET events."""
 
@@ -36,6 +45,13 @@ class ShutdownCause(enum.Enum):
 _BY_GUEST = frozenset({ShutdownCause.GUEST_SHUTDOWN, ShutdownCause.GUEST_RESET, ShutdownCause.GUEST_PANIC})
 
 
+class WakeReason(enum.Enum):
+    """What ends a suspend to RAM, for the device that tells the guest."""
+
+    OTHER = "other"
+    RTC = "rtc"
+
+
 @dataclass(slots=True)
 class Requested:
     """The requests that lie there at one moment; None or False where there is none."""
@@ -44,7 +60,7 @@ class Requested:
     suspend: bool = False
     shutdown: ShutdownCause | None = None
     reset: ShutdownCause | None = None
-    wakeup: bool = False
+    wakeup: WakeReason | None = None
     powerdown: bool = False
     vmstop: RunState | None = None
 
@@ -93,10 +109,10 @@ class SystemRequests:
             self._requested.suspend = True
         self._wake()
 
-    def wakeup(self) -> None:
-        """Wake from suspend."""
+    def wakeup(self, reason: WakeReason = WakeReason.OTHER) -> None:
+        """Wake from suspend; a machine that is not suspended by then stays as it is."""
         with self._lock:
-            self._requested.wakeup = True
+            self._requested.wakeup = reason
         self._wake()
 
     def debug(self) -> None:

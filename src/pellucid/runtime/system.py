@@ -11,12 +11,17 @@ from collections.abc import Callable
 from pellucid.kvm.api import Exit, SystemEvent, SystemEventExit
 from pellucid.runtime.clock import VirtualClock
 from pellucid.runtime.main_loop import MainLoop
-from pellucid.runtime.requests import ShutdownCause, SystemRequests
+from pellucid.runtime.requests import PanicAction, ShutdownCause, SystemRequests, WakeReason
 from pellucid.runtime.run_state import InvalidTransition, RunState, RunStateMachine
 from pellucid.runtime.vcpu_group import VcpuGroup
 from pellucid.runtime.vcpu_thread import Outcome, VcpuThread
 
 _log = logging.getLogger("pellucid.runtime.system")
+
+ENDS_ANYWAY = frozenset(
+    {ShutdownCause.HOST_ERROR, ShutdownCause.HOST_QMP_QUIT, ShutdownCause.HOST_SIGNAL, ShutdownCause.HOST_UI}
+)
+"""The user's own word, or that nothing is left to look at: `-no-shutdown` is about guests."""
 
 EventData = dict[str, object]
 EventHandler = Callable[[str, EventData], None]
@@ -43,12 +48,14 @@ class System:
         self.vcpus = vcpus
         self.clock = clock
         self.no_shutdown = no_shutdown
+        """`-no-shutdown`: a machine that powers off stays, stopped."""
+        self.panic_action = PanicAction.SHUTDOWN
         self.run_state = RunStateMachine()
         self.requests = SystemRequests(main_loop.wake, no_reboot=no_reboot)
         self.on_reset: list[Callable[[ShutdownCause], None]] = []
         self.on_powerdown: list[Callable[[], None]] = []
         self.on_suspend: list[Callable[[], None]] = []
-        self.on_wakeup: list[Callable[[], None]] = []
+        self.on_wakeup: list[Callable[[WakeReason], None]] = []
         self.on_event: list[EventHandler] = []
         self.on_failure: list[Callable[[VcpuThread, Exit], None]] = []
         self.shutdown_cause = ShutdownCause.NONE
@@ -61,12 +68,12 @@ class System:
         return self.shutdown_cause
 
     def vm_start(self) -> None:
-        """Run the guest (HMP's `cont`).
+        """Run the guest (HMP's `cont`). One that is suspended stays so: it is woken, not continued.
 
         Raises:
             InvalidTransition: it must be reset first, or may not run from the present state.
         """
-        if self.run_state.running:
+        if self.run_state.running or self.run_state.state is RunState.SUSPENDED:
             return
         if self.run_state.needs_reset:
             raise InvalidTransition(f"a machine that is '{self.run_state.state.value}' must be reset before it can run")
@@ -85,8 +92,9 @@ class System:
             self.vcpus.stop_current()
             return
         if self.run_state.running:
-            self.clock.stop()
+            # The vCPUs first: what they read of their TSC until they stand is time that the clock has seen, too.
             self.vcpus.pause_all()
+            self.clock.stop()
             self.run_state.set(state)
             self._emit("STOP")
 
@@ -106,13 +114,28 @@ class System:
             self.vcpus.stop_current()
             self.requests.suspend()
 
+    def request_wakeup(self, reason: WakeReason = WakeReason.OTHER) -> None:
+        """End a suspend to RAM at the main loop's next turn.
+
+        Raises:
+            InvalidTransition: the guest is not suspended.
+        """
+        if self.run_state.state is not RunState.SUSPENDED:
+            raise InvalidTransition("Unable to wake up: guest is not in suspended state")
+        self.requests.wakeup(reason)
+
     def guest_panicked(self) -> None:
-        """The guest says that it has crashed: stop it as `guest-panicked`, and go down unless `-no-shutdown`."""
-        action = "pause" if self.no_shutdown else "poweroff"
-        self._emit("GUEST_PANICKED", action=action)
+        """The guest says that it has crashed: `panic_action` is done, with `-no-shutdown` pausing instead."""
+        action = self.panic_action
+        if action is PanicAction.NONE:
+            self._emit("GUEST_PANICKED", action="run")
+            return
+        stays = action is PanicAction.PAUSE or (action is PanicAction.SHUTDOWN and self.no_shutdown)
+        self._emit("GUEST_PANICKED", action="pause" if stays else "poweroff")
         self.vm_stop(RunState.GUEST_PANICKED)
-        if not self.no_shutdown:
-            self.requests.shutdown(ShutdownCause.GUEST_PANIC)
+        if not stays:
+            fails = action is PanicAction.EXIT_FAILURE
+            self.requests.shutdown(ShutdownCause.HOST_ERROR if fails else ShutdownCause.GUEST_PANIC)
 
     def vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
         """The `on_event` of the machine's vCPU threads."""
@@ -154,8 +177,8 @@ class System:
                 return True
             if requested.reset is not None:
                 self._reset(requested.reset)
-            if requested.wakeup:
-                self._wakeup()
+            if requested.wakeup is not None:
+                self._wakeup(requested.wakeup)
             if requested.powerdown:
                 self._emit("POWERDOWN")
                 for action in self.on_powerdown:
@@ -166,7 +189,7 @@ class System:
 
     def _shutdown(self, cause: ShutdownCause) -> bool:
         self._emit("SHUTDOWN", guest=cause.by_guest, reason=cause.value)
-        if self.no_shutdown:
+        if self.no_shutdown and cause not in ENDS_ANYWAY:
             self.vm_stop(RunState.SHUTDOWN)
             return False
         self.shutdown_cause = cause
@@ -185,25 +208,25 @@ class System:
             self.run_state.set(RunState.PRELAUNCH)
 
     def _suspend(self) -> None:
+        """Only the CPUs stop: the guest's time goes on, and a clock chip's alarm may end its sleep."""
         if not self.run_state.running:
             return
         self.vcpus.pause_all()
         for action in self.on_suspend:
             action()
-        self.clock.stop()
         self.run_state.set(RunState.SUSPENDED)
         self._emit("SUSPEND")
 
-    def _wakeup(self) -> None:
-        """The guest goes on where its firmware's resume vector says: the CPUs are reset, RAM is not."""
+    def _wakeup(self, reason: WakeReason) -> None:
+        """The guest goes on at its reset vector: firmware sees that this is no start, and enters the kernel's own."""
         if self.run_state.state is not RunState.SUSPENDED:
             return
         for action in self.on_wakeup:
-            action()
-        self._emit("WAKEUP")
+            action(reason)
         self.run_state.set(RunState.RUNNING)
         self.clock.start()
         self.vcpus.resume_all()
+        self._emit("WAKEUP")
 
     def _emit(self, event: str, **data: object) -> None:
         for handler in self.on_event:

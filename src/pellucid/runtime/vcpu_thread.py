@@ -150,6 +150,11 @@ class VcpuThread:
         return self._thread.is_alive()
 
     @property
+    def thread_id(self) -> int:
+        """The kernel's number of the thread; 0 before it has started."""
+        return self._thread.native_id or 0
+
+    @property
     def is_current(self) -> bool:
         """Whether the calling thread is this one."""
         return self._thread.ident == threading.get_ident()

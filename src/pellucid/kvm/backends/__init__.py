@@ -20,6 +20,10 @@ def create_hypervisor(name: str, clock: Clock, progress: Progress | None = None)
         from pellucid.kvm.backends.soft import SoftHypervisor
 
         return SoftHypervisor(clock, progress)
+    if name == "qtest":
+        from pellucid.kvm.backends.qtest import QtestHypervisor
+
+        return QtestHypervisor(clock)
     if name == "kvm":
         raise NotBuiltError("-accel kvm: the /dev/kvm backend is not built yet; use -accel tcg, Pellucid's own engine")
-    raise UserError(f"-accel {name}: no such accelerator; known are {', '.join(SOFT_NAMES)}")
+    raise UserError(f"-accel {name}: no such accelerator; known are {', '.join((*SOFT_NAMES, 'qtest'))}")

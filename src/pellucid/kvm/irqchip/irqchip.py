@@ -179,6 +179,21 @@ class Irqchip:
             return self.mmio_bus.write(gpa, size, value)
         return True
 
+    # ---- what the machine asks
+
+    def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
+        """A read by somebody who is no vCPU, of every chip but the local APICs."""
+        if not pio and self.ioapic.mmio_in_range(address):
+            return self.ioapic.mmio_read(address & 0xFFF, size)
+        return (self.pio_bus if pio else self.mmio_bus).read(address, size)
+
+    def chip_write(self, address: int, size: int, value: int, *, pio: bool) -> bool:
+        """A write; whether a chip took it."""
+        if not pio and self.ioapic.mmio_in_range(address):
+            self.ioapic.mmio_write(address & 0xFFF, size, value)
+            return True
+        return (self.pio_bus if pio else self.mmio_bus).write_now(address, size, value)
+
     # ---- saved state
 
     def get_irqchip(self, chip: int) -> PicState | IoapicState:

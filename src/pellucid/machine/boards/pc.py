@@ -15,6 +15,7 @@ from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
+from pellucid.machine.boards.pc_sleep import wire_sleep
 from pellucid.machine.boards.storage import add_piix3_ide
 from pellucid.machine.boot import read_kernel
 from pellucid.machine.chardev import Chardev
@@ -25,16 +26,30 @@ from pellucid.machine.devices.i440fx import I440fx
 from pellucid.machine.devices.keyboard_controller import KeyboardController
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.piix3 import Piix3, ResetControl
-from pellucid.machine.devices.piix4_pm import Piix4Pm
+from pellucid.machine.devices.piix4_pm import ACPI_DISABLE, ACPI_ENABLE, Piix4Pm
 from pellucid.machine.devices.port92 import Port92
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
+from pellucid.machine.firmware.fw_cfg_files import offer_user_files
+from pellucid.machine.firmware.i440fx_dsdt import ISA_BRIDGE, dsdt
 from pellucid.machine.firmware.image import find_firmware, read_firmware
 from pellucid.machine.firmware.kernel_loader import offer_kernel
+from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables, PowerPorts
 from pellucid.machine.firmware.pc_config import PcFirmwareConfig, boot_bytes, fill_cmos, fill_fw_cfg
+from pellucid.machine.firmware.pc_dsdt import PcDsdt
+from pellucid.machine.firmware.pc_handover import (
+    bus_slots,
+    bus_windows,
+    isa_aml,
+    offer_acpi,
+    offer_smbios,
+    offer_user_tables,
+    port_of,
+)
 from pellucid.machine.ide.boot import boot_devices, disk_geometries
 from pellucid.machine.ide.drive import AtaDrive
+from pellucid.machine.irq import IrqLine
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
@@ -48,7 +63,11 @@ HPET_BASE, HPET_GSI = 0xFED0_0000, 2
 DMA_PORTS, DMA_WIDE_PORTS = (0x00, 0x08, 0x81, 0x87), (0xC0, 0xD0, 0x89, 0x8F)
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
 CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0xCF8, 0xCF9, 0xCFC
-GPE_BASE, APM_BASE = 0xAFE0, 0xB2
+GPE_BASE, GPE_SIZE, APM_BASE = 0xAFE0, 4, 0xB2
+HOLE_64 = 2 << 30
+"""At least so many bytes for BARs above RAM."""
+PRODUCT, VERSION = "Standard PC (i440FX + PIIX, 1996)", "pc-i440fx-7.2"
+"""What SMBIOS calls the machine."""
 ISA_BIOS_MOST = 0x2_0000
 OPTION_ROMS, OPTION_ROMS_SIZE = 0xC_0000, 0x2_0000
 
@@ -85,9 +104,10 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         _add_hypervisor_parts(machine)
         bus = _add_pci(machine, memory)
         drives = add_piix3_ide(machine, bus, 1, 1)
-        _add_isa(machine, memory, serials, drives)
-        _add_power_management(machine, bus)
+        fw_cfg = _add_isa(machine, memory, serials, options, drives)
+        power = _add_power_management(machine, bus) if options.acpi else None
         machine.address_spaces = address_spaces(machine)
+    _offer_tables(machine, memory, bus, fw_cfg, options, power)
 
 
 def split_ram(size: int, max_below_4g: int | None) -> tuple[int, int]:
@@ -151,14 +171,20 @@ def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
 
 
 def _add_isa(
-    machine: Machine, memory: PcMemory, serials: list[Chardev | None], drives: Sequence[AtaDrive]
-) -> None:
+    machine: Machine,
+    memory: PcMemory,
+    serials: list[Chardev | None],
+    options: PcOptions,
+    drives: Sequence[AtaDrive],
+) -> FwCfg:
     for index, chardev in enumerate(serials):
         _add_serial(machine, index, chardev)
     config = PcFirmwareConfig(
         memory.below_4g,
         memory.above_4g,
         machine.config.cpu_count,
+        has_hpet=options.hpet,
+        has_acpi=options.acpi,
         serial_console=any(chardev is not None for chardev in serials[:1]),
         boot=machine.config.boot,
         boot_devices=boot_devices(drives, "ide@1,1"),
@@ -179,6 +205,31 @@ def _add_isa(
     fill_fw_cfg(fw_cfg, config)
     _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+    return fw_cfg
+
+
+def _offer_tables(
+    machine: Machine, memory: PcMemory, bus: PciBus, fw_cfg: FwCfg, options: PcOptions, power: Piix4Pm | None
+) -> None:
+    """ACPI and SMBIOS, which describe all the rest; then the user's own files, which may not replace any."""
+    extra = offer_user_tables(fw_cfg, machine.config)
+    oem = replace(BOCHS, id=options.oem_id, table_id=options.oem_table_id)
+
+    def describe(power: Piix4Pm) -> PcTables:
+        apic_ids = machine.config.topology.apic_ids
+        windows = bus_windows(bus, memory.below_4g, memory.above_4g, HOLE_64)
+        isa, slots = isa_aml(machine.parts), bus_slots(bus, ISA_BRIDGE)
+        pci, cpu = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
+        aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, pci, cpu, has_hpet=options.hpet))
+        ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, ACPI_ENABLE, ACPI_DISABLE)
+        return PcTables(aml, apic_ids, ports, has_hpet=options.hpet, extra=extra, oem=oem)
+
+    if power is not None:
+        offer_acpi(machine, fw_cfg, lambda: describe(power))
+    ranges = [(0, memory.below_4g), (FOUR_GIB, memory.above_4g)]
+    ram = [(address, size) for address, size in ranges if size]
+    offer_smbios(machine, fw_cfg, ram, PRODUCT, VERSION, options.smbios_64)
+    offer_user_files(fw_cfg, machine.config.fw_cfg_files)
 
 
 def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
@@ -189,7 +240,7 @@ def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
     offer_kernel(fw_cfg, read_kernel(config.kernel), config.append, config.initrd)
 
 
-def _add_power_management(machine: Machine, bus: PciBus) -> None:
+def _add_power_management(machine: Machine, bus: PciBus) -> Piix4Pm:
     """Behind everything else in port space, so that the guest finds its block first where it puts it over others."""
     power = Piix4Pm(
         machine.gsi(SCI_GSI),
@@ -200,14 +251,14 @@ def _add_power_management(machine: Machine, bus: PciBus) -> None:
         gpe_base=GPE_BASE,
         apm_base=APM_BASE,
     )
-    machine.system.on_powerdown.append(power.press_power_button)
-    machine.system.on_wakeup.append(power.wake)
+    wire_sleep(machine.system, power, machine.device(Rtc), machine.device(KeyboardController))
     bus.add(1, 3, power)
     machine.parts.append(Part(power))
+    return power
 
 
 def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
-    """The HPET and, behind it, the RTC, whose interrupt the HPET can take over as it can the PIT's."""
+    """The HPET, if any, and behind it the RTC, whose interrupt the HPET can take over as it can the PIT's."""
 
     def set_legacy(on: bool) -> None:
         pit = machine.vm.get_pit()
@@ -215,10 +266,13 @@ def _add_timers(machine: Machine, config: PcFirmwareConfig) -> None:
 
     # The timer's interrupt is on I/O APIC pin 2 and no other chip's: global interrupt 2 leads there too.
     machine.vm.set_gsi_routing([*default_irq_routing(), IrqchipRoute(HPET_GSI, KVM_IRQCHIP_IOAPIC, HPET_GSI)])
-    lines = {number: machine.gsi(number) for number in (0, HPET_GSI, RTC_GSI)}
-    hpet = Hpet(machine.device_clock, lines, set_legacy)
-    machine.add(Part(hpet, mmio=(HPET_BASE,)))
-    rtc = Rtc(hpet.rtc_line(), machine.device_clock, machine.wall_ns)
+    rtc_line: IrqLine = machine.gsi(RTC_GSI)
+    if config.has_hpet:
+        lines = {number: machine.gsi(number) for number in (0, HPET_GSI, RTC_GSI)}
+        hpet = Hpet(machine.device_clock, lines, set_legacy)
+        machine.add(Part(hpet, mmio=(HPET_BASE,)))
+        rtc_line = hpet.rtc_line()
+    rtc = Rtc(rtc_line, machine.device_clock, machine.wall_ns)
     fill_cmos(rtc, config)
     if config.boot.once:
         machine.system.on_reset.append(lambda cause: _set_cmos(rtc, boot_bytes(config.boot.order)))

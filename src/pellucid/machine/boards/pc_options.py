@@ -2,44 +2,81 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.firmware.pc_acpi import BOCHS
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
-OPTIONS = ("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smm", "vmport")
+SWITCHES = ("acpi", "hpet")
+OPTIONS = (
+    *("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smbios-entry-point-type", "smm", "vmport"),
+    *("x-oem-id", "x-oem-table-id"),
+)
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SMALLEST_BELOW_4G, LARGEST_BELOW_4G = 1 << 20, 1 << 32
-FIXED = {"acpi": True, "hpet": True, "i8042": True, "smm": False, "vmport": False}
+FIXED = {"i8042": True, "smm": False, "vmport": False}
 """Switches that have one position so far."""
+
+
+OEM_WIDTHS = {"x-oem-id": 6, "x-oem-table-id": 8}
 
 
 @dataclass(frozen=True)
 class PcOptions:
-    """What was chosen; `max_ram_below_4g` is None for the board's own rule."""
+    """What was chosen; `max_ram_below_4g` is None for the board's own rule. The OEM ids go into ACPI's tables."""
 
     firmware: str = DEFAULT_FIRMWARE
     max_ram_below_4g: int | None = None
+    acpi: bool = True
+    hpet: bool = True
+    smbios_64: bool = False
+    oem_id: bytes = BOCHS.id
+    oem_table_id: bytes = BOCHS.table_id
 
 
 def parse_pc_options(given: Mapping[str, str]) -> PcOptions:
     """The options. Raises UserError for unknown ones and bad values, NotBuiltError for what is not built yet."""
-    firmware, below = DEFAULT_FIRMWARE, None
+    chosen: dict[str, Any] = {}
     for name, text in given.items():
         if name == "firmware":
-            firmware = text
+            chosen["firmware"] = text
         elif name == "max-ram-below-4g":
-            below = _size(text)
+            chosen["max_ram_below_4g"] = _size(text)
+        elif name in SWITCHES:
+            chosen[name] = _switch(name, text)
+        elif name == "smbios-entry-point-type":
+            chosen["smbios_64"] = _entry_point(text)
+        elif name in OEM_WIDTHS:
+            chosen[name.removeprefix("x-").replace("-", "_")] = _oem(name, text)
         elif name in FIXED:
             _check_switch(name, text)
         else:
             raise UserError(f"-machine pc: unknown option '{name}'; known are: {', '.join(OPTIONS)}")
-    return PcOptions(firmware, below)
+    return PcOptions(**chosen)
+
+
+def _switch(name: str, text: str) -> bool:
+    if text not in ("on", "off", "auto"):
+        raise UserError(f"-machine pc: option {name} takes on, off or auto, not '{text}'")
+    return text != "off"
+
+
+def _entry_point(text: str) -> bool:
+    if text not in ("32", "64"):
+        raise UserError(f"-machine pc: smbios-entry-point-type takes 32 or 64, not '{text}'")
+    return text == "64"
+
+
+def _oem(name: str, text: str) -> bytes:
+    width, content = OEM_WIDTHS[name], text.encode()
+    if len(content) > width:
+        raise UserError(f"-machine pc: {name}={text}: at most {width} characters")
+    return content.ljust(width, b"\0")
 
 
 def _check_switch(name: str, text: str) -> None:
-    if text not in ("on", "off", "auto"):
-        raise UserError(f"-machine pc: option {name} takes on, off or auto, not '{text}'")
-    if text != "auto" and (text == "on") != FIXED[name]:
+    if text != "auto" and _switch(name, text) != FIXED[name]:
         raise NotBuiltError(f"-machine pc,{name}={text} is not built yet: leave the option out")
 
 

@@ -20,6 +20,8 @@ __all__ = [
     "MuxChardev",
     "MuxPort",
     "NullChardev",
+    "PtyChardev",
+    "SocketChardev",
     "StdioChardev",
     "open_chardev",
 ]
@@ -32,17 +34,21 @@ def open_chardev(backend: CharBackend, loop: MainLoop) -> Chardev:
     """
     match backend.kind:
         case CharBackendKind.STDIO:
-            return StdioChardev(loop, signals=not backend.mux)
+            return StdioChardev(loop, signals=not backend.mux if backend.signals is None else backend.signals)
         case CharBackendKind.PTY:
             return PtyChardev(loop)
         case CharBackendKind.FILE:
-            return _open_file(_path(backend), loop)
+            return _open_file(_path(backend), loop, append=backend.append)
         case CharBackendKind.PIPE:
             return _open_pipe(_path(backend), loop)
         case CharBackendKind.UNIX | CharBackendKind.TCP:
             is_unix = backend.kind is CharBackendKind.UNIX
             address: Address = str(_path(backend)) if is_unix else (backend.host or "localhost", backend.port)
-            return SocketChardev(loop, address, server=backend.server, wait=backend.wait)
+            return SocketChardev(loop, address, server=backend.server, wait=backend.wait, telnet=backend.telnet)
+        case CharBackendKind.RINGBUF:
+            return MemoryChardev("ringbuf", backend.size)
+        case CharBackendKind.CHARDEV:
+            raise UserError(f"chardev \"{backend.id}\" not found: name it with -chardev BACKEND,id={backend.id}")
         case CharBackendKind.NULL | CharBackendKind.NONE:
             return NullChardev()
 
@@ -53,9 +59,10 @@ def _path(backend: CharBackend) -> Path:
     return backend.path
 
 
-def _open_file(path: Path, loop: MainLoop) -> Chardev:
+def _open_file(path: Path, loop: MainLoop, *, append: bool) -> Chardev:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        mode = os.O_APPEND if append else os.O_TRUNC
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise UserError(f"cannot write guest output to {path}: {error.strerror}") from None
     return FdChardev(f"file:{path}", loop, None, Descriptor(fd, os.O_WRONLY, own=True))

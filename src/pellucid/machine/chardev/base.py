@@ -31,7 +31,7 @@ def _ignore() -> None:
 
 
 class Chardev:
-    """The base of every backend: holds the front end's callbacks. `label` is what `info chardev` shows."""
+    """The base of every backend: holds the front end's callbacks. `label` names it in messages."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -39,6 +39,21 @@ class Chardev:
         self._can_receive: Callable[[], int] = _anything
         self._writable: Callable[[], None] = _ignore
         self._event: Callable[[ChardevEvent], None] | None = None
+
+    @property
+    def filename(self) -> str:
+        """Where it leads, as `info chardev` shows it."""
+        return self.label
+
+    @property
+    def has_front_end(self) -> bool:
+        """Whether somebody is connected to it on the guest's side."""
+        return self._receive is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the other end is there; most always are."""
+        return True
 
     def set_receiver(
         self,
@@ -105,6 +120,12 @@ class MemoryChardev(Chardev):
         if excess > 0:
             del self.output[:excess]
         return len(data)
+
+    def take(self, size: int) -> bytes:
+        """The oldest bytes written, at most `size`, which are gone then."""
+        taken = bytes(self.output[:size])
+        del self.output[:size]
+        return taken
 
     def feed(self, data: bytes) -> None:
         """Input for the front end, handed over as it has room."""

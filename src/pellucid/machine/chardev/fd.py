@@ -213,6 +213,10 @@ class FdChardev(Chardev):
         self._output = OutputQueue(label, loop, sink.fd, lambda: self._writable()) if sink else None
         self._closed = False
 
+    @property
+    def filename(self) -> str:
+        return self.label.partition(":")[0]
+
     def write(self, data: bytes) -> int:
         return self._output.write(data) if self._output else len(data)
 

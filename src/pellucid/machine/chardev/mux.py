@@ -1,23 +1,21 @@
 """One chardev shared by several front ends, as `-serial mon:stdio` does with a serial port and the monitor.
 
-Output of all of them goes through; input goes to the one in focus. Ctrl-A is the escape: h help, x quit, b serial
-break, c next front end, Ctrl-A a plain Ctrl-A.
+Output of all of them goes through; input goes to the one in focus. Ctrl-A, or another key by choice, is the
+escape: h help, x quit, b serial break, c next front end, the key itself a plain one.
 """
 
 from collections.abc import Callable
 
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
-
-ESCAPE = 0x01
-"""Ctrl-A."""
+from pellucid.machine.config import ESCAPE
 
 HELP = (
     b"\r\n"
-    b"C-a h    print this help\r\n"
-    b"C-a x    quit\r\n"
-    b"C-a b    send break (magic sysrq)\r\n"
-    b"C-a c    switch between console and monitor\r\n"
-    b"C-a C-a  send C-a\r\n"
+    b"%(key)b h    print this help\r\n"
+    b"%(key)b x    quit\r\n"
+    b"%(key)b b    send break (magic sysrq)\r\n"
+    b"%(key)b c    switch between console and monitor\r\n"
+    b"%(key)b %(key)b  send %(key)b\r\n"
 )
 KEPT = 4096
 """Bytes of input kept for a front end that has no room at the moment."""
@@ -51,9 +49,10 @@ class MuxPort(Chardev):
 
 
 class MuxChardev:
-    """The sharing of `backend`. `request_quit` is what Ctrl-A x does."""
+    """The sharing of `backend`. `request_quit` is what Ctrl-A x does; `escape` the byte in place of Ctrl-A."""
 
-    def __init__(self, backend: Chardev, request_quit: Callable[[], None]) -> None:
+    def __init__(self, backend: Chardev, request_quit: Callable[[], None], escape: int = ESCAPE) -> None:
+        self._escape = escape
         self.backend = backend
         self._request_quit = request_quit
         self._ports: list[MuxPort] = []
@@ -103,7 +102,7 @@ class MuxChardev:
             if self._escaped:
                 self._escaped = False
                 self._command(byte)
-            elif byte == ESCAPE:
+            elif byte == self._escape:
                 self._escaped = True
             else:
                 self._ports[self._focus].waiting.append(byte)
@@ -113,9 +112,10 @@ class MuxChardev:
     def _command(self, byte: int) -> None:
         focus = self._ports[self._focus]
         focus.accept_input()  # What was typed before the command comes before it.
+        if byte == self._escape:
+            focus.waiting.append(byte)
+            return
         match chr(byte).lower():
-            case "\x01":
-                focus.waiting.append(ESCAPE)
             case "c":
                 self.focus_on(self._ports[(self._focus + 1) % len(self._ports)])
             case "x":
@@ -124,7 +124,8 @@ class MuxChardev:
             case "b":
                 focus.signal_event(ChardevEvent.BREAK)
             case "h" | "?":
-                self.backend.write(HELP)
+                key = b"C-%c" % (self._escape | 0x60) if 0 < self._escape < 27 else b"0x%02x" % self._escape
+                self.backend.write(HELP % {b"key": key})
 
     def _writable(self) -> None:
         for port in self._ports:

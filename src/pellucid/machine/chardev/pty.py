@@ -25,6 +25,10 @@ class PtyChardev(FdChardev):
         both = Descriptor(master, os.O_RDWR, own=True)
         super().__init__(f"pty:{self.slave_name}", loop, both, both)
 
+    @property
+    def filename(self) -> str:
+        return self.label
+
     def close(self) -> None:
         super().close()
         if self._slave >= 0:

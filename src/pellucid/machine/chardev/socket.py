@@ -21,11 +21,54 @@ Address = str | tuple[str, int]
 """A unix socket's path, or a TCP host and port."""
 
 
+IAC, SB, SE, WILL, DONT, BREAK, ECHO, BINARY, GO_AHEAD = 255, 250, 240, 251, 254, 243, 1, 0, 3
+TELNET_GREETING = bytes((IAC, WILL, ECHO, IAC, WILL, GO_AHEAD, IAC, WILL, BINARY, IAC, 253, BINARY))
+"""We echo, nobody waits for a turn, and bytes are bytes: every key comes at once (RFC 854, 856 to 858)."""
+
+
+class TelnetFilter:
+    """Takes telnet's own commands out of a stream."""
+
+    def __init__(self) -> None:
+        self._command = bytearray()
+        """What has come of a command: IAC, perhaps a verb; a whole subnegotiation is in it by its first two bytes."""
+        self._last = 0
+
+    def strip(self, data: bytes) -> tuple[bytes, int]:
+        """(the user's bytes, how many breaks there were)."""
+        text = bytearray()
+        breaks = 0
+        for byte in data:
+            if len(self._command) == 2 and self._command[1] == SB:
+                if byte == SE and self._last == IAC:
+                    self._command.clear()
+                self._last = byte
+            elif len(self._command) == 2:
+                self._command.clear()  # The option that a verb was about.
+            elif self._command:
+                self._command.clear()
+                if byte == IAC:
+                    text.append(IAC)
+                elif byte == BREAK:
+                    breaks += 1
+                elif WILL <= byte <= DONT or byte == SB:
+                    self._command += bytes((IAC, byte))
+                    self._last = 0
+            elif byte == IAC:
+                self._command.append(IAC)
+            else:
+                text.append(byte)
+        return bytes(text), breaks
+
+
 class SocketChardev(Chardev):
     """One stream over whatever connection there is at the moment. `close` removes a unix server's socket file."""
 
-    def __init__(self, loop: MainLoop, address: Address, *, server: bool, wait: bool = False) -> None:
+    def __init__(
+        self, loop: MainLoop, address: Address, *, server: bool, wait: bool = False, telnet: bool = False
+    ) -> None:
         super().__init__(describe(address))
+        self._telnet = TelnetFilter() if telnet else None
         self._loop = loop
         self._address = address
         self._listener: socket.socket | None = None
@@ -48,6 +91,31 @@ class SocketChardev(Chardev):
         assert self._listener is not None
         name = self._listener.getsockname()
         return int(name[1])
+
+    @property
+    def filename(self) -> str:
+        text = self.label.replace("tcp:", "telnet:", 1) if self._telnet else self.label
+        text += ",server=on" if self._listener is not None else ""
+        return text if self._connection is not None else f"disconnected:{text}"
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def cut(self) -> None:
+        """End the connection there is, as if the other end had."""
+        if self._connection is not None:
+            self._hung_up()
+
+    def deliver(self, data: bytes) -> None:
+        if self._telnet is None:
+            super().deliver(data)
+            return
+        text, breaks = self._telnet.strip(data)
+        for _ in range(breaks):
+            self.signal_event(ChardevEvent.BREAK)
+        if text:
+            super().deliver(text)
 
     def write(self, data: bytes) -> int:
         return self._output.write(data) if self._output else len(data)
@@ -87,7 +155,12 @@ class SocketChardev(Chardev):
         self._source = Descriptor(connection.fileno(), os.O_RDWR, own=True)
         self._output = OutputQueue(self.label, self._loop, connection.fileno(), self._room_again)
         self._input = InputWatch(self._loop, self._source, self, self._hung_up)
+        if self._telnet is not None:
+            self._telnet = TelnetFilter()
+            self._output.write(TELNET_GREETING)
         self.signal_event(ChardevEvent.OPENED)
+        if self._input is None:  # The front end would not have this client.
+            return
         self._input.update()
 
     def _room_again(self) -> None:

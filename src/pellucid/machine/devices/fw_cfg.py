@@ -4,12 +4,13 @@ Region 0 is the traditional pair of ports: a 16-bit selector at offset 0 and a b
 walks through the selected item. Region 1 is the DMA address register, big-endian, whose low half starts a transfer
 described by a control block in guest memory.
 
-Item numbers below 0x20 are fixed; files get numbers from 0x20 in the order they are added and are listed in the
-directory item by name. Reading past an item's end gives zeros. Items are the board's business, made anew at every
-start, so the saved state is only where the guest has got to.
+Item numbers below 0x20 are fixed; files get numbers from 0x20 in the order of their names and are listed in the
+directory item. Reading past an item's end gives zeros. Items are the board's business, made anew at every start, so the
+saved state is only where the guest has got to.
 """
 
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 from pellucid.errors import UserError
@@ -64,7 +65,9 @@ class FwCfg(Device):
     def __init__(self, memory: DmaSpace) -> None:
         self._memory = memory
         self._items: dict[int, bytes] = {}
-        self._files: list[tuple[str, int]] = []
+        self._files: dict[str, bytes] = {}
+        self._on_select: dict[str, Callable[[], None]] = {}
+        self._selected_file: dict[int, Callable[[], None]] = {}
         super().__init__()
         self.add_item(SIGNATURE, b"QEMU")
         self.add_item(INTERFACE_ID, struct.pack("<I", HAS_TRADITIONAL | HAS_DMA))
@@ -74,20 +77,34 @@ class FwCfg(Device):
         """Set the item with a fixed number."""
         self._items[key] = content
 
-    def add_file(self, name: str, content: bytes) -> None:
-        """Add or replace a named file. Raises UserError when the name does not fit the directory."""
+    def add_file(self, name: str, content: bytes, on_select: Callable[[], None] | None = None) -> None:
+        """Add or replace a named file. Raises UserError when the name does not fit the directory.
+
+        `on_select` is called when the guest selects the file, before it reads: it may replace files' contents, not add
+        any. Firmware has the directory by then, so a size that changes is not seen.
+        """
         if not 0 < len(name.encode()) <= LONGEST_NAME:
             raise UserError(f"fw_cfg: file name {name!r} must have 1 to {LONGEST_NAME} bytes")
-        key = dict(self._files).get(name)
-        if key is None:
-            key = FIRST_FILE + len(self._files)
-            self._files.append((name, key))
-        self._items[key] = content
+        self._files[name] = content
+        if on_select is not None:
+            self._on_select[name] = on_select
         self._write_directory()
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files by name."""
+        return self._files
+
     def _write_directory(self) -> None:
-        entries = (struct.pack(">IHH56s", len(self._items[key]), key, 0, name.encode()) for name, key in self._files)
-        self._items[FILE_DIRECTORY] = struct.pack(">I", len(self._files)) + b"".join(entries)
+        entries = []
+        for key, name in enumerate(sorted(self._files), FIRST_FILE):
+            self._items[key] = content = self._files[name]
+            entries.append(struct.pack(">IHH56s", len(content), key, 0, name.encode()))
+            if name in self._on_select:
+                self._selected_file[key] = self._on_select[name]
+            else:
+                self._selected_file.pop(key, None)
+        self._items[FILE_DIRECTORY] = struct.pack(">I", len(entries)) + b"".join(entries)
 
     def acpi(self, where: aml.Resources) -> bytes:
         """The device under the name that Linux's qemu_fw_cfg driver knows."""
@@ -104,6 +121,8 @@ class FwCfg(Device):
     def _write_selector(self, value: int) -> None:
         self.selector = value
         self.position = 0
+        if value & ~KEY_MASK == 0 and value in self._selected_file:
+            self._selected_file[value]()
 
     @data.on_read
     @data_at_selector.on_read

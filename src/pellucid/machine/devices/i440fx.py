@@ -50,6 +50,7 @@ class I440fx(PciFunction):
 
     kind = "i440FX"
     vendor_id, device_id, revision, class_code = 0x8086, 0x1237, 0x02, 0x060000
+    hotpluggable = False
 
     dram_row_type = ConfigRegister(0x57, 1, reset=0x10, writable=0xFF)
     pam = ConfigRegister(0x59, PAM_REGISTERS, writable=(1 << 8 * PAM_REGISTERS) - 1, doc="programmable attribute map")
@@ -97,7 +98,11 @@ class I440fx(PciFunction):
             self.smram.set_enabled(bool(self.smram_control & G_SMRAME))
 
     def reset(self) -> None:
+        # The chip forgets the map, but then firmware in shadow RAM would be gone at a wake-up from S3 too. QEMU keeps
+        # it at every reset, and SeaBIOS counts on that: to start anew it copies itself from the ROM.
+        pam = self.pam
         super().reset()
+        self.pam = pam
         self._update_pam()
         self._update_smram()
 

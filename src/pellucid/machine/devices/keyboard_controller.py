@@ -50,7 +50,7 @@ class KeyboardController(Device):
     regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
 
     data = Register(0, doc="output buffer on read, data on write")
-    status = Register(0, region=1, reset=NOT_INHIBITED, access="ro", doc="status")
+    status = Register(0, region=1, reset=NOT_INHIBITED | WAS_COMMAND, access="ro", doc="status")
     command = Register(0, region=1, access="wo", doc="command; stored while it waits for its data byte, else 0")
 
     mode = State(U8, MODE_KEYBOARD_IRQ | MODE_MOUSE_IRQ, doc="the controller's command byte")
@@ -69,6 +69,8 @@ class KeyboardController(Device):
         self.keyboard, self.mouse = keyboard, mouse
         self._irqs = (keyboard_irq, mouse_irq)
         self._request_reset, self._set_a20 = request_reset, set_a20
+        self.on_input: list[Callable[[], None]] = []
+        """Called when a key or the mouse may have something: it wakes a machine that is suspended."""
         super().__init__()
 
     def reset(self) -> None:
@@ -95,6 +97,8 @@ class KeyboardController(Device):
     def changed(self) -> None:
         """A device may have something: whoever presses keys or moves the mouse calls this afterwards."""
         self._update()
+        for action in self.on_input:
+            action()
 
     def _update(self) -> None:
         """Fill the output buffer if it is empty, and drive the interrupt lines."""

@@ -23,6 +23,7 @@ class Piix3(PciFunction):
     kind = "PIIX3"
     vendor_id, device_id, class_code = 0x8086, 0x7000, 0x060100
     multifunction = True
+    hotpluggable = False
     status_reset = cfg.STATUS_DEVSEL_MEDIUM
 
     # The reset values are the data sheet's: ISA recovery time, X-bus chip selects, DMA and PCI clock registers.

@@ -17,6 +17,7 @@ from pellucid.machine.pci import ConfigRegister, PciFunction
 from pellucid.machine.pci import config as cfg
 from pellucid.machine.state import U64
 from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
+from pellucid.runtime.requests import WakeReason
 
 PM_TIMER_HZ = 3_579_545
 NANOSECONDS = 1_000_000_000
@@ -24,6 +25,7 @@ TIMER_MASK, TIMER_TOP = 0xFF_FFFF, 0x80_0000
 PM_BLOCK_SIZE = 64
 TMR_STS, GBL_STS, PWRBTN_STS, RTC_STS, WAK_STS = 0x0001, 0x0020, 0x0100, 0x0400, 0x8000
 PM1_EVENTS = TMR_STS | GBL_STS | PWRBTN_STS | RTC_STS
+WAKE_EVENTS = {WakeReason.OTHER: PWRBTN_STS, WakeReason.RTC: RTC_STS}
 SCI_EN, SLP_EN = 0x0001, 0x2000
 SLEEP_S5, SLEEP_S3, SLEEP_S4 = 0, 1, 2
 """SLP_TYP values of this chip, as the DSDT gives them."""
@@ -126,10 +128,14 @@ class Piix4Pm(PciFunction):
         self.pm1_status |= PWRBTN_STS
         self._update_sci()
 
-    def wake(self) -> None:
-        """The machine comes out of S3 (`system_wakeup`)."""
-        self.pm1_status |= WAK_STS | PWRBTN_STS
+    def wake(self, reason: WakeReason) -> None:
+        """The machine comes out of S3: say why. What has no event of its own passes for the power button."""
+        self.pm1_status |= WAK_STS | WAKE_EVENTS[reason]
         self._update_sci()
+
+    def wakes(self, reason: WakeReason) -> bool:
+        """Whether the guest lets this event end its sleep (PM1 enable); the power button always does."""
+        return reason is WakeReason.OTHER or bool(self.pm1_enable & WAKE_EVENTS[reason])
 
     # The PM timer.
 

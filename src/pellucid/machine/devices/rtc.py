@@ -70,6 +70,10 @@ class Rtc(Device):
         self._clock = clock
         self._wall_ns = wall_ns
         self._mask_nmi = mask_nmi
+        self.on_change: Callable[[int], None] | None = None
+        """Hears when the guest sets the clock: the difference from the host's, in seconds."""
+        self.on_alarm: list[Callable[[], None]] = []
+        """Called at every alarm whose interrupt is enabled: it may wake the machine."""
         self._timer = clock.timer(self._look_at_flags)
         super().__init__()
         self.cmos[REG_A], self.cmos[REG_B], self.cmos[REG_D] = 0x26, B_24_HOURS, D_VALID
@@ -196,8 +200,11 @@ class Rtc(Device):
         self._set_time((days * SECONDS_A_DAY + second) * SECOND + fraction)
 
     def _set_time(self, guest_ns: int) -> None:
-        self.offset_ns = guest_ns - self._wall_ns()
+        before, self.offset_ns = self.offset_ns, guest_ns - self._wall_ns()
         self.flags_seen_ns = guest_ns
+        seconds = round(self.offset_ns / SECOND)
+        if self.on_change is not None and seconds != round(before / SECOND):
+            self.on_change(seconds)
 
     # The flags of register C and the interrupts.
 
@@ -211,11 +218,12 @@ class Rtc(Device):
     def _look_at_flags(self) -> None:
         """Bring register C and the interrupt line up to now, and arm the timer for what is enabled."""
         now, before = self.guest_ns(), self.flags_seen_ns
-        flags = self.cmos[REG_C]
+        flags, alarmed = self.cmos[REG_C], False
         if not self.stopped and now // SECOND > before // SECOND:
             flags |= C_UPDATE
             if (alarm := self._next_alarm(before // SECOND)) is not None and alarm <= now // SECOND:
                 flags |= C_ALARM
+                alarmed = bool(self.cmos[REG_B] & B_ALARM)
         period = self._period_ticks()
         if period and _ticks(now) // period > _ticks(before) // period:
             flags |= C_PERIODIC
@@ -226,6 +234,9 @@ class Rtc(Device):
         self.flags_seen_ns = now
         if raised:
             self._irq.set(True)
+        if alarmed:
+            for action in self.on_alarm:
+                action()
         self._arm()
 
     def _arm(self) -> None:

@@ -1,4 +1,4 @@
-"""ACPI tables (ACPI 6.3, chapter 5), laid out in guest memory as firmware would leave them.
+"""ACPI tables of a hardware-reduced machine (ACPI 6.3, chapter 5), laid out in memory as firmware would leave them.
 
 Table headers carry our own OEM and creator ids. Every table's bytes sum to 0 modulo 256, and so do both parts of the
 RSDP.
@@ -8,8 +8,8 @@ import struct
 from dataclasses import dataclass, field
 
 from pellucid.machine.firmware import aml
+from pellucid.machine.firmware.madt import InterruptOverride, madt_body
 
-OEM_ID, OEM_TABLE_ID, CREATOR_ID = b"PELUCD", b"PELLUCID", b"PLCD"
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 HEADER_SIZE = 36
 ALIGNMENT = 64
@@ -18,18 +18,18 @@ WBINVD, POWER_BUTTON_IS_METHOD, SLEEP_BUTTON_IS_METHOD = 1 << 0, 1 << 4, 1 << 5
 RESET_REGISTER_SUPPORTED, HARDWARE_REDUCED = 1 << 10, 1 << 20
 BOOT_ARCH_NO_VGA, BOOT_ARCH_NO_CMOS_RTC = 1 << 2, 1 << 5
 FADT_REVISION, FADT_MINOR, FADT_SIZE = 6, 3, 276
-LEGACY_PICS_PRESENT = 1
-ALL_PROCESSORS, ALL_PROCESSORS_X2APIC = 0xFF, 0xFFFF_FFFF
-LAST_XAPIC_ID = 254
-EDGE_TRIGGERED, ACTIVE_HIGH = 0b01 << 2, 0b01
 
 
 @dataclass(frozen=True)
-class InterruptOverride:
-    """An ISA interrupt that is wired to another global one."""
+class Oem:
+    """Who made a table: OEM id (6 bytes), OEM table id (8) and creator id (4)."""
 
-    isa_irq: int
-    gsi: int
+    id: bytes
+    table_id: bytes
+    creator: bytes
+
+
+PELLUCID = Oem(b"PELUCD", b"PELLUCID", b"PLCD")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,6 @@ class AcpiPlatform:
     reset_value: int
     devices: bytes
     """AML of the devices, which goes into \\_SB."""
-    lapic_address: int = 0xFEE0_0000
-    ioapic_address: int = 0xFEC0_0000
     overrides: tuple[InterruptOverride, ...] = ()
     has_pics: bool = True
     has_rtc: bool = True
@@ -75,7 +73,8 @@ def build_tables(platform: AcpiPlatform, address: int, rsdp_address: int) -> Acp
         return here
 
     fadt_address = place(fadt(platform, place(dsdt(platform))))
-    xsdt = table(b"XSDT", 1, struct.pack("<QQ", fadt_address, place(madt(platform))))
+    madt = table(b"APIC", 5, madt_body(platform.apic_ids, platform.overrides, has_pics=platform.has_pics))
+    xsdt = table(b"XSDT", 1, struct.pack("<QQ", fadt_address, place(madt)))
     built.segments.append((rsdp_address, rsdp(place(xsdt))))
     return built
 
@@ -85,9 +84,10 @@ def checksum(content: bytes | bytearray) -> int:
     return -sum(content) & 0xFF
 
 
-def table(signature: bytes, revision: int, body: bytes) -> bytes:
+def table(signature: bytes, revision: int, body: bytes, oem: Oem = PELLUCID) -> bytes:
     """A table: the common header with its checksum, and the body (5.2.6)."""
-    header = HEADER.pack(signature, HEADER_SIZE + len(body), revision, 0, OEM_ID, OEM_TABLE_ID, 1, CREATOR_ID, 1)
+    size = HEADER_SIZE + len(body)
+    header = HEADER.pack(signature, size, revision, 0, oem.id, oem.table_id, 1, oem.creator, 1)
     whole = bytearray(header + body)
     whole[9] = checksum(whole)
     return bytes(whole)
@@ -95,7 +95,7 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 def rsdp(xsdt_address: int) -> bytes:
     """Root system description pointer, revision 2 (5.2.5.3): no RSDT, an XSDT."""
-    first = bytearray(struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM_ID, 2, 0))
+    first = bytearray(struct.pack("<8sB6sBI", b"RSD PTR ", 0, PELLUCID.id, 2, 0))
     first[8] = checksum(first)
     whole = bytearray(first + struct.pack("<IQB3x", 36, xsdt_address, 0))
     whole[32] = checksum(whole)
@@ -126,27 +126,8 @@ def fadt(platform: AcpiPlatform, dsdt_address: int) -> bytes:
     put(140, "Q", dsdt_address)
     put(244, "12s", generic_address(platform.sleep_control))
     put(256, "12s", generic_address(platform.sleep_status))
-    put(268, "8s", OEM_TABLE_ID)  # Hypervisor vendor identity.
+    put(268, "8s", PELLUCID.table_id)  # Hypervisor vendor identity.
     return table(b"FACP", FADT_REVISION, bytes(content[HEADER_SIZE:]))
-
-
-def madt(platform: AcpiPlatform) -> bytes:
-    """Multiple APIC description table (5.2.12): processors, one I/O APIC, overrides, NMI on LINT1."""
-    entries = [struct.pack("<II", platform.lapic_address, LEGACY_PICS_PRESENT if platform.has_pics else 0)]
-    enabled = 1
-    for uid, apic_id in enumerate(platform.apic_ids):
-        if apic_id <= LAST_XAPIC_ID:
-            entries.append(struct.pack("<BBBBI", 0, 8, uid, apic_id, enabled))
-        else:
-            entries.append(struct.pack("<BBHIII", 9, 16, 0, apic_id, enabled, uid))
-    entries.append(struct.pack("<BBBBII", 1, 12, 0, 0, platform.ioapic_address, 0))
-    for override in platform.overrides:
-        flags = EDGE_TRIGGERED | ACTIVE_HIGH
-        entries.append(struct.pack("<BBBBIH", 2, 10, 0, override.isa_irq, override.gsi, flags))
-    entries.append(struct.pack("<BBBHB", 4, 6, ALL_PROCESSORS, 0, 1))
-    if max(platform.apic_ids) > LAST_XAPIC_ID:
-        entries.append(struct.pack("<BBHIB3x", 10, 12, 0, ALL_PROCESSORS_X2APIC, 1))
-    return table(b"APIC", 5, b"".join(entries))
 
 
 def dsdt(platform: AcpiPlatform) -> bytes:

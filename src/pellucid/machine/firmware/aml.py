@@ -1,17 +1,27 @@
 """A small assembler for ACPI Machine Language (ACPI 6.3, chapter 20): each function returns the bytes of one term.
 
 Only terms that a board here emits are present. Names are given as in ASL (`_SB`, `\\_SB.PWRB`); segments shorter than
-four characters are padded with underscores.
+four characters are padded with underscores. Where ASL takes an operand, `Term` says what may be given: ready bytes, a
+number (the shortest constant), or a name (the object's value). So `aml.add("CNT", 1, aml.local(0))` is
+`Add (CNT, One, Local0)`. Lists of terms are passed as bytes, one term after the other.
 """
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
-SYSTEM_MEMORY, SYSTEM_IO = 0, 1
+SYSTEM_MEMORY, SYSTEM_IO, PCI_CONFIG = 0, 1, 2
 """Address spaces of an operation region."""
 _SEGMENT = re.compile("[A-Z_][A-Z0-9_]{0,3}")
 BYTE_ACCESS, WORD_ACCESS, DWORD_ACCESS = 1, 2, 3
+LOCK = 1 << 4
+PRESERVE, WRITE_AS_ZEROS = 0, 2 << 5
+"""What a field's write does to the bits of the access unit that belong to other fields."""
+NO_TIMEOUT = 0xFFFF
+
+Term = bytes | int | str
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,24 @@ def eisa_id(text: str) -> bytes:
     return b"\x0c" + packed.to_bytes(4, "big")
 
 
-def name(path: str, value: bytes) -> bytes:
+def term(value: Term) -> bytes:
+    """The encoding of an operand: bytes as they are, a number as a constant, a text as a name."""
+    if isinstance(value, bytes):
+        return value
+    return integer(value) if isinstance(value, int) else name_string(value)
+
+
+def uuid(text: str) -> bytes:
+    """ToUUID("...") as the compiler folds it: a buffer of 16 bytes, the first three groups little-endian (19.6.142)."""
+    return buffer(UUID(text).bytes_le)
+
+
+# Objects.
+
+
+def name(path: str, value: Term) -> bytes:
     """Name(path, value)."""
-    return b"\x08" + name_string(path) + value
+    return b"\x08" + name_string(path) + term(value)
 
 
 def scope(path: str, terms: bytes) -> bytes:
@@ -85,14 +110,25 @@ def device(path: str, terms: bytes) -> bytes:
     return b"\x5b\x82" + _package(name_string(path) + terms)
 
 
+def processor(path: str, uid: int, terms: bytes) -> bytes:
+    """Processor(path, uid, 0, 0) { terms }: no processor register block."""
+    return b"\x5b\x83" + _package(name_string(path) + struct.pack("<BIB", uid, 0, 0) + terms)
+
+
 def method(path: str, arguments: int, terms: bytes, *, serialized: bool = False) -> bytes:
     """Method(path, arguments, Serialized | NotSerialized) { terms }."""
     return b"\x14" + _package(name_string(path) + bytes((arguments | serialized << 3,)) + terms)
 
 
-def package(elements: tuple[bytes, ...]) -> bytes:
-    """Package() { elements }."""
-    return b"\x12" + _package(bytes((len(elements),)) + b"".join(elements))
+def mutex(path: str) -> bytes:
+    """Mutex(path, 0)."""
+    return b"\x5b\x01" + name_string(path) + b"\0"
+
+
+def package(elements: Sequence[Term], count: int | None = None) -> bytes:
+    """Package(count) { elements }; by default as many as are given."""
+    number = len(elements) if count is None else count
+    return b"\x12" + _package(bytes((number,)) + b"".join(term(element) for element in elements))
 
 
 def buffer(content: bytes) -> bytes:
@@ -105,18 +141,30 @@ def operation_region(path: str, space: int, offset: int, length: int) -> bytes:
     return b"\x5b\x80" + name_string(path) + bytes((space,)) + integer(offset) + integer(length)
 
 
-def field(region: str, access: int, fields: tuple[tuple[str, int], ...]) -> bytes:
-    """Field(region, access, NoLock, WriteAsZeros) { name, bits ... }."""
-    write_as_zeros = 2 << 5
-    entries = b"".join(_segment(path) + _field_bits(bits) for path, bits in fields)
-    return b"\x5b\x81" + _package(name_string(region) + bytes((access | write_as_zeros,)) + entries)
+def field(region: str, access: int, fields: Sequence[tuple[str, int]], flags: int = WRITE_AS_ZEROS) -> bytes:
+    """Field(region, access, ...) { name, bits ... }; an empty name leaves that many bits out. `flags`: lock, update."""
+    entries = b"".join((_segment(path) if path else b"\0") + _field_bits(bits) for path, bits in fields)
+    return b"\x5b\x81" + _package(name_string(region) + bytes((access | flags,)) + entries)
 
 
 def _field_bits(bits: int) -> bytes:
     """A field's width has the form of a PkgLength, but does not count itself."""
     if bits < 1 << 6:
         return bytes((bits,))
-    return bytes((0x40 | bits & 15, bits >> 4))
+    for extra in (1, 2, 3):
+        if bits < 1 << (4 + 8 * extra):
+            return bytes((extra << 6 | bits & 15,)) + (bits >> 4).to_bytes(extra, "little")
+    raise ValueError("an AML field must be shorter than 2**28 bits")
+
+
+def dword_field(source: Term, offset: Term, path: str) -> bytes:
+    """CreateDWordField(source, offset, path)."""
+    return b"\x8a" + term(source) + term(offset) + name_string(path)
+
+
+# Operands.
+
+DEBUG = b"\x5b\x31"
 
 
 def local(index: int) -> bytes:
@@ -124,29 +172,158 @@ def local(index: int) -> bytes:
     return bytes((0x60 + index,))
 
 
-def store(source: bytes, target: bytes) -> bytes:
+def arg(index: int) -> bytes:
+    """Arg0 to Arg6."""
+    return bytes((0x68 + index,))
+
+
+# Operators. A target of b"\0" is none: the result is the term's value.
+
+NOWHERE = b"\0"
+
+
+def store(source: Term, target: Term) -> bytes:
     """Store(source, target)."""
-    return b"\x70" + source + target
+    return b"\x70" + term(source) + term(target)
 
 
-def and_(left: bytes, right: bytes) -> bytes:
-    """And(left, right), with no target."""
-    return b"\x7b" + left + right + b"\0"
+def add(left: Term, right: Term, target: Term = NOWHERE) -> bytes:
+    """Add(left, right, target)."""
+    return b"\x72" + term(left) + term(right) + term(target)
 
 
-def equal(left: bytes, right: bytes) -> bytes:
+def subtract(left: Term, right: Term, target: Term = NOWHERE) -> bytes:
+    """Subtract(left, right, target)."""
+    return b"\x74" + term(left) + term(right) + term(target)
+
+
+def increment(target: Term) -> bytes:
+    """Increment(target)."""
+    return b"\x75" + term(target)
+
+
+def shift_left(value: Term, count: Term, target: Term = NOWHERE) -> bytes:
+    """ShiftLeft(value, count, target)."""
+    return b"\x79" + term(value) + term(count) + term(target)
+
+
+def shift_right(value: Term, count: Term, target: Term = NOWHERE) -> bytes:
+    """ShiftRight(value, count, target)."""
+    return b"\x7a" + term(value) + term(count) + term(target)
+
+
+def and_(left: Term, right: Term, target: Term = NOWHERE) -> bytes:
+    """And(left, right, target)."""
+    return b"\x7b" + term(left) + term(right) + term(target)
+
+
+def or_(left: Term, right: Term, target: Term = NOWHERE) -> bytes:
+    """Or(left, right, target)."""
+    return b"\x7d" + term(left) + term(right) + term(target)
+
+
+def deref_of(source: Term) -> bytes:
+    """DerefOf(source)."""
+    return b"\x83" + term(source)
+
+
+def size_of(source: Term) -> bytes:
+    """SizeOf(source)."""
+    return b"\x87" + term(source)
+
+
+def index(source: Term, position: Term) -> bytes:
+    """Index(source, position): a reference, for store() and deref_of()."""
+    return b"\x88" + term(source) + term(position) + NOWHERE
+
+
+def to_buffer(source: Term, target: Term) -> bytes:
+    """ToBuffer(source, target)."""
+    return b"\x96" + term(source) + term(target)
+
+
+def to_hex_string(source: Term, target: Term) -> bytes:
+    """ToHexString(source, target)."""
+    return b"\x98" + term(source) + term(target)
+
+
+def both(left: Term, right: Term) -> bytes:
+    """LAnd(left, right)."""
+    return b"\x90" + term(left) + term(right)
+
+
+def either(left: Term, right: Term) -> bytes:
+    """LOr(left, right)."""
+    return b"\x91" + term(left) + term(right)
+
+
+def not_(value: Term) -> bytes:
+    """LNot(value)."""
+    return b"\x92" + term(value)
+
+
+def equal(left: Term, right: Term) -> bytes:
     """LEqual(left, right)."""
-    return b"\x93" + left + right
+    return b"\x93" + term(left) + term(right)
 
 
-def if_(condition: bytes, terms: bytes) -> bytes:
+def greater(left: Term, right: Term) -> bytes:
+    """LGreater(left, right)."""
+    return b"\x94" + term(left) + term(right)
+
+
+def less(left: Term, right: Term) -> bytes:
+    """LLess(left, right)."""
+    return b"\x95" + term(left) + term(right)
+
+
+def call(path: str, *arguments: Term) -> bytes:
+    """path(arguments): the number of arguments is the method's, which the interpreter knows."""
+    return name_string(path) + b"".join(term(argument) for argument in arguments)
+
+
+# Statements.
+
+
+def if_(condition: Term, terms: bytes) -> bytes:
     """If(condition) { terms }."""
-    return b"\xa0" + _package(condition + terms)
+    return b"\xa0" + _package(term(condition) + terms)
 
 
-def notify(path: str, value: int) -> bytes:
+def else_(terms: bytes) -> bytes:
+    """Else { terms }, right behind an if_()."""
+    return b"\xa1" + _package(terms)
+
+
+def while_(condition: Term, terms: bytes) -> bytes:
+    """While(condition) { terms }."""
+    return b"\xa2" + _package(term(condition) + terms)
+
+
+BREAK = b"\xa5"
+
+
+def return_(value: Term) -> bytes:
+    """Return(value)."""
+    return b"\xa4" + term(value)
+
+
+def notify(path: str, value: Term) -> bytes:
     """Notify(path, value)."""
-    return b"\x86" + name_string(path) + integer(value)
+    return b"\x86" + name_string(path) + term(value)
+
+
+def acquire(path: str) -> bytes:
+    """Acquire(path, 0xFFFF): wait as long as it takes."""
+    return b"\x5b\x23" + name_string(path) + struct.pack("<H", NO_TIMEOUT)
+
+
+def release(path: str) -> bytes:
+    """Release(path)."""
+    return b"\x5b\x27" + name_string(path)
+
+
+# Resource descriptors (6.4).
 
 
 def resource_template(*descriptors: bytes) -> bytes:
@@ -164,6 +341,47 @@ def irq(number: int) -> bytes:
     return struct.pack("<BH", 0x22, 1 << number)
 
 
-def interrupt(gsi: int, *, edge: bool) -> bytes:
-    """Interrupt(ResourceConsumer, Edge | Level, ActiveHigh, Exclusive) { gsi } (6.4.3.6)."""
-    return struct.pack("<BHBBI", 0x89, 6, 1 | edge << 1, 1, gsi)
+def dma(channel: int) -> bytes:
+    """DMA(Compatibility, NotBusMaster, Transfer8) { channel } (6.4.2.2)."""
+    return struct.pack("<BBB", 0x2A, 1 << channel, 0)
+
+
+def interrupt(*gsis: int, edge: bool, shared: bool = False) -> bytes:
+    """Interrupt(ResourceConsumer, Edge | Level, ActiveHigh, Exclusive | Shared) { gsis } (6.4.3.6)."""
+    flags = 1 | edge << 1 | shared << 3
+    return struct.pack(f"<BHBB{len(gsis)}I", 0x89, 2 + 4 * len(gsis), flags, len(gsis), *gsis)
+
+
+def memory32_fixed(base: int, length: int, *, writable: bool) -> bytes:
+    """Memory32Fixed(ReadWrite | ReadOnly, base, length) (6.4.3.4)."""
+    return struct.pack("<BHBII", 0x86, 9, writable, base, length)
+
+
+_MEMORY, _IO, _BUS_NUMBERS = 0, 1, 2
+_FIXED_RANGE = 0x0C
+"""General flags: minimum and maximum fixed, positive decode, the bridge produces the range for what is behind it."""
+_READ_WRITE, _CACHEABLE, _ENTIRE_RANGE = 0x01, 0x02, 0x03
+
+
+def _address_space(tag: int, format: str, kind: int, flags: int, low: int, high: int) -> bytes:
+    """A word, dword or qword address space descriptor of the fixed range low to high, both included (6.4.3.5)."""
+    body = struct.pack(f"<BBB5{format}", kind, _FIXED_RANGE, flags, 0, low, high, 0, high - low + 1)
+    return struct.pack("<BH", tag, len(body)) + body
+
+
+def bus_numbers(low: int, high: int) -> bytes:
+    """WordBusNumber of a bridge."""
+    return _address_space(0x88, "H", _BUS_NUMBERS, 0, low, high)
+
+
+def io_window(low: int, high: int) -> bytes:
+    """WordIO of a bridge."""
+    return _address_space(0x88, "H", _IO, _ENTIRE_RANGE, low, high)
+
+
+def memory_window(low: int, high: int, *, cacheable: bool = False) -> bytes:
+    """DWordMemory of a bridge, or QWordMemory for a range from 4 GiB on."""
+    flags = _READ_WRITE | (_CACHEABLE if cacheable else 0)
+    if high < 1 << 32:
+        return _address_space(0x87, "I", _MEMORY, flags, low, high)
+    return _address_space(0x8A, "Q", _MEMORY, flags, low, high)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pellucid.machine.config import BootConfig
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.rtc import Rtc
+from pellucid.machine.firmware.pc_acpi import HPET_BASE, HPET_ID
 from pellucid.machine.ide.geometry import Geometry
 
 MiB = 1 << 20
-FW_CFG_UUID, FW_CFG_RAM_SIZE, FW_CFG_NOGRAPHIC, FW_CFG_NB_CPUS = 0x02, 0x03, 0x04, 0x05
+FW_CFG_RAM_SIZE, FW_CFG_NOGRAPHIC, FW_CFG_NB_CPUS = 0x03, 0x04, 0x05
 FW_CFG_NUMA, FW_CFG_BOOT_MENU, FW_CFG_MAX_CPUS = 0x0D, 0x0E, 0x0F
-FW_CFG_ACPI_TABLES, FW_CFG_SMBIOS, FW_CFG_IRQ0_OVERRIDE, FW_CFG_E820, FW_CFG_HPET = range(0x8000, 0x8005)
+FW_CFG_IRQ0_OVERRIDE, FW_CFG_HPET = 0x8002, 0x8004
 E820_RAM, E820_RESERVED = 1, 2
 S3_SUPPORTED, S4_SUPPORTED = 0x80 | 1, 0x80 | 2
 """`etc/system-states`: bit 7 says that the state can be entered, the rest is its SLP_TYP."""
@@ -33,6 +34,7 @@ class PcFirmwareConfig:
     cpu_count: int
     has_hpet: bool = True
     serial_console: bool = False
+    has_acpi: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     boot_devices: Sequence[str] = ()
     """Firmware's paths of the devices with a boot index, in order."""
@@ -41,9 +43,8 @@ class PcFirmwareConfig:
 
 
 def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
-    """Add the items and files. ACPI tables are added by the board, which knows its devices."""
+    """Add the items and files; `pc_handover.py` adds ACPI tables and SMBIOS."""
     add = fw_cfg.add_item
-    add(FW_CFG_UUID, bytes(16))
     add(FW_CFG_RAM_SIZE, struct.pack("<Q", config.below_4g + config.above_4g))
     add(FW_CFG_NOGRAPHIC, struct.pack("<H", config.serial_console))
     add(FW_CFG_NB_CPUS, struct.pack("<H", config.cpu_count))
@@ -51,13 +52,16 @@ def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
     add(FW_CFG_BOOT_MENU, struct.pack("<H", config.boot.menu))
     add(FW_CFG_NUMA, struct.pack(f"<{1 + config.cpu_count}Q", *[0] * (1 + config.cpu_count)))
     add(FW_CFG_IRQ0_OVERRIDE, struct.pack("<I", 1))
+    add(FW_CFG_HPET, struct.pack("<BIQHB", 1, HPET_ID, HPET_BASE, 0, 0) if config.has_hpet else b"\xff")
     fw_cfg.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820(config)))
-    fw_cfg.add_file("etc/system-states", bytes((0x80, 0, 0, S3_SUPPORTED, S4_SUPPORTED, 0x80)))
+    if config.has_acpi:
+        fw_cfg.add_file("etc/system-states", bytes((0x80, 0, 0, S3_SUPPORTED, S4_SUPPORTED, 0x80)))
     fw_cfg.add_file("bootorder", boot_order_file(config))
+    fw_cfg.add_file("bios-geometry", b"")
+    timeout = -1 if config.boot.reboot_timeout is None else config.boot.reboot_timeout
+    fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", timeout))
     if config.boot.splash_time is not None:
         fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", config.boot.splash_time))
-    if config.boot.reboot_timeout is not None:
-        fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<I", config.boot.reboot_timeout))
     if config.serial_console:
         fw_cfg.add_file("etc/sercon-port", struct.pack("<H", SERIAL_CONSOLE_PORT))
 

@@ -58,6 +58,8 @@ class PciFunction(Device):
     command_reset: ClassVar[int] = 0
     command_writable: ClassVar[int] = 0x0507
     vendor_bytes_writable: ClassVar[bool] = True
+    hotpluggable: ClassVar[bool] = True
+    """Whether ACPI hot-plug may eject it; what the board is soldered to says False."""
     config_registers: ClassVar[tuple[ConfigRegister, ...]] = ()
 
     config = State(Memory(cfg.CONFIG_SIZE), bytes(cfg.CONFIG_SIZE), survives_reset=True, doc="configuration space")

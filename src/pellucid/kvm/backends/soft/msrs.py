@@ -58,6 +58,12 @@ class Msrs:
             IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
             IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),
         } if vcpu.has_lapic else {}
+        self._restore: dict[int, Callable[[int], None]] = {
+            IA32_APIC_BASE: lambda v: vcpu.set_apic_base(v, host_initiated=True),
+            IA32_TSC: vcpu.set_tsc,
+            IA32_TSC_ADJUST: self._restore_tsc_adjust,
+        }
+        """What a write from outside the guest does where that differs: it moves one register, and nothing with it."""
         self.reset()
 
     def reset(self) -> None:
@@ -95,10 +101,7 @@ class Msrs:
         if index in self.absent:
             raise MsrAccessError(index, value)
         if special is not None:
-            if index == IA32_APIC_BASE and host_initiated:
-                self._vcpu.set_apic_base(value, host_initiated=True)
-            else:
-                special[1](value)
+            (self._restore.get(index, special[1]) if host_initiated else special[1])(value)
         elif index in FIELDS:
             name, allowed = FIELDS[index]
             if value & ~allowed or index in CANONICAL and not self._canonical(value):
@@ -125,6 +128,9 @@ class Msrs:
 
     def _write_tsc_adjust(self, value: int) -> None:
         self._move_tsc((value - self._tsc_adjust) & U64)
+        self._tsc_adjust = value
+
+    def _restore_tsc_adjust(self, value: int) -> None:
         self._tsc_adjust = value
 
     def _move_tsc(self, delta: int) -> None:

@@ -12,7 +12,7 @@ from pellucid.cpu.state import MAX_PROCESSORS
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, IoapicState, PicState, PitState, RoutingEntry)
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import Clock
 from pellucid.kvm.coalesced import CoalescedRing
@@ -22,6 +22,7 @@ from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 
 CALIBRATION_NS = 10_000_000
+U64 = (1 << 64) - 1
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
 
@@ -66,13 +67,13 @@ class SoftVm:
         self.coalesced = CoalescedRing()
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
-        self.tsc_offset = -engine.read_tsc() & (1 << 64) - 1
+        self.tsc_offset = self._last_tsc_write = -engine.read_tsc() & U64
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
 
     def guest_tsc(self) -> int:
         """The TSC that the VM's processors started with."""
-        return int(self.engine.read_tsc() + self.tsc_offset) & (1 << 64) - 1
+        return int(self.engine.read_tsc() + self.tsc_offset) & U64
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         with self._stopped():
@@ -151,14 +152,46 @@ class SoftVm:
             raise InvalidRequestError("the VM has no PIT: call create_pit first")
         pit.set_state(state)
 
+    def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
+        return None if self.irqchip is None else self.irqchip.chip_read(address, size, pio=pio)
+
+    def chip_write(self, address: int, size: int, value: int, *, pio: bool) -> bool:
+        return self.irqchip is not None and self.irqchip.chip_write(address, size, value, pio=pio)
+
+    def intercept_irqs(self, heard: InterceptIrq | None) -> None:
+        self.chips().routing.intercept = heard
+
+    def irq_statistics(self) -> Mapping[tuple[int, int], int]:
+        return {} if self.irqchip is None else dict(self.irqchip.routing.raised)
+
     def get_clock(self) -> ClockData:
-        return ClockData(self.kvmclock.now_ns(), tsc_stable=True, host_tsc=self.guest_tsc())
+        tsc = self.guest_tsc()
+        return ClockData(self.master_clock.at(tsc), tsc_stable=True, host_tsc=tsc)
 
     def set_clock(self, data: ClockData) -> None:
+        if data.host_tsc is not None:
+            self._move_tscs(data.host_tsc - self.guest_tsc())
         self.kvmclock.set_ns(data.clock)
         self.master_clock.update()
         for vcpu in self.vcpus:
             vcpu.request(KVM_REQ_CLOCK_UPDATE)
+
+    def _move_tscs(self, ticks: int) -> None:
+        with self._stopped():
+            self.tsc_offset = self.tsc_offset + ticks & U64
+            for vcpu in self.vcpus:
+                vcpu.move_tsc(ticks)
+
+    def synchronized_tsc_offset(self, value: int) -> int:
+        """The offset with which a TSC reads `value` now; the last one given, if that is less than a second away.
+
+        Whoever restores vCPUs writes their TSCs one after the other; they shall not differ by the time in between.
+        """
+        offset = value - int(self.engine.read_tsc()) & U64
+        distance = offset - self._last_tsc_write & U64
+        if min(distance, (1 << 64) - distance) >= self.tsc_hz:
+            self._last_tsc_write = offset
+        return int(self._last_tsc_write)
 
     def read_guest(self, gpa: int, size: int) -> bytes | None:
         """Guest RAM; None where the bytes are not all in one slot."""

@@ -90,6 +90,19 @@ class SoftVcpu:
     def _tsc_moved_by(self) -> int:
         return int(self.state.tsc_offset - self._vm.tsc_offset) & U64
 
+    def move_tsc(self, ticks: int) -> None:
+        """Add to the TSC. While the vCPU does not run, or on its own thread."""
+        self.state.tsc_offset = self.state.tsc_offset + ticks & U64
+        self.lapic.tsc_changed()
+
+    def set_tsc(self, value: int) -> None:
+        """Restore the TSC from outside the guest, in step with what the VM's other vCPUs are given."""
+        self.move_tsc(self._vm.synchronized_tsc_offset(value) - self.state.tsc_offset)
+        self.tsc_moved()
+
+    def kvmclock_ctrl(self) -> None:
+        self.pvclock.mark_guest_stopped()
+
     def tsc_moved(self) -> None:
         """The guest wrote its TSC: the time page follows."""
         self.request(KVM_REQ_CLOCK_UPDATE)
@@ -375,6 +388,11 @@ class SoftVcpu:
     def translate(self, gva: int) -> int | None:
         with self.guest_lock:
             return self.processor.translate(gva)
+
+    def statistics(self) -> Mapping[str, int]:
+        code, hot = self.processor.code, self.processor.hot
+        return {"blocks translated": code.blocks, "arena bytes used": code.arena_used, "arena bytes": code.arena_size,
+                "regions compiled": len(hot.installed), "flushes": hot.generation}
 
     def close(self) -> None:
         if not self._closed:

@@ -1,0 +1,20 @@
+"""The commands, a file for each subject. Importing this package declares them all."""
+
+from pellucid.monitor.commands import (
+    block,
+    chardevs,
+    chips,
+    cpus,
+    keys,
+    logs,
+    machine,
+    memory,
+    meta,
+    paging,
+    ports,
+    qom,
+    run,
+)
+
+__all__ = ["block", "chardevs", "chips", "cpus", "keys", "logs", "machine", "memory", "meta", "paging", "ports", "qom",
+           "run"]  # fmt: skip
