@@ -47,6 +47,7 @@ class FakeVcpu:
         """RIP at each set_regs: every start of the guest."""
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
+        self.smis = 0
         self._kicked = threading.Event()
 
     def run(self) -> Exit:
@@ -67,6 +68,9 @@ class FakeVcpu:
 
     def nmi(self) -> None:
         pass
+
+    def smi(self) -> None:
+        self.smis += 1
 
     def get_regs(self) -> Regs:
         return replace(self._regs)
@@ -219,7 +223,7 @@ class FakeHypervisor:
         self.vm = FakeVm(list(script))
 
     def capabilities(self) -> Mapping[str, int]:
-        return {}
+        return {"x86_smm": 1}
 
     def create_vm(self) -> FakeVm:
         return self.vm

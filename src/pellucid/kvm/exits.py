@@ -26,13 +26,14 @@ class MmioExit:
     """KVM_EXIT_MMIO: a load or store of `size` bytes (1 to 8) at guest-physical `gpa` that no memory slot backs.
 
     `data` is the value stored, or None for a load, which the caller answers with `Vcpu.complete_read` before the
-    next run.
+    next run. `smm`: made in system-management mode, so the memory of address space 1 answers (KVM_RUN_X86_SMM).
     """
 
     gpa: int
     size: int
     is_write: bool
     data: int | None
+    smm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ class VcpuThread:
 
     `on_event(thread, outcome, exit)` is called on this thread, under the big lock, for every exit that is neither an
     access nor a plain re-entry; for RESET and FAIL the thread has paused itself before, so that the guest does not go
-    on until the machine has decided.
+    on until the machine has decided. `smm_memory` answers what is accessed in system-management mode, where that sees
+    other memory.
 
     `coalesced` is the VM's ring of writes that made no exit: they are delivered before the next exit is handled.
     """
@@ -111,6 +112,7 @@ class VcpuThread:
         coalesced: CoalescedRing | None = None,
         index: int = 0,
         debug_threads: bool = False,
+        smm_memory: Bus | None = None,
     ) -> None:
         self.vcpu = vcpu
         self.index = index
@@ -120,6 +122,7 @@ class VcpuThread:
         self._wake_pending = False
         self._ports = ports
         self._memory = memory
+        self._smm_memory = smm_memory if smm_memory is not None else memory
         self._bql = bql
         self._on_event = on_event
         self._coalesced = CoalescedRing() if coalesced is None else coalesced
@@ -336,13 +339,14 @@ class VcpuThread:
 
     def _memory_io(self, exit: MmioExit) -> None:
         bql = self._bql
+        memory = self._smm_memory if exit.smm else self._memory
         bql.acquire()
         try:
             if exit.is_write:
                 assert exit.data is not None
-                self._memory.write(exit.gpa, exit.size, exit.data)
+                memory.write(exit.gpa, exit.size, exit.data)
             else:
-                self.vcpu.complete_read(self._memory.read(exit.gpa, exit.size))
+                self.vcpu.complete_read(memory.read(exit.gpa, exit.size))
         finally:
             bql.release()
 

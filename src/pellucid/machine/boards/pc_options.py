@@ -4,43 +4,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.kvm.api import Hypervisor
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
 OPTIONS = ("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smm", "vmport")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SMALLEST_BELOW_4G, LARGEST_BELOW_4G = 1 << 20, 1 << 32
-FIXED = {"acpi": True, "hpet": True, "i8042": True, "smm": False, "vmport": False}
+FIXED = {"acpi": True, "hpet": True, "i8042": True, "vmport": False}
 """Switches that have one position so far."""
+SWITCH = {"on": True, "off": False, "auto": None}
 
 
 @dataclass(frozen=True)
 class PcOptions:
-    """What was chosen; `max_ram_below_4g` is None for the board's own rule."""
+    """What was chosen; `max_ram_below_4g` is None for the board's own rule, `smm` for what the hypervisor can."""
 
     firmware: str = DEFAULT_FIRMWARE
     max_ram_below_4g: int | None = None
+    smm: bool | None = None
 
 
 def parse_pc_options(given: Mapping[str, str]) -> PcOptions:
     """The options. Raises UserError for unknown ones and bad values, NotBuiltError for what is not built yet."""
-    firmware, below = DEFAULT_FIRMWARE, None
+    firmware, below, smm = DEFAULT_FIRMWARE, None, None
     for name, text in given.items():
         if name == "firmware":
             firmware = text
         elif name == "max-ram-below-4g":
             below = _size(text)
+        elif name == "smm":
+            smm = _switch(name, text)
         elif name in FIXED:
-            _check_switch(name, text)
+            if _switch(name, text) not in (None, FIXED[name]):
+                raise NotBuiltError(f"-machine pc,{name}={text} is not built yet: leave the option out")
         else:
             raise UserError(f"-machine pc: unknown option '{name}'; known are: {', '.join(OPTIONS)}")
-    return PcOptions(firmware, below)
+    return PcOptions(firmware, below, smm)
 
 
-def _check_switch(name: str, text: str) -> None:
-    if text not in ("on", "off", "auto"):
+def has_smm(hypervisor: Hypervisor, wanted: bool | None) -> bool:
+    """Whether processors get system-management mode; UserError where that is asked for and the hypervisor has none."""
+    available = bool(hypervisor.capabilities().get("x86_smm"))
+    if wanted and not available:
+        raise UserError("System Management Mode not supported by this hypervisor.")
+    return available if wanted is None else wanted
+
+
+def _switch(name: str, text: str) -> bool | None:
+    if text not in SWITCH:
         raise UserError(f"-machine pc: option {name} takes on, off or auto, not '{text}'")
-    if text != "auto" and (text == "on") != FIXED[name]:
-        raise NotBuiltError(f"-machine pc,{name}={text} is not built yet: leave the option out")
+    return SWITCH[text]
 
 
 def _size(text: str) -> int:
