@@ -1,4 +1,4 @@
-"""System-management mode as a machine has it: the memory that processors see there, and the wires that bring them there.
+"""System-management mode as a machine has it: the memory that processors see there, the wires that bring them there.
 
 A chip set hides RAM (SMRAM, TSEG) from processors outside the mode and shows it to those inside. It puts what only they
 see into a container, `smram`; here that container lies before the machine's memory in an address space of its own,
