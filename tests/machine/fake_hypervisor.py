@@ -47,7 +47,7 @@ class FakeVcpu:
         """RIP at each set_regs: every start of the guest."""
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
-        self.smis = 0
+        self.smis = self.ignored_errors = 0
         self._kicked = threading.Event()
 
     def run(self) -> Exit:
@@ -71,6 +71,9 @@ class FakeVcpu:
 
     def smi(self) -> None:
         self.smis += 1
+
+    def ignore_numeric_error(self) -> None:
+        self.ignored_errors += 1
 
     def get_regs(self) -> Regs:
         return replace(self._regs)

@@ -14,13 +14,13 @@ from pellucid.errors import UserError
 from pellucid.kvm.api import Hypervisor
 from pellucid.machine import board
 from pellucid.machine.boards.pc import build_pc
-from pellucid.machine.boards.pc_options import has_smm
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.devices.i440fx import I440fx
 from pellucid.machine.devices.piix4_pm import Piix4Pm
 from pellucid.machine.machine import Machine
 from pellucid.machine.run import run_machine
+from pellucid.machine.smm import has_smm
 from pellucid.memory import AccessSizes, MemoryRegion
 from pellucid.runtime import ShutdownCause
 from tests.cpu.guests.asm import assemble

@@ -369,6 +369,7 @@ class CpuState(Struct):
     smm_inside_nmi: u32    # NMIs were blocked when system-management mode was entered
     smm_db_pending: u64    # db_pending at that time
     smi_count: u64         # IA32_SMI_COUNT
+    ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

@@ -5,7 +5,8 @@ The machine knows this file and nothing below it. Two backends stand behind it: 
 `gva` guest-virtual, `hva` addresses in this process.
 
 Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's thread (or to any one thread while the
-vCPU does not run); `kick`, `request`, `nmi`, `smi` and all of `Vm` may be called from any thread.
+vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error` and all of `Vm` may be called from any
+thread.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pellucid.kvm.exits import (
     DebugExit,
     Exit,
     FailEntryExit,
+    FerrExit,
     HltExit,
     InternalErrorExit,
     IntrExit,
@@ -55,6 +57,7 @@ __all__ = [
     "DebugRegs",
     "Exit",
     "FailEntryExit",
+    "FerrExit",
     "Fpu",
     "HltExit",
     "Hypervisor",
@@ -133,6 +136,10 @@ class Vcpu(Protocol):
 
     def smi(self) -> None:
         """Make a system-management interrupt pending (KVM_SMI); one that comes in SMM waits for its end."""
+        ...
+
+    def ignore_numeric_error(self) -> None:
+        """Assert IGNNE#, the answer to `FerrExit`, until the x87 exception is cleared. From any thread."""
         ...
 
     def get_regs(self) -> Regs:

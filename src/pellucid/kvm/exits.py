@@ -42,6 +42,14 @@ class HltExit:
 
 
 @dataclass(frozen=True, slots=True)
+class FerrExit:
+    """The processor asserts FERR#: an x87 exception with CR0.NE clear (no KVM_EXIT_*: KVM has no such line).
+
+    It waits before the instruction until an interrupt comes, or `Vcpu.ignore_numeric_error`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class IntrExit:
     """KVM_EXIT_INTR: `Vcpu.kick` was called; run again when the reason for the kick has been served."""
 
@@ -101,6 +109,7 @@ Exit = (
     IoExit
     | MmioExit
     | HltExit
+    | FerrExit
     | IntrExit
     | ShutdownExit
     | DebugExit

@@ -92,6 +92,8 @@ class Machine:
         self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
         self.smm: SystemManagement | None = None
         """None for a machine whose processors have no system-management mode."""
+        self.coprocessor_error: Callable[[], None] | None = None
+        """What the processors' FERR# is wired to; without it they wait there, as hardware does."""
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
@@ -247,6 +249,10 @@ class Machine:
         boot_processor.set_regs(plan.regs)
 
     def _vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
+        if outcome is Outcome.COPROCESSOR_ERROR:
+            if self.coprocessor_error is not None:
+                self.coprocessor_error()
+            return
         if isinstance(exit, ShutdownExit):
             what = "resets" if self.config.reboot else "ends (-no-reboot)"
             self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")

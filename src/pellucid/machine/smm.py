@@ -1,4 +1,4 @@
-"""System-management mode as a machine has it: the memory that processors see there, the wires that bring them there.
+"""System-management mode as a machine has it: the memory that is seen there, and the wires that lead there.
 
 A chip set hides RAM (SMRAM, TSEG) from processors outside the mode and shows it to those inside. It puts what only they
 see into a container, `smram`; here that container lies before the machine's memory in an address space of its own,
@@ -8,12 +8,22 @@ which the hypervisor gets as address space 1 (see `kvm.api.Vm.set_user_memory_re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+from pellucid.errors import UserError
+from pellucid.kvm.api import Hypervisor
 from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemorySlots, MemoryTransaction
 from pellucid.memory.slots import SlotVm
 from pellucid.runtime import VcpuThread
 
 SMRAM_SIZE = 1 << 32
 SMM_ADDRESS_SPACE = 1
+
+
+def has_smm(hypervisor: Hypervisor, wanted: bool | None) -> bool:
+    """Whether processors get system-management mode; UserError where that is asked for and the hypervisor has none."""
+    available = bool(hypervisor.capabilities().get("x86_smm"))
+    if wanted and not available:
+        raise UserError("System Management Mode not supported by this hypervisor.")
+    return available if wanted is None else wanted
 
 
 class SystemManagement:

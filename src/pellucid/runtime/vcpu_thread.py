@@ -23,6 +23,7 @@ from pellucid.kvm.api import (
     DebugExit,
     Exit,
     FailEntryExit,
+    FerrExit,
     HltExit,
     InternalErrorExit,
     IntrExit,
@@ -60,6 +61,7 @@ class Outcome(enum.Enum):
     MEMORY_IO = "memory-mapped I/O"
     REENTER = "nothing: go on"
     HALT = "wait for an interrupt"
+    COPROCESSOR_ERROR = "the FERR# line: an x87 exception for the interrupt controller"
     RESET = "reset the machine: the CPU shut down (triple fault)"
     SYSTEM_EVENT = "an event of the whole machine"
     DEBUG = "a breakpoint or single step"
@@ -71,6 +73,7 @@ _OUTCOMES: dict[type, Outcome] = {
     MmioExit: Outcome.MEMORY_IO,
     IntrExit: Outcome.REENTER,
     HltExit: Outcome.HALT,
+    FerrExit: Outcome.COPROCESSOR_ERROR,
     ShutdownExit: Outcome.RESET,
     SystemEventExit: Outcome.SYSTEM_EVENT,
     DebugExit: Outcome.DEBUG,

@@ -14,7 +14,7 @@ from pellucid.errors import UserError
 from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
-from pellucid.machine.boards.pc_options import PcOptions, has_smm, parse_pc_options
+from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
 from pellucid.machine.boot import read_kernel
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
@@ -35,6 +35,7 @@ from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fil
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
+from pellucid.machine.smm import has_smm
 from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
 
 MiB, FOUR_GIB = 1 << 20, 1 << 32
@@ -165,11 +166,24 @@ def _add_isa(machine: Machine, memory: PcMemory, serials: list[Chardev | None]) 
     machine.add(Part(controller, ports=(0x60, 0x64)))
     machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
     machine.add(Part(PostPort(), ports=(0x80,)))
-    machine.add(Part(CoprocessorPort(lambda: machine.gsi(COPROCESSOR_GSI).set(False)), ports=(0xF0,)))
+    _add_coprocessor(machine)
     fw_cfg = FwCfg(machine.memory)
     fill_fw_cfg(fw_cfg, config)
     _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+
+
+def _add_coprocessor(machine: Machine) -> None:
+    """FERR# raises IRQ 13; a write to port 0xF0 lowers it and asserts IGNNE#."""
+    line = machine.gsi(COPROCESSOR_GSI)
+    machine.coprocessor_error = lambda: line.set(True)
+
+    def clear() -> None:
+        line.set(False)
+        for thread in machine.vcpus.threads:
+            thread.vcpu.ignore_numeric_error()
+
+    machine.add(Part(CoprocessorPort(clear), ports=(0xF0,)))
 
 
 def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:

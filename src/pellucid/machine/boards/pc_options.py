@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pellucid.errors import NotBuiltError, UserError
-from pellucid.kvm.api import Hypervisor
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
 OPTIONS = ("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smm", "vmport")
@@ -40,14 +39,6 @@ def parse_pc_options(given: Mapping[str, str]) -> PcOptions:
         else:
             raise UserError(f"-machine pc: unknown option '{name}'; known are: {', '.join(OPTIONS)}")
     return PcOptions(firmware, below, smm)
-
-
-def has_smm(hypervisor: Hypervisor, wanted: bool | None) -> bool:
-    """Whether processors get system-management mode; UserError where that is asked for and the hypervisor has none."""
-    available = bool(hypervisor.capabilities().get("x86_smm"))
-    if wanted and not available:
-        raise UserError("System Management Mode not supported by this hypervisor.")
-    return available if wanted is None else wanted
 
 
 def _switch(name: str, text: str) -> bool | None:

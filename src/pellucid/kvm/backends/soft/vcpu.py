@@ -17,8 +17,9 @@ from pellucid.cpu.state import (
     EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, CpuidEntry, DebugRegs, Exit, Fpu,
-    InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs, ShutdownExit, Sregs, VcpuEvents)
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry,
+    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs,
+    ShutdownExit, Sregs, VcpuEvents)
 from pellucid.kvm.backends.soft import registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
 from pellucid.kvm.backends.soft.msrs import Msrs
@@ -54,6 +55,7 @@ class SoftVcpu:
         self._events = PendingEvents()
         self._kicked = False
         self._halted = False
+        self._frozen = False
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._closed = False
@@ -130,7 +132,7 @@ class SoftVcpu:
                 stop = self._serve_requests()
                 if stop is not None:
                     return stop
-            if self._halted or self._mp_state is not MpState.RUNNABLE:
+            if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
             gate.wait()
@@ -147,6 +149,7 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
+        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
         if requests.check(KVM_REQ_TLB_FLUSH):
             self.processor.flush_tlb()
         if requests.check(KVM_REQ_CLOCK_UPDATE):
@@ -190,7 +193,7 @@ class SoftVcpu:
     def _init_reset(self) -> None:
         registers.reset(self.processor)
         self.lapic.init_reset()
-        self._halted = False
+        self._halted = self._frozen = False
 
     def _inject(self) -> Exit | None:
         """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
@@ -232,7 +235,7 @@ class SoftVcpu:
         self._events.begin(EventKind.SMI)
         self.state.smi_count += 1
         self.processor.enter_smm(halted=self._halted)
-        self._halted = False
+        self._halted = self._frozen = False
 
     def _on_rsm(self) -> Exit | None:
         resumed = self.processor.leave_smm()
@@ -243,13 +246,16 @@ class SoftVcpu:
         return None
 
     def _deliver(self, vector: int) -> Exit | None:
-        self._halted = False
+        self._halted = self._frozen = False
         if not self.processor.deliver_interrupt(vector):
             return self._on_shutdown()
         return None
 
     def _wait(self) -> bool:
-        """Sleep in HLT or wait-for-SIPI until a request or kick; whether the guest may run now."""
+        """Sleep in HLT, wait-for-SIPI or with FERR# asserted until a request or kick; whether the guest may run now."""
+        if self._frozen and self.state.ignne:
+            self._frozen = False
+            return not self._halted and self._mp_state is MpState.RUNNABLE
         if not self.requests.word and not self._kicked:
             self._wake.wait()
         self._wake.clear()
@@ -322,7 +328,15 @@ class SoftVcpu:
         return None
 
     def _on_ferr(self) -> Exit:
-        return InternalErrorExit("an x87 exception with CR0.NE clear: FERR# and IRQ 13 are not built yet")
+        """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
+        self._frozen = True
+        self.state.step_once = self.state.replay_count = 0
+        self.requests.make(KVM_REQ_EVENT)
+        return FerrExit()
+
+    def ignore_numeric_error(self) -> None:
+        self.state.ignne = 1
+        self.request(KVM_REQ_UNBLOCK)
 
     def _on_shutdown(self) -> Exit:
         return ShutdownExit(report.triple_fault(self))
@@ -387,7 +401,7 @@ class SoftVcpu:
         return MpState.HALTED if self._halted else self._mp_state
 
     def set_mp_state(self, mp_state: MpState) -> None:
-        self._halted = mp_state is MpState.HALTED
+        self._halted, self._frozen = mp_state is MpState.HALTED, False
         self._mp_state = MpState.RUNNABLE if self._halted else mp_state
         self.request(KVM_REQ_EVENT)
 
