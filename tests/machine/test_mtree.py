@@ -56,7 +56,6 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "acpi-evt": "inside piix4-pm",
         "acpi-cnt": "inside piix4-pm",
         "acpi-tmr": "inside piix4-pm",
-        "smram": "SeaBIOS enables it with system management mode",
     },
 }
 """Regions that both have, but not alike: at another place, or in another state, once SeaBIOS has run."""

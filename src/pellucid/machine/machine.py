@@ -85,7 +85,8 @@ class Machine:
             AddressSpace(f"cpu-memory-{index}", self.system_memory) for index in range(config.cpu_count)
         ]
         self.ports = AddressSpace("I/O", self.system_io)
-        self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
+        self._slots = MemorySlots(self.vm, self.vcpus.exclusive)
+        self.memory.add_listener(self._slots)
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
         self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
@@ -136,7 +137,7 @@ class Machine:
         """
         vcpus = self.vcpus
         self.smm = SystemManagement(
-            self.vm, vcpus.exclusive, self.system_memory, smram, self.config.cpu_count, lambda: vcpus.threads
+            self._slots, self.system_memory, smram, self.config.cpu_count, lambda: vcpus.threads
         )
         return self.smm
 

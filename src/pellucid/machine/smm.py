@@ -6,12 +6,10 @@ which the hypervisor gets as address space 1 (see `kvm.api.Vm.set_user_memory_re
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 from pellucid.errors import UserError
 from pellucid.kvm.api import Hypervisor
 from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemorySlots, MemoryTransaction
-from pellucid.memory.slots import SlotVm
 from pellucid.runtime import VcpuThread
 
 SMRAM_SIZE = 1 << 32
@@ -27,12 +25,14 @@ def has_smm(hypervisor: Hypervisor, wanted: bool | None) -> bool:
 
 
 class SystemManagement:
-    """One machine's. `spaces`: one for each processor, all alike; `memory` is the first, which the hypervisor gets."""
+    """One machine's. `spaces`: one for each processor, all alike; `memory` is the first, which the hypervisor gets.
+
+    `slots` is the listener of the machine's memory.
+    """
 
     def __init__(
         self,
-        vm: SlotVm,
-        exclusive: Callable[[], AbstractContextManager[None]],
+        slots: MemorySlots,
         system_memory: MemoryRegion,
         smram: MemoryRegion,
         cpu_count: int,
@@ -41,7 +41,7 @@ class SystemManagement:
         self._threads = threads
         self.spaces = [AddressSpace(f"cpu-smm-{index}", _view(system_memory, smram)) for index in range(cpu_count)]
         self.memory = self.spaces[0]
-        self.memory.add_listener(MemorySlots(vm, exclusive, address_space=SMM_ADDRESS_SPACE))
+        self.memory.add_listener(slots.beside(SMM_ADDRESS_SPACE))
 
     def raise_first(self) -> None:
         """SMI# at the boot processor: the PIIX4's wire."""

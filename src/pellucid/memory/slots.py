@@ -75,7 +75,7 @@ class MemorySlots(MemoryListener):
 
     Slot numbers are used again, the lowest free one first. Changes wait for the commit; where slots go and others come,
     they are made inside `exclusive()`, so that no vCPU runs while memory that stays (a block that is cut in two, say)
-    is for a moment not there. `address_space` is the hypervisor's number of the one that it listens to.
+    is for a moment not there. This is the hypervisor's address space 0; `beside` makes the listener of another one.
     """
 
     priority = 10
@@ -84,15 +84,21 @@ class MemorySlots(MemoryListener):
         self,
         vm: SlotVm,
         exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
-        address_space: int = 0,
     ) -> None:
         self._vm = vm
-        self._first_number = address_space << ADDRESS_SPACE_SHIFT
+        self._first_number = 0
         self._exclusive = exclusive
         self._slots: dict[int, MemorySlot] = {}
         self._hooked: set[RamBlock] = set()
         self._gone: list[MemorySlot] = []
         self._come: list[MemoryRegionSection] = []
+
+    def beside(self, address_space: int) -> "MemorySlots":
+        """For the hypervisor's address space of that number. A write to memory that both show is told once."""
+        other = MemorySlots(self._vm, self._exclusive)
+        other._first_number = address_space << ADDRESS_SPACE_SHIFT
+        other._hooked = self._hooked
+        return other
 
     @property
     def slots(self) -> list[MemorySlot]:
