@@ -67,7 +67,7 @@ def fast_stores(machine: Bare, gpa: int) -> bool:
     """Whether a TLB of this processor lets stores to the page through without the slow path."""
     found = False
     for number in range(3 * TLB_ENTRIES):
-        if machine.state.tlb_gpa[number] == gpa:
+        if machine.state.tlb_host[number] == machine.ram.address + gpa:
             entry = TlbEntry.view(machine.processor.address + TLB_OFFSET + number * TlbEntry.size)
             found = found or entry.wtag != TLB_INVALID
     return found
@@ -230,7 +230,7 @@ def test_code_that_changes_from_outside_is_seen_by_running_processors() -> None:
     runner.start()
     for value in range(1, 51):
         ctypes.memmove(machines[0].ram.address + FUNCTION + 1, bytes([value]), 1)
-        machines[0].processor.memory_written(FUNCTION + 1, 1)
+        machines[0].processor.memory_written(machines[0].ram.address + FUNCTION + 1, 1)
     runner.join()
     assert ends == [[EXIT_HLT, EXIT_HLT]]
 

@@ -48,6 +48,7 @@ class FakeVcpu:
         self._regs, self._sregs = Regs(rip=0xFFF0), reset_sregs()
         self._msrs = {TSC: 0}
         self.stops_told = 0
+        self.smis = self.ignored_errors = 0
         self._kicked = threading.Event()
 
     def run(self) -> Exit:
@@ -71,6 +72,12 @@ class FakeVcpu:
 
     def nmi(self) -> None:
         pass
+
+    def smi(self) -> None:
+        self.smis += 1
+
+    def ignore_numeric_error(self) -> None:
+        self.ignored_errors += 1
 
     def get_regs(self) -> Regs:
         return replace(self._regs)
@@ -228,7 +235,7 @@ class FakeHypervisor:
         self.vm = FakeVm(list(script))
 
     def capabilities(self) -> Mapping[str, int]:
-        return {}
+        return {"x86_smm": 1}
 
     def create_vm(self) -> FakeVm:
         return self.vm

@@ -47,9 +47,7 @@ BLOCKS_NOT_BUILT: dict[str, set[str]] = {
 """RAM blocks, likewise."""
 
 DIFFERENT: dict[str, dict[str, str]] = {
-    "pc": {
-        "smram": "SeaBIOS enables it with system management mode",
-    },
+    "pc": {},
 }
 """Regions that both have, but not alike: at another place, or in another state, once SeaBIOS has run."""
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.kvm.api import FerrExit
 from pellucid.machine.boards import pc
 from pellucid.machine.boards.pc_options import parse_pc_options
 from pellucid.machine.devices.fw_cfg import FwCfg
@@ -17,7 +18,8 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.firmware.image import find_firmware, read_firmware
 from pellucid.machine.machine import Machine
 from pellucid.memory import MemoryRegion, UnassignedIoOps
-from pellucid.runtime import ShutdownCause
+from pellucid.runtime import Outcome, ShutdownCause
+from tests.machine.fake_hypervisor import FakeVm
 from tests.machine.pc_machine import device, inl_config, outl_config, pc_machine
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -123,8 +125,6 @@ def test_configuration_space_is_qemu_s_at_reset(machine: Machine) -> None:
     for found in re.finditer(r"^(\d)\.(\d)\n((?:[0-9a-f]{2}: [0-9a-f]{32}\n)+)", golden, re.MULTILINE):
         devfn = int(found[1]) << 3 | int(found[2])
         expected = bytearray.fromhex("".join(line.split()[1] for line in found[3].splitlines()))
-        if devfn == PM:
-            expected[0x5B] = 0x02  # no SMM: APMC_EN tells firmware that it has been set up
         ours = b"".join(inl_config(machine, devfn, at).to_bytes(4, "little") for at in range(0, 256, 4))
         assert ours.hex(" ", 16) == expected.hex(" ", 16), f"{devfn >> 3}.{devfn & 7}"
 
@@ -172,7 +172,8 @@ def test_power_button_goes_to_the_power_management_function(machine: Machine) ->
         ({"hpet": "maybe"}, UserError, "on, off or auto"),
         ({"x-oem-id": "SEVENCH"}, UserError, "at most 6"),
         ({"smbios-entry-point-type": "16"}, UserError, "32 or 64"),
-        ({"smm": "on"}, NotBuiltError, "smm=on"),
+        ({"smm": "maybe"}, UserError, "on, off or auto"),
+        ({"i8042": "off"}, NotBuiltError, "i8042=off"),
         ({"max-ram-below-4g": "12X"}, UserError, "3G"),
         ({"max-ram-below-4g": "5G"}, UserError, "1 MiB to 4 GiB"),
     ],
@@ -242,3 +243,14 @@ def test_seabios_boots_through_shadow_ram(tmp_path: Path) -> None:
 
     output = run_firmware(tmp_path, until=b"No bootable device", seconds=120)
     assert b"SeaBIOS (version" in output and b"Booting from Hard Disk" in output
+
+
+def test_ferr_raises_irq_13_until_port_f0_is_written(tmp_path: Path) -> None:
+    with pc_machine(tmp_path) as machine:
+        machine.create_vcpus([0], lambda apic_id: [])
+        vm = machine.vm
+        assert isinstance(vm, FakeVm)
+        machine._vcpu_event(machine.vcpus.threads[0], Outcome.COPROCESSOR_ERROR, FerrExit())
+        assert vm.lines[-1] == (13, True) and vm.vcpus[0].ignored_errors == 0
+        machine.ports.write(0xF0, 1, 0)
+        assert vm.lines[-1] == (13, False) and vm.vcpus[0].ignored_errors == 1

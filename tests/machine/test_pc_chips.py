@@ -70,10 +70,12 @@ def test_reset_control() -> None:
 
 class Power:
     def __init__(self) -> None:
-        self.sci, self.clock, self.off, self.slept = Wire(), HandClock(), Counter(), Counter()
+        self.sci, self.clock, self.off, self.slept, self.smi = Wire(), HandClock(), Counter(), Counter(), Counter()
         self.io = MemoryRegion.new_container("io", 0x1_0000)
         self.ports = AddressSpace("I/O", self.io)
-        self.chip = Piix4Pm(self.sci, self.clock, self.io, self.off, self.slept, gpe_base=0xAFE0, apm_base=0xB2)
+        self.chip = Piix4Pm(
+            self.sci, self.clock, self.io, self.off, self.slept, self.smi, gpe_base=0xAFE0, apm_base=0xB2
+        )
         bus().add(1, 3, self.chip)
         self.chip.config_write(0x40, 4, 0x601)
         self.chip.config_write(0x80, 1, 1)
@@ -343,7 +345,7 @@ def test_queues_are_bounded() -> None:
 
 def power_chip(clock: HandClock) -> Piix4Pm:
     io = MemoryRegion.new_container("io", 0x1_0000)
-    return Piix4Pm(Wire(), clock, io, Counter(), Counter(), gpe_base=0xAFE0, apm_base=0xB2)
+    return Piix4Pm(Wire(), clock, io, Counter(), Counter(), Counter(), gpe_base=0xAFE0, apm_base=0xB2)
 
 
 MAKERS: dict[str, Callable[[HandClock], Device]] = {

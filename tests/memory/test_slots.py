@@ -29,10 +29,11 @@ class StrictVm:
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
         self.calls: list[str] = []
+        self.written: list[tuple[int, int]] = []
         self.bells: list[tuple[int, int, int, bool, int | None]] = []
 
     def memory_written(self, hva: int, size: int) -> None:
-        """Nothing is translated here."""
+        self.written.append((hva, size))
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         assert gpa % 4096 == size % 4096 == hva % 4096 == 0
@@ -41,7 +42,8 @@ class StrictVm:
             self.calls.append(f"-{slot}")
             return
         assert slot not in self.slots
-        assert all(gpa >= g + s or g >= gpa + size for g, s, _, _ in self.slots.values()), "slots overlap"
+        others = [other for number, other in self.slots.items() if number >> 16 == slot >> 16]
+        assert all(gpa >= g + s or g >= gpa + size for g, s, _, _ in others), "slots overlap"
         self.slots[slot] = (gpa, size, hva, readonly)
         self.calls.append(f"+{slot}")
 
@@ -215,3 +217,21 @@ def test_doorbells_reach_the_vm() -> None:
     space.remove_listener(listener)
     assert vm.bells == []
     os.close(fd)
+
+
+def test_a_second_address_space_has_slots_of_its_own_and_tells_writes_once(block: RamBlock) -> None:
+    vm = StrictVm()
+    ram = MemoryRegion.new_ram("ram", block)
+    first, second = MemoryRegion.new_container("first"), MemoryRegion.new_container("second")
+    first.add_subregion(0, MemoryRegion.new_alias("low", ram, 0, 0x2000))
+    second.add_subregion(0, MemoryRegion.new_alias("all", ram, 0, 0x4000))
+    spaces = AddressSpace("first", first), AddressSpace("second", second)
+    slots = MemorySlots(vm)
+    spaces[0].add_listener(slots)
+    spaces[1].add_listener(slots.beside(1))
+    assert vm.slots == {0: (0, 0x2000, block.hva, False), 1 << 16: (0, 0x4000, block.hva, False)}
+    spaces[1].write_bytes(0x3000, b"abc")
+    assert vm.written == [(block.hva + 0x3000, 3)]
+    for space in spaces:
+        space.close()
+    assert vm.slots == {}

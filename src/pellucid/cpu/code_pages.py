@@ -1,8 +1,10 @@
 """Pages that hold translated code: who translated from them, and what a store into them does.
 
 Each processor has its own translations; a store on any of them must reach all. The VM keeps one word of code bits
-for each guest page (`Slot.code`): bit n says that some processor may have translated from the n-th 64 bytes. The
-rules, each a Dekker pair (write, fence, look) so that two processors cannot miss each other:
+for each guest page (`Slot.code`): bit n says that some processor may have translated from the n-th 64 bytes. A page
+here is a page of the host: processors in different address spaces (system-management mode) may see it at different
+guest-physical addresses, and other pages at the same. The rules, each a Dekker pair (write, fence, look) so that two
+processors cannot miss each other:
 
 - Translating: set the bits, take the fast stores to the page away from every TLB, then read the bytes.
 - Filling a TLB for writing: write the tag, then look at the bits again, and take the tag back if any is set.
@@ -17,21 +19,21 @@ code and data would be claimed and reported for ever.
 """
 
 from pellucid.cpu.faults import Stop
-from pellucid.cpu.physical import code_bits, find_slot, page_info
+from pellucid.cpu.physical import code_bits, find_host, find_slot, host_code_bits, host_in, host_page_info
 from pellucid.cpu.state import (
     EXIT_SMC, JUMP_ENTRIES, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL,
     TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, Block, CodeCache, CpuState, JumpEntry, Mailbox, Processors, TlbEntry)
 from pellucid.native import (
-    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, native, ptr, ref, u64)
+    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, u64)
 
 GRANULE_MASK = ~0x3F & 0xFFFF_FFFF_FFFF_FFFF
 
 
 @native
-def granules(gpa, size):
-    """The code bits that `size` bytes at `gpa` (in one page) touch."""
-    first = (gpa & 0xFFF) >> 6
-    last = ((gpa & 0xFFF) + size - 1) >> 6
+def granules(address, size):
+    """The code bits that `size` bytes at an address (guest-physical or host, in one page) touch."""
+    first = (address & 0xFFF) >> 6
+    last = ((address & 0xFFF) + size - 1) >> 6
     return (~u64(0) >> (63 - (last - first))) << first
 
 
@@ -116,72 +118,73 @@ def before_store(s, gpa: u64, size: u64) -> None:
     That block may be the one that changes, so the instruction is executed again, alone. Then the translations go
     behind the store, when the run loop reads the mail.
     """
-    word = code_bits(find_slot(s, gpa), gpa)[0]
-    if (word & granules(gpa, size)) == 0:
+    slot = find_slot(s, gpa)
+    if (code_bits(slot, gpa)[0] & granules(gpa, size)) == 0:
         return
     if s.alone == 0:
         s.exit_reason = EXIT_SMC
         raise Stop
     s.count_smc += 1
-    post(u64(s), (gpa & PAGE_MASK) | MAIL_CHANGED)
+    post(u64(s), (host_in(slot, gpa) & PAGE_MASK) | MAIL_CHANGED)
 
 
 @native(inline=False)
 def before_pointer_store(s, gpa: u64, size: u64) -> None:
     """Likewise for one who stores through a host pointer and does not call `look_behind` himself."""
     before_store(s, gpa, size)
-    if code_bits(find_slot(s, gpa), gpa)[0] != 0:
+    slot = find_slot(s, gpa)
+    if code_bits(slot, gpa)[0] != 0:
+        host = host_in(slot, gpa)
         if size <= 64:
-            post(u64(s), (gpa & GRANULE_MASK) | MAIL_STORED)
-            post(u64(s), ((gpa + size - 1) & GRANULE_MASK) | MAIL_STORED)
+            post(u64(s), (host & GRANULE_MASK) | MAIL_STORED)
+            post(u64(s), ((host + size - 1) & GRANULE_MASK) | MAIL_STORED)
         else:
-            post(u64(s), (gpa & PAGE_MASK) | MAIL_CHANGED)
+            post(u64(s), (host & PAGE_MASK) | MAIL_CHANGED)
 
 
 @native
 def after_store(s, gpa, size):
     """Behind a slow-path store: a processor that translated meanwhile may have read what was there before."""
     fence()
-    if (code_bits(find_slot(s, gpa), gpa)[0] & granules(gpa, size)) != 0:
-        post(u64(s), (gpa & PAGE_MASK) | MAIL_CHANGED)
+    slot = find_slot(s, gpa)
+    if (code_bits(slot, gpa)[0] & granules(gpa, size)) != 0:
+        post(u64(s), (host_in(slot, gpa) & PAGE_MASK) | MAIL_CHANGED)
 
 
 @native(inline=False)
-def look_behind(s, gpa: u64, size: u64) -> None:
+def look_behind(s, host: u64, size: u64) -> None:
     """A store to these bytes is done: everybody drops the page if some processor has translated from them."""
     fence()
-    slot = find_slot(s, gpa)
+    slot = find_host(s, host)
     if u64(slot) != 0:
-        if (code_bits(slot, gpa)[0] & granules(gpa, size)) != 0:
-            code_changed(s, gpa & PAGE_MASK)
+        if (host_code_bits(slot, host)[0] & granules(host, size)) != 0:
+            code_changed(s, host & PAGE_MASK)
 
 
 @native(inline=False)
 def code_changed(s, page: u64) -> None:
     """Every processor drops what it translated from `page`; on the thread of `s`, outside blocks."""
-    slot = find_slot(s, page)
+    slot = find_host(s, page)
     if u64(slot) != 0:
-        atomic_xchg(code_bits(slot, page), u64(0))
+        atomic_xchg(host_code_bits(slot, page), u64(0))
         post_others(s, page | MAIL_KILL)
         kill_page(s, page)
 
 
 @native(inline=False)
-def written_outside(s, gpa: u64, size: u64) -> None:
+def written_outside(s, host: u64, size: u64) -> None:
     """These bytes were written by somebody who is no processor; on any thread, `s` is any processor of the VM."""
     fence()
-    end = gpa + size
-    while gpa < end:
-        here = (gpa & PAGE_MASK) + 4096 - gpa
-        if here > end - gpa:
-            here = end - gpa
-        slot = find_slot(s, gpa)
+    end = host + size
+    while host < end:
+        here = minimum((host & PAGE_MASK) + 4096 - host, end - host)
+        slot = find_host(s, host)
         if u64(slot) != 0:
-            if (code_bits(slot, gpa)[0] & granules(gpa, here)) != 0:
-                atomic_xchg(code_bits(slot, gpa), u64(0))
-                post_others(s, (gpa & PAGE_MASK) | MAIL_KILL)
-                post(u64(s), (gpa & PAGE_MASK) | MAIL_KILL)
-        gpa += here
+            if (host_code_bits(slot, host)[0] & granules(host, here)) != 0:
+                atomic_xchg(host_code_bits(slot, host), u64(0))
+                post_others(s, (host & PAGE_MASK) | MAIL_KILL)
+                post(u64(s), (host & PAGE_MASK) | MAIL_KILL)
+        host += here
 
 
 # --- blocks --------------------------------------------------------------------------------------------
@@ -190,10 +193,10 @@ def written_outside(s, gpa: u64, size: u64) -> None:
 @native(inline=False)
 def kill_page(s, page: u64) -> None:
     """Kill every block of `s` with code in this page."""
-    slot = find_slot(s, page)
+    slot = find_host(s, page)
     if u64(slot) == 0:
         return
-    info = page_info(slot, page)
+    info = host_page_info(slot, page)
     c = ptr[CodeCache](s.code)
     block = ptr[Block](info.blocks)
     while u64(block) != 0:
@@ -234,8 +237,9 @@ def jump_entry(s, host, mode):
 @native(inline=False)
 def claim_code(s, gpa: u64, bits: u64) -> None:
     """Set code bits of the page of `gpa`, before its bytes are read for translation: stores become slow."""
-    if atomic_or(code_bits(find_slot(s, gpa), gpa), bits) == 0:
-        protect_page(s, gpa & PAGE_MASK)
+    slot = find_slot(s, gpa)
+    if atomic_or(code_bits(slot, gpa), bits) == 0:
+        protect_page(s, host_in(slot, gpa) & PAGE_MASK)
 
 
 @native(inline=False)
@@ -245,7 +249,7 @@ def protect_page(s, page: u64) -> None:
     states = everyone.states
     for i in range(everyone.count):
         other = ptr[CpuState](states[i])
-        pages = other.tlb_gpa
+        pages = other.tlb_host
         demoted: bool = False
         for number in range(u64(3 * TLB_ENTRIES)):
             if pages[number] == page:

@@ -172,7 +172,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         e.rtag = TLB_INVALID
     e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
     e.wtag = TLB_INVALID
-    s.tlb_gpa[number] = w.gpa & PAGE_MASK
+    s.tlb_host[number] = host & PAGE_MASK
     s.tlb_page[number] = page
     large: u8 = 0
     if w.large != 0:
@@ -309,7 +309,7 @@ def drop_entry(s, number):
     e.rtag = TLB_INVALID
     e.wtag = TLB_INVALID
     e.xtag = TLB_INVALID
-    s.tlb_gpa[number] = ~u64(0)
+    s.tlb_host[number] = ~u64(0)
 
 
 @native(inline=False)

@@ -64,7 +64,7 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR = range(15)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM = range(16)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -138,7 +138,8 @@ class Slot(Struct):
     gpa: u64
     size: u64
     hva: u64
-    pages: u64     # address of this processor's PageInfo[size / 4096]
+    pages: u64     # address of this processor's PageInfo[size / 4096]; it and `code` go by host page, so that every
+    #                slot that shows a page, in whichever address space, has the same
     code: u64      # address of the VM's u64[size / 4096]: bit n of a page: some processor may have translated bytes
     #                n*64..n*64+63 of it; while a word is not 0, no TLB allows fast stores to that page
     flags: u32     # SLOT_*
@@ -146,7 +147,10 @@ class Slot(Struct):
 
 
 SLOT_READONLY = 2        # KVM_MEM_READONLY
-MAX_SLOTS = 64
+MAX_SLOTS = 64           # in each address space
+# Address spaces, KVM's numbers: what a processor sees, and what it sees in system-management mode.
+SPACE_NORMAL, SPACE_SMM = 0, 1
+ADDRESS_SPACES = 2
 
 
 @struct
@@ -158,7 +162,7 @@ class PageInfo(Struct):
 
 @struct
 class SlotTable(Struct):
-    """The memory of a VM as one of its processors sees it, sorted by guest-physical address."""
+    """One address space of a VM as one of its processors sees it, the largest slots first."""
 
     count: u64
     slots: array[Slot, 64]
@@ -179,7 +183,7 @@ MAX_PROCESSORS = 256
 class Mailbox(Struct):
     """Code pages that changed, for the processor that owns the box. Any thread adds, only the owner takes.
 
-    An entry is a guest-physical page | MAIL_*; order does not matter, and one that is there already serves twice.
+    An entry is the host address of a page | MAIL_*; order does not matter, and one that is there already serves twice.
     """
 
     posted: u64            # not 0: look into the entries
@@ -318,7 +322,8 @@ class CpuState(Struct):
     replay_at: u32         # how many of them this execution has consumed
     replay: array[u64, 160]
     # engine
-    slot_table: u64        # address of the VM's SlotTable
+    slot_table: u64        # address of the SlotTable in force, one of
+    slot_tables: u64       # SlotTable[ADDRESS_SPACES]
     code: u64              # address of the CodeCache
     cpuid: u64             # address of the CPUID table
     cpuid_count: u64
@@ -327,7 +332,7 @@ class CpuState(Struct):
     cold_op: u64
     tlb_used: array[u32, 4]      # entries filled since the last flush, for each TLB
     tlb_fills: array[u16, 4096]  # which entries: 1024 for each TLB
-    tlb_gpa: array[u64, 3072]    # guest-physical page of each entry
+    tlb_host: array[u64, 3072]   # host address of each entry's page
     tlb_page: array[u64, 3072]   # linear page of each entry
     tlb_global: array[u8, 3072]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB
     count_exceptions: u64
@@ -360,6 +365,13 @@ class CpuState(Struct):
     processors: u64        # address of the VM's Processors
     mail: u64              # address of this processor's Mailbox
     alone: u32             # 1: no block is running (one instruction alone, or the delivery of an event)
+    smm: u32               # 1: in system-management mode
+    smbase: u32
+    smi_due: u32           # 1: an SMI waits; it comes before a debug trap behind the last instruction
+    smm_inside_nmi: u32    # NMIs were blocked when system-management mode was entered
+    smm_db_pending: u64    # db_pending at that time
+    smi_count: u64         # IA32_SMI_COUNT
+    ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

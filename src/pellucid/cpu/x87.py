@@ -92,11 +92,20 @@ def begin_x87(s):
 
 @native(inline=False)
 def pending_exception(s) -> None:
-    """#MF, or with CR0.NE clear the external FERR# line (SDM vol. 1, 8.7)."""
-    if (s.cr0 & CR0_NE) == 0:
+    """#MF, or with CR0.NE clear the external FERR# line, unless IGNNE# answers it already (SDM vol. 1, 8.7)."""
+    if (s.cr0 & CR0_NE) != 0:
+        fault_plain(s, u32(MF))
+    if s.ignne == 0:
         s.exit_reason = EXIT_FERR
         raise Stop
-    fault_plain(s, u32(MF))
+
+
+@native
+def assert_error(s):
+    """Set ES and B. Where they were clear, FERR# was low meanwhile, and the chip set let go of IGNNE#."""
+    if (s.fpu_sw & X87_ES) == 0:
+        s.ignne = 0
+    s.fpu_sw = s.fpu_sw | (X87_ES | X87_B)
 
 
 @native
@@ -113,7 +122,7 @@ def settle(s, o, f, sw, codes):
 @native(inline=False)
 def unmasked(s, o, f, raised: u16) -> bool:
     """An unmasked exception: pending from now on. Whether the instruction still completes."""
-    s.fpu_sw = s.fpu_sw | (X87_ES | X87_B)
+    assert_error(s)
     s.fpu_opcode = opcode(s, u64(o.ip), u64(o.length))
     s.fpu_dp = 0
     if f.kinds == "m":
@@ -138,9 +147,10 @@ def opcode(s, ip, length):
 @native
 def follow_masks(s):
     """ES and B after a change of control or status word (SDM vol. 1, 8.1.3.3)."""
-    s.fpu_sw = s.fpu_sw & ~u16(X87_ES | X87_B)
     if (s.fpu_sw & ~s.fpu_cw & 0x3F) != 0:
-        s.fpu_sw = s.fpu_sw | (X87_ES | X87_B)
+        assert_error(s)
+    else:
+        s.fpu_sw = s.fpu_sw & ~u16(X87_ES | X87_B)
 
 
 @native

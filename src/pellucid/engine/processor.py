@@ -10,10 +10,12 @@ import logging
 import threading
 from typing import Any
 
+from pellucid.cpu import smm
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP, JUMP_ENTRIES,
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET,
-    TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES,
+    TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry,
+    TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -101,6 +103,7 @@ class Processor:
         state.features[0] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_SMAP
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32
+        state.smbase = smm.SMBASE_RESET
         for i in range(3 * TLB_BYTES // TlbEntry.size):
             entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
             entry.rtag = entry.wtag = entry.xtag = TLB_INVALID
@@ -226,8 +229,7 @@ class Processor:
         count = min(len(data) // state.io_size, state.io_count)
         host, length = state.io_data, count * state.io_size
         ctypes.memmove(host, data, length)
-        for gpa, size in self.memory.ranges(host, length):
-            self.memory_written(gpa, size)
+        self.memory_written(host, length)
         self._answer(count)
 
     def _answer(self, value: int) -> None:
@@ -261,15 +263,52 @@ class Processor:
     def host_of(self, linear: int) -> int | None:
         """The host address of a linear address; None where unmapped or a device."""
         gpa = self.translate(linear)
-        return None if gpa is None else self.memory.host_address(gpa)
+        return None if gpa is None else self.memory.host_address(gpa, bool(self.state.smm))
 
     def forget_code(self, gpa: int, size: int) -> None:
         """Guest memory changed from outside native code; on this processor's thread, which drops what it had."""
         self.engine.forget_code(self.address, gpa, size)
 
-    def memory_written(self, gpa: int, size: int) -> None:
-        """Likewise from any thread: every processor of the VM drops what it translated before it executes on."""
-        self.engine.memory_written(self.address, gpa, size)
+    def memory_written(self, hva: int, size: int) -> None:
+        """Likewise from any thread, by host address: every processor of the VM drops what it translated before it
+        executes on.
+        """
+        self.engine.memory_written(self.address, hva, size)
+
+    # --- system-management mode --------------------------------------------------------------------------
+
+    def enter_smm(self, *, halted: bool) -> None:
+        """Take an SMI, between two instructions; `halted`: the processor was in HLT."""
+        state = self.state
+        image = smm.capture(state, self.get_rflags(), halted)
+        smm.enter(state)
+        for hva, size in self.memory.write(self._save_map, image, smm=True):
+            self.memory_written(hva, size)
+        self._switch_space()
+
+    def leave_smm(self) -> smm.Resumed:
+        """Carry out an RSM (EXIT_RSM). Where it is refused, the processor has shut down, still in SMM."""
+        resumed = smm.leave(self.state, self.memory.read(self._save_map, smm.SAVE_SIZE, smm=True), self.memory.read)
+        if resumed.refused is None:
+            self._switch_space()
+        return resumed
+
+    def set_smm(self, on: bool) -> None:
+        """Be in system-management mode or not, and leave every other register alone."""
+        if bool(self.state.smm) != on:
+            self.state.smm = int(on)
+            self._switch_space()
+
+    @property
+    def _save_map(self) -> int:
+        """The guest-physical address of the state-save map."""
+        return int(self.state.smbase + smm.SAVE_MAP) & 0xFFFF_FFFF
+
+    def _switch_space(self) -> None:
+        """See the address space that CpuState.smm says. Translated code stays: it goes by host page."""
+        self.state.slot_table = self.table.table(SPACE_SMM if self.state.smm else SPACE_NORMAL)
+        self.flush_tlb()
+        self.refresh_mode()
 
     def refresh_mode(self) -> None:
         """After Python changed control registers, segments or flags."""

@@ -7,14 +7,16 @@ from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
 from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
+from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
     DR6_BS, EXIT_EXCEPTION, EXIT_HLT, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC,
-    EXIT_STEPPED, EXIT_TRANSLATE, PENDING_STEP, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_NONE, CodeCache,
-    CpuState, Mailbox, Op)
+    EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS,
+    SOFT_NONE, CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
-from pellucid.native import atomic_and, atomic_load, atomic_or, invoke, native, ptr, rdtsc, ref, u32, u64, unlikely
+from pellucid.native import (
+    atomic_and, atomic_load, atomic_or, invoke, minimum, native, ptr, rdtsc, ref, u32, u64, unlikely)
 
 
 @native(inline=False)
@@ -87,8 +89,8 @@ def run_blocks(s) -> u32:
 
 @native
 def debug_trap_due(s):
-    """A #DB waits behind the last instruction; MOV SS and POP SS hold it for one more."""
-    return s.db_pending != 0 and s.shadow != SHADOW_MOV_SS
+    """A #DB waits behind the last instruction; MOV SS and POP SS hold it for one more, and an SMI comes before it."""
+    return s.db_pending != 0 and s.shadow != SHADOW_MOV_SS and s.smi_due == 0
 
 
 @native
@@ -160,19 +162,28 @@ def refresh_mode(s: ptr[CpuState]):
 
 @native
 def forget_code(s: ptr[CpuState], gpa: u64, size: u64):
-    """Memory changed from outside: `memory_written`, on the thread of `s`, which drops its translations at once."""
-    written_outside(s, gpa, size)
+    """Memory changed from outside: `memory_written`, on the thread of `s`, which drops its translations at once.
+
+    The bytes are those that `s` sees at guest-physical `gpa` now.
+    """
+    end = gpa + size
+    while gpa < end:
+        here = minimum((gpa & PAGE_MASK) + 4096 - gpa, end - gpa)
+        host = host_address(s, gpa)
+        if host != 0:
+            written_outside(s, host, here)
+        gpa += here
     if read_mail(s):
         ptr[CodeCache](s.code).flush_wanted = 1
 
 
 @native
-def memory_written(s: ptr[CpuState], gpa: u64, size: u64):
+def memory_written(s: ptr[CpuState], host: u64, size: u64):
     """Memory changed from outside: no processor of the VM executes translations of these bytes any more.
 
-    `s` is any of them; from any thread. Each drops them before it executes on.
+    `host` is their host address, `s` any of the processors; from any thread. Each drops them before it executes on.
     """
-    written_outside(s, gpa, size)
+    written_outside(s, host, size)
 
 
 @native

@@ -1,11 +1,11 @@
-"""System instructions: CLI, STI, HLT, INVLPG, caches, protection keys, segment bases, time."""
+"""System instructions: CLI, STI, HLT, RSM, INVLPG, caches, protection keys, segment bases, time."""
 
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_canonical, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_iopl
 from pellucid.cpu.state import (
-    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, FEATURE_SMAP, FS, GS, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
+    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_RSM, FEATURE_SMAP, FS, GS, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, rdtsc, u32, u64, u128, uint
 
@@ -33,6 +33,15 @@ def sti(s, o, f):
 def hlt(s, o, f):
     require_cpl0(s)
     s.exit_reason = EXIT_HLT
+
+
+@instruction("RSM", ends=LEAVE)
+@native
+def rsm(s, o, f):
+    """#UD outside system-management mode; what it restores is `pellucid.cpu.smm`'s to do."""
+    if s.smm == 0:
+        undefined(s)
+    s.exit_reason = EXIT_RSM
 
 
 @instruction("INVLPG", ends=LEAVE, address_only=True)

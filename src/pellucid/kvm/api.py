@@ -5,7 +5,8 @@ The machine knows this file and nothing below it. Two backends stand behind it: 
 `gva` guest-virtual, `hva` addresses in this process.
 
 Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's thread (or to any one thread while the
-vCPU does not run); `kick`, `request` and `nmi` and all of `Vm` may be called from any thread.
+vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error` and all of `Vm` may be called from any
+thread.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pellucid.kvm.exits import (
     DebugExit,
     Exit,
     FailEntryExit,
+    FerrExit,
     HltExit,
     InternalErrorExit,
     IntrExit,
@@ -55,6 +57,7 @@ __all__ = [
     "DebugRegs",
     "Exit",
     "FailEntryExit",
+    "FerrExit",
     "Fpu",
     "HltExit",
     "Hypervisor",
@@ -134,6 +137,14 @@ class Vcpu(Protocol):
 
     def nmi(self) -> None:
         """Queue an NMI (KVM_NMI)."""
+        ...
+
+    def smi(self) -> None:
+        """Make a system-management interrupt pending (KVM_SMI); one that comes in SMM waits for its end."""
+        ...
+
+    def ignore_numeric_error(self) -> None:
+        """Assert IGNNE#, the answer to `FerrExit`, until the x87 exception is cleared. From any thread."""
         ...
 
     def get_regs(self) -> Regs:
@@ -227,7 +238,9 @@ class Vm(Protocol):
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         """Back guest-physical [gpa, gpa+size) with this process's memory at `hva`; size 0 deletes the slot.
 
-        All three are multiples of 4096. Overlap with another slot raises `InvalidRequestError`.
+        All three are multiples of 4096. Overlap with another slot raises `InvalidRequestError`. Bits 16 and up of
+        `slot` are the address space (capability multi_address_space): 0, and 1 for a vCPU in SMM, which sees slots of
+        space 1 only.
         """
         ...
 

@@ -28,18 +28,27 @@ class MmioExit:
     """KVM_EXIT_MMIO: a load or store of `size` bytes (1 to 8) at guest-physical `gpa` that no memory slot backs.
 
     `data` is the value stored, or None for a load, which the caller answers with `Vcpu.complete_read` before the
-    next run.
+    next run. `smm`: made in system-management mode, so the memory of address space 1 answers (KVM_RUN_X86_SMM).
     """
 
     gpa: int
     size: int
     is_write: bool
     data: int | None
+    smm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HltExit:
     """KVM_EXIT_HLT: the guest halted, and nothing in the hypervisor will wake it (no in-kernel irqchip)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FerrExit:
+    """The processor asserts FERR#: an x87 exception with CR0.NE clear (no KVM_EXIT_*: KVM has no such line).
+
+    It waits before the instruction until an interrupt comes, or `Vcpu.ignore_numeric_error`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ Exit = (
     IoExit
     | MmioExit
     | HltExit
+    | FerrExit
     | IntrExit
     | ShutdownExit
     | DebugExit

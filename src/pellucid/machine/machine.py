@@ -17,7 +17,9 @@ from pellucid.machine.drives import Drives
 from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
+from pellucid.machine.pci import PciFunction
 from pellucid.machine.power_on import PowerOnState
+from pellucid.machine.smm import SystemManagement
 from pellucid.memory import (
     AddressSpace,
     CoalescedIo,
@@ -88,20 +90,33 @@ class Machine:
         self.system_memory = MemoryRegion.new_container("system")
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
         self.memory = AddressSpace("memory", self.system_memory)
+        self._cpu_memory = [
+            AddressSpace(f"cpu-memory-{index}", self.system_memory) for index in range(config.cpu_count)
+        ]
         self.ports = AddressSpace("I/O", self.system_io)
-        self.address_spaces: list[AddressSpace] = [self.memory, self.ports]
-        """All of them, for `info mtree`; a board that has more puts its own list here. Closed with the machine."""
-        self.memory.add_listener(MemorySlots(self.vm, self.vcpus.exclusive))
+        self._slots = MemorySlots(self.vm, self.vcpus.exclusive)
+        self.memory.add_listener(self._slots)
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
         self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
         self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
         self.drives = Drives(loop, self.system)
+        self.smm: SystemManagement | None = None
+        """None for a machine whose processors have no system-management mode."""
+        self.coprocessor_error: Callable[[], None] | None = None
+        """What the processors' FERR# is wired to; without it they wait there, as hardware does."""
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
         self._power_on: PowerOnState | None = None
         self._closed = False
+
+    @property
+    def address_spaces(self) -> list[AddressSpace]:
+        """All of them, for `info mtree`: bus masters', processors' (in SMM too), the ports."""
+        functions = (device for device in self.devices if isinstance(device, PciFunction))
+        smm = self.smm.spaces if self.smm is not None else []
+        return [*(function.dma for function in functions), self.memory, *self._cpu_memory, *smm, self.ports]
 
     @property
     def devices(self) -> Iterator[Device]:
@@ -129,6 +144,17 @@ class Machine:
                     container.add_subregion(base, node)
         self.parts.append(part)
 
+    def add_smm(self, smram: MemoryRegion) -> SystemManagement:
+        """Give the processors system-management mode, where they see `smram` (a container of 4 GiB) before the rest.
+
+        Before `create_vcpus`. The result has the SMI lines for the chips.
+        """
+        vcpus = self.vcpus
+        self.smm = SystemManagement(
+            self._slots, self.system_memory, smram, self.config.cpu_count, lambda: vcpus.threads
+        )
+        return self.smm
+
     def create_vcpus(self, apic_ids: Sequence[int], cpuid: Callable[[int], Sequence[CpuidEntry]]) -> None:
         """The processors, the first with APIC id 0; `cpuid(apic_id)` says what CPUID answers on each."""
         for index, apic_id in enumerate(apic_ids):
@@ -144,6 +170,7 @@ class Machine:
                     coalesced=self.vm.coalesced,
                     index=index,
                     debug_threads=self.config.debug_threads,
+                    smm_memory=self.smm.memory if self.smm is not None else None,
                 )
             )
         if apic_ids:
@@ -243,6 +270,10 @@ class Machine:
         boot_processor.set_regs(plan.regs)
 
     def _vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
+        if outcome is Outcome.COPROCESSOR_ERROR:
+            if self.coprocessor_error is not None:
+                self.coprocessor_error()
+            return
         if isinstance(exit, ShutdownExit):
             what = "resets" if self.config.reboot else "ends (-no-reboot)"
             self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")

@@ -14,6 +14,9 @@ from pellucid.memory.listener import MemoryListener, MemoryRegionSection
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 from pellucid.memory.region import RegionKind
 
+ADDRESS_SPACE_SHIFT = 16
+"""Slot numbers have the address space in their bits from here on (KVM's)."""
+
 
 class SlotVm(Protocol):
     """The part of `kvm.api.Vm` that backs memory."""
@@ -72,18 +75,30 @@ class MemorySlots(MemoryListener):
 
     Slot numbers are used again, the lowest free one first. Changes wait for the commit; where slots go and others come,
     they are made inside `exclusive()`, so that no vCPU runs while memory that stays (a block that is cut in two, say)
-    is for a moment not there.
+    is for a moment not there. This is the hypervisor's address space 0; `beside` makes the listener of another one.
     """
 
     priority = 10
 
-    def __init__(self, vm: SlotVm, exclusive: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(
+        self,
+        vm: SlotVm,
+        exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._vm = vm
+        self._first_number = 0
         self._exclusive = exclusive
         self._slots: dict[int, MemorySlot] = {}
         self._hooked: set[RamBlock] = set()
         self._gone: list[MemorySlot] = []
         self._come: list[MemoryRegionSection] = []
+
+    def beside(self, address_space: int) -> "MemorySlots":
+        """For the hypervisor's address space of that number. A write to memory that both show is told once."""
+        other = MemorySlots(self._vm, self._exclusive)
+        other._first_number = address_space << ADDRESS_SPACE_SHIFT
+        other._hooked = self._hooked
+        return other
 
     @property
     def slots(self) -> list[MemorySlot]:
@@ -140,7 +155,8 @@ class MemorySlots(MemoryListener):
 
     def _free_number(self) -> int:
         used = {slot.number for slot in self._slots.values()}
-        return next(number for number in range(len(used) + 1) if number not in used)
+        numbers = range(self._first_number, self._first_number + len(used) + 1)
+        return next(number for number in numbers if number not in used)
 
 
 class Ioeventfds(MemoryListener):

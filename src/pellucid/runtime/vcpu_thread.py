@@ -23,6 +23,7 @@ from pellucid.kvm.api import (
     DebugExit,
     Exit,
     FailEntryExit,
+    FerrExit,
     HltExit,
     InternalErrorExit,
     IntrExit,
@@ -64,6 +65,7 @@ class Outcome(enum.Enum):
     MEMORY_IO = "memory-mapped I/O"
     REENTER = "nothing: go on"
     HALT = "wait for an interrupt"
+    COPROCESSOR_ERROR = "the FERR# line: an x87 exception for the interrupt controller"
     RESET = "reset the machine: the CPU shut down (triple fault)"
     SYSTEM_EVENT = "an event of the whole machine"
     DEBUG = "a breakpoint or single step"
@@ -75,6 +77,7 @@ _OUTCOMES: dict[type, Outcome] = {
     MmioExit: Outcome.MEMORY_IO,
     IntrExit: Outcome.REENTER,
     HltExit: Outcome.HALT,
+    FerrExit: Outcome.COPROCESSOR_ERROR,
     ShutdownExit: Outcome.RESET,
     SystemEventExit: Outcome.SYSTEM_EVENT,
     DebugExit: Outcome.DEBUG,
@@ -99,7 +102,8 @@ class VcpuThread:
 
     `on_event(thread, outcome, exit)` is called on this thread, under the big lock, for every exit that is neither an
     access nor a plain re-entry; for RESET and FAIL the thread has paused itself before, so that the guest does not go
-    on until the machine has decided.
+    on until the machine has decided. `smm_memory` answers what is accessed in system-management mode, where that sees
+    other memory.
 
     `coalesced` is the VM's ring of writes that made no exit: they are delivered before the next exit is handled.
     """
@@ -115,6 +119,7 @@ class VcpuThread:
         coalesced: CoalescedRing | None = None,
         index: int = 0,
         debug_threads: bool = False,
+        smm_memory: Bus | None = None,
     ) -> None:
         self.vcpu = vcpu
         self.index = index
@@ -124,6 +129,7 @@ class VcpuThread:
         self._wake_pending = False
         self._ports = ports
         self._memory = memory
+        self._smm_memory = smm_memory if smm_memory is not None else memory
         self._bql = bql
         self._on_event = on_event
         self._coalesced = CoalescedRing() if coalesced is None else coalesced
@@ -342,13 +348,14 @@ class VcpuThread:
 
     def _memory_io(self, exit: MmioExit) -> None:
         bql = self._bql
+        memory = self._smm_memory if exit.smm else self._memory
         bql.acquire()
         try:
             if exit.is_write:
                 assert exit.data is not None
-                self._memory.write(exit.gpa, exit.size, exit.data)
+                memory.write(exit.gpa, exit.size, exit.data)
             else:
-                self.vcpu.complete_read(self._memory.read(exit.gpa, exit.size))
+                self.vcpu.complete_read(memory.read(exit.gpa, exit.size))
         finally:
             bql.release()
 

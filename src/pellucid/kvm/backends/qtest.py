@@ -96,6 +96,12 @@ class QtestVcpu:
     def nmi(self) -> None:
         """Nobody takes it."""
 
+    def smi(self) -> None:
+        """Nobody takes it."""
+
+    def ignore_numeric_error(self) -> None:
+        """Nobody computes."""
+
     def get_regs(self) -> Regs:
         return replace(self._regs)
 
@@ -275,7 +281,7 @@ class QtestHypervisor:
         return "qtest"
 
     def capabilities(self) -> Mapping[str, int]:
-        return {"irqchip": 1, "pit2": 1, "ioeventfd": 1, "irqfd": 1}
+        return {"irqchip": 1, "pit2": 1, "ioeventfd": 1, "irqfd": 1, "x86_smm": 1}
 
     def create_vm(self) -> QtestVm:
         return QtestVm(self._clock)

@@ -25,6 +25,7 @@ from pellucid.machine.firmware.fw_cfg_files import offer_user_files
 from pellucid.machine.firmware.madt import EDGE_HIGH, InterruptOverride
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
+from pellucid.machine.smm import SMRAM_SIZE, has_smm
 from pellucid.memory import MemoryRegion, MemoryTransaction
 
 RAM_BELOW_4G_MOST = 0xC000_0000
@@ -69,6 +70,8 @@ def build_microvm(machine: Machine, serials: list[Chardev | None]) -> None:
     machine.drives.open(machine.config.drives, buses=0, units=2)
     ram = add_ram(machine)
     _add_hypervisor_parts(machine)
+    if has_smm(machine.hypervisor, None):
+        machine.add_smm(MemoryRegion.new_container("smram", SMRAM_SIZE))  # nothing is hidden from anybody
     if options["isa-serial"]:
         for index, chardev in enumerate(serials):
             _add_serial(machine, index, chardev)

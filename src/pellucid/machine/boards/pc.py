@@ -4,10 +4,10 @@ The memory tree has QEMU's names, so that whoever knows `info mtree` of a PC fin
 block; all but the first part of it lies from 4 GiB on. The firmware is seen at the end of the 32-bit space, its last
 128 KiB also below 1 MiB, where the PAM registers decide between it and RAM.
 
-Not on this board yet: floppy, SMBus, the hot-plug ports, VMware's port, display, and system management mode.
+Not on this board yet: floppy, SMBus, the hot-plug ports, VMware's port and display.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pellucid.errors import UserError
@@ -53,7 +53,8 @@ from pellucid.machine.irq import IrqLine
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus, PciFunction, PciSpaces
-from pellucid.memory import ADDRESS_SPACE_SIZE, AccessSizes, AddressSpace, MemoryRegion, MemoryTransaction
+from pellucid.machine.smm import has_smm
+from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
 
 MiB, FOUR_GIB = 1 << 20, 1 << 32
 SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
@@ -102,11 +103,10 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         memory = add_memory(machine, options)
         add_firmware(machine, memory, firmware)
         _add_hypervisor_parts(machine)
-        bus = _add_pci(machine, memory)
+        bus, smi = _add_pci(machine, memory, options)
         drives = add_piix3_ide(machine, bus, 1, 1)
         fw_cfg = _add_isa(machine, memory, serials, options, drives)
-        power = _add_power_management(machine, bus) if options.acpi else None
-        machine.address_spaces = address_spaces(machine)
+        power = _add_power_management(machine, bus, smi) if options.acpi else None
     _offer_tables(machine, memory, bus, fw_cfg, options, power)
 
 
@@ -155,19 +155,20 @@ def _add_hypervisor_parts(machine: Machine) -> None:
         container.add_subregion_overlap(address, MemoryRegion.new_reservation(name, size), priority)
 
 
-def _add_pci(machine: Machine, memory: PcMemory) -> PciBus:
-    """The bus, its host bridge and the bridge to ISA, and the way to configuration space."""
+def _add_pci(machine: Machine, memory: PcMemory, options: PcOptions) -> tuple[PciBus, Callable[[], None] | None]:
+    """The bus, its host bridge and the bridge to ISA, and the way to configuration space; and SMI#, if there is one."""
     spaces = PciSpaces(memory.pci, machine.system_io, machine.system_memory, machine.vm.signal_msi)
     piix3 = Piix3([machine.gsi(irq) for irq in range(16)])
     bus = PciBus("pci.0", spaces, piix3.route)
     host = I440fx(machine.system_memory, memory.ram, memory.pci)
+    smi = machine.add_smm(host.smram).raise_first if has_smm(machine.hypervisor, options.smm) else None
     functions: list[PciFunction] = [host, piix3]
     for slot, function in enumerate(functions):
         bus.add(slot, 0, function)
         machine.parts.append(Part(function))
     machine.add(Part(ConfigMechanism1(bus), ports=(CONFIG_ADDRESS, CONFIG_DATA)))
     machine.add(Part(ResetControl(machine.request_reset), ports=(RESET_CONTROL,), priority=1))
-    return bus
+    return bus, smi
 
 
 def _add_isa(
@@ -200,7 +201,7 @@ def _add_isa(
     machine.add(Part(controller, ports=(0x60, 0x64)))
     machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
     machine.add(Part(PostPort(), ports=(0x80,)))
-    machine.add(Part(CoprocessorPort(lambda: machine.gsi(COPROCESSOR_GSI).set(False)), ports=(0xF0,)))
+    _add_coprocessor(machine)
     fw_cfg = FwCfg(machine.memory)
     fill_fw_cfg(fw_cfg, config)
     _offer_kernel(machine, fw_cfg)
@@ -232,6 +233,19 @@ def _offer_tables(
     offer_user_files(fw_cfg, machine.config.fw_cfg_files)
 
 
+def _add_coprocessor(machine: Machine) -> None:
+    """FERR# raises IRQ 13; a write to port 0xF0 lowers it and asserts IGNNE#."""
+    line = machine.gsi(COPROCESSOR_GSI)
+    machine.coprocessor_error = lambda: line.set(True)
+
+    def clear() -> None:
+        line.set(False)
+        for thread in machine.vcpus.threads:
+            thread.vcpu.ignore_numeric_error()
+
+    machine.add(Part(CoprocessorPort(clear), ports=(0xF0,)))
+
+
 def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
     """-kernel: firmware starts it in place of a disk."""
     config = machine.config
@@ -240,7 +254,7 @@ def _offer_kernel(machine: Machine, fw_cfg: FwCfg) -> None:
     offer_kernel(fw_cfg, read_kernel(config.kernel), config.append, config.initrd)
 
 
-def _add_power_management(machine: Machine, bus: PciBus) -> Piix4Pm:
+def _add_power_management(machine: Machine, bus: PciBus, smi: Callable[[], None] | None) -> Piix4Pm:
     """Behind everything else in port space, so that the guest finds its block first where it puts it over others."""
     power = Piix4Pm(
         machine.gsi(SCI_GSI),
@@ -248,6 +262,7 @@ def _add_power_management(machine: Machine, bus: PciBus) -> Piix4Pm:
         machine.system_io,
         machine.request_shutdown,
         machine.system.request_suspend,
+        smi,
         gpe_base=GPE_BASE,
         apm_base=APM_BASE,
     )
@@ -299,18 +314,3 @@ def _add_serial(machine: Machine, index: int, chardev: Chardev | None) -> None:
         port, gsi = SERIAL_PORTS[index]
         serial = Serial(machine.gsi(gsi), chardev, machine.device_clock, index=index)
         machine.add(Part(serial, ports=(port,), gsi=gsi))
-
-
-def address_spaces(machine: Machine) -> list[AddressSpace]:
-    """Every address space of the board under QEMU's names: bus masters', processors' (in SMM too), the ports."""
-    functions = [device for device in machine.devices if isinstance(device, PciFunction)]
-    host = next(function for function in functions if isinstance(function, I440fx))
-    spaces = [*(function.dma for function in functions), machine.memory, machine.ports]
-    for cpu in range(machine.config.cpu_count):
-        smm_view = MemoryRegion.new_container("memory")
-        smm_view.add_subregion_overlap(0, MemoryRegion.new_alias("smram", host.smram, 0, FOUR_GIB), 1)
-        everything = MemoryRegion.new_alias("memory", machine.system_memory, 0, ADDRESS_SPACE_SIZE)
-        smm_view.add_subregion_overlap(0, everything, 0)
-        spaces.append(AddressSpace(f"cpu-memory-{cpu}", machine.system_memory))
-        spaces.append(AddressSpace(f"cpu-smm-{cpu}", smm_view))
-    return spaces

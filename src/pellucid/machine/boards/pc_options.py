@@ -15,8 +15,9 @@ OPTIONS = (
 )
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SMALLEST_BELOW_4G, LARGEST_BELOW_4G = 1 << 20, 1 << 32
-FIXED = {"i8042": True, "smm": False, "vmport": False}
+FIXED = {"i8042": True, "vmport": False}
 """Switches that have one position so far."""
+SWITCH = {"on": True, "off": False, "auto": None}
 
 
 OEM_WIDTHS = {"x-oem-id": 6, "x-oem-table-id": 8}
@@ -24,12 +25,16 @@ OEM_WIDTHS = {"x-oem-id": 6, "x-oem-table-id": 8}
 
 @dataclass(frozen=True)
 class PcOptions:
-    """What was chosen; `max_ram_below_4g` is None for the board's own rule. The OEM ids go into ACPI's tables."""
+    """What was chosen; `max_ram_below_4g` is None for the board's own rule, `smm` for what the hypervisor can.
+
+    The OEM ids go into ACPI's tables.
+    """
 
     firmware: str = DEFAULT_FIRMWARE
     max_ram_below_4g: int | None = None
     acpi: bool = True
     hpet: bool = True
+    smm: bool | None = None
     smbios_64: bool = False
     oem_id: bytes = BOCHS.id
     oem_table_id: bytes = BOCHS.table_id
@@ -44,22 +49,25 @@ def parse_pc_options(given: Mapping[str, str]) -> PcOptions:
         elif name == "max-ram-below-4g":
             chosen["max_ram_below_4g"] = _size(text)
         elif name in SWITCHES:
-            chosen[name] = _switch(name, text)
+            chosen[name] = _switch(name, text) is not False
+        elif name == "smm":
+            chosen["smm"] = _switch(name, text)
         elif name == "smbios-entry-point-type":
             chosen["smbios_64"] = _entry_point(text)
         elif name in OEM_WIDTHS:
             chosen[name.removeprefix("x-").replace("-", "_")] = _oem(name, text)
         elif name in FIXED:
-            _check_switch(name, text)
+            if _switch(name, text) not in (None, FIXED[name]):
+                raise NotBuiltError(f"-machine pc,{name}={text} is not built yet: leave the option out")
         else:
             raise UserError(f"-machine pc: unknown option '{name}'; known are: {', '.join(OPTIONS)}")
     return PcOptions(**chosen)
 
 
-def _switch(name: str, text: str) -> bool:
-    if text not in ("on", "off", "auto"):
+def _switch(name: str, text: str) -> bool | None:
+    if text not in SWITCH:
         raise UserError(f"-machine pc: option {name} takes on, off or auto, not '{text}'")
-    return text != "off"
+    return SWITCH[text]
 
 
 def _entry_point(text: str) -> bool:
@@ -73,11 +81,6 @@ def _oem(name: str, text: str) -> bytes:
     if len(content) > width:
         raise UserError(f"-machine pc: {name}={text}: at most {width} characters")
     return content.ljust(width, b"\0")
-
-
-def _check_switch(name: str, text: str) -> None:
-    if text != "auto" and _switch(name, text) != FIXED[name]:
-        raise NotBuiltError(f"-machine pc,{name}={text} is not built yet: leave the option out")
 
 
 def _size(text: str) -> int:

@@ -4,8 +4,9 @@ The block of ACPI registers lies in port space where PMBA says, while PMREGMISC 
 PM1 control at 4, the PM timer at 8 (3.579545 MHz, 24 bits, its top bit's changes raise an interrupt). GPE0 and the APM
 control and status ports have places of their own.
 
-There is no system management mode behind the APM control port yet; SeaBIOS is told so by APMC_EN being set already,
-the way QEMU tells it with `smm=off`. The values that switch ACPI mode on and off act at once.
+A write to the APM control port raises an SMI while APMC_EN is set, but for the values that switch ACPI mode on and off:
+those act at once. Without system-management mode (`smm=off`) APMC_EN comes up set, which tells firmware that there is
+nothing for it to set up.
 """
 
 from collections.abc import Callable
@@ -31,13 +32,13 @@ SLEEP_S5, SLEEP_S3, SLEEP_S4 = 0, 1, 2
 """SLP_TYP values of this chip, as the DSDT gives them."""
 ACPI_ENABLE, ACPI_DISABLE = 0xF1, 0xF0
 APMC_ENABLE = 0x0200_0000
-"""Bit 25 of the device activity register at 0x58: the APM control port raises an SMI. Firmware takes it for done."""
+"""Bit 25 of the device activity register at 0x58: the APM control port raises an SMI."""
 
 EVENTS, CONTROL, TIMER, GPE, APM = range(5)
 
 
 class Piix4Pm(PciFunction):
-    """The function at 01.3. `power_off` and `suspend` are what the guest can ask for.
+    """The function at 01.3. `power_off` and `suspend` are what the guest can ask for; `smi` raises SMI#, None: no SMM.
 
     `io` is port space. Regions 0 to 2 lie in the block that the guest places; GPE0 and APM where the constructor puts
     them.
@@ -57,7 +58,7 @@ class Piix4Pm(PciFunction):
     )
 
     pm_base = ConfigRegister(0x40, 4, reset=1, writable=0xFFC0, doc="PMBA: base of the block of ACPI registers")
-    count_b = ConfigRegister(0x58, 4, reset=APMC_ENABLE, writable=0xFFFF_FFFF)
+    count_b = ConfigRegister(0x58, 4, writable=0xFFFF_FFFF, doc="device activity B: bit 25 is APMC_EN")
     serial_ports = ConfigRegister(0x5C, 4, reset=0x1000_0000, writable=0xFFFF_FFFF)
     serial_port_2 = ConfigRegister(0x60, 4, reset=0x6000_0000, writable=0xFFFF_FFFF)
     pm_misc = ConfigRegister(0x80, 1, writable=0xFF, doc="bit 0 enables the block")
@@ -84,16 +85,18 @@ class Piix4Pm(PciFunction):
         io: MemoryRegion,
         power_off: Callable[[], None],
         suspend: Callable[[], None],
+        smi: Callable[[], None] | None,
         *,
         gpe_base: int,
         apm_base: int,
     ) -> None:
         self._sci, self._clock = sci, clock
-        self._power_off, self._suspend = power_off, suspend
+        self._power_off, self._suspend, self._smi = power_off, suspend, smi
         self._timer_due = clock.timer(self._timer_overflowed)
         self._block = MemoryRegion.new_container("piix4-pm", PM_BLOCK_SIZE)
         self._block.set_enabled(False)
         super().__init__()
+        self._reset_apm()
         with MemoryTransaction():
             for index, offset in ((EVENTS, 0), (CONTROL, 4), (TIMER, 8)):
                 self._block.add_subregion(offset, self._region(index))
@@ -113,6 +116,7 @@ class Piix4Pm(PciFunction):
 
     def reset(self) -> None:
         super().reset()
+        self._reset_apm()
         self._timer_due.cancel()
         self.overflow_seen = self.count()
         self._place_block()
@@ -211,10 +215,16 @@ class Piix4Pm(PciFunction):
 
     # The APM ports.
 
+    def _reset_apm(self) -> None:
+        if self._smi is None:
+            self.count_b = APMC_ENABLE
+
     @apm_control.after_write
     def _apm_command(self) -> None:
         if self.apm_control == ACPI_ENABLE:
             self.pm1_control |= SCI_EN
         elif self.apm_control == ACPI_DISABLE:
             self.pm1_control &= ~SCI_EN
+        elif self.count_b & APMC_ENABLE and self._smi is not None:
+            self._smi()
         self._update_sci()

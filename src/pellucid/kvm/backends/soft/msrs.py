@@ -31,10 +31,13 @@ VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B
           0x140: (0, 0), **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
           **{0x268 + n: (0, U64) for n in range(8)}}
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
-CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x34: 0, 0x1C9: 0}
+CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x1C9: 0}
 
 
 IA32_PRED_CMD = 0x49
+# MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
+IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
+SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
@@ -74,7 +77,7 @@ class Msrs:
         for name, _ in FIELDS.values():
             setattr(self._vcpu.processor.state, name, 0)
 
-    def read(self, index: int) -> int:
+    def read(self, index: int, host_initiated: bool = False) -> int:
         """RDMSR; MsrAccessError where the guest gets #GP(0)."""
         special = self._special.get(index)
         if index in self.absent:
@@ -83,6 +86,8 @@ class Msrs:
             return special[0]()
         if index in FIELDS:
             return int(getattr(self._vcpu.processor.state, FIELDS[index][0]))
+        if index in SMM_FIELDS and (host_initiated or index == IA32_SMI_COUNT):
+            return int(getattr(self._vcpu.processor.state, SMM_FIELDS[index][0]))
         if index in self._values:
             return self._values[index]
         if index in CONSTANTS:
@@ -107,6 +112,8 @@ class Msrs:
             if value & ~allowed or index in CANONICAL and not self._canonical(value):
                 raise MsrAccessError(index, value)
             setattr(self._vcpu.processor.state, name, value)
+        elif index in SMM_FIELDS and host_initiated:
+            setattr(self._vcpu.processor.state, SMM_FIELDS[index][0], value & SMM_FIELDS[index][1])
         elif index in self._values:
             if value & ~VALUES[index][1]:
                 raise MsrAccessError(index, value)

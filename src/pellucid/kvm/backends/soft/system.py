@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pellucid.cpu.state import MAX_PROCESSORS
+from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
@@ -41,6 +41,7 @@ class SoftHypervisor:
 
     def capabilities(self) -> Mapping[str, int]:
         return {"irqchip": 1, "user_memory": 1, "pit2": 1, "ioeventfd": 1, "irqfd": 1, "tsc_deadline_timer": 1,
+                "x86_smm": 1, "multi_address_space": ADDRESS_SPACES,
                 "nr_vcpus": os.cpu_count() or 1, "max_vcpus": MAX_PROCESSORS}
 
     def create_vm(self) -> SoftVm:
@@ -206,17 +207,12 @@ class SoftVm:
         if host is None or last != host + len(content) - 1:
             return False
         ctypes.memmove(host, content, len(content))
-        self._written(gpa, len(content))
+        self.memory_written(host, len(content))
         return True
 
     def memory_written(self, hva: int, size: int) -> None:
-        for gpa, length in self.memory.ranges(hva, size):
-            self._written(gpa, length)
-
-    def _written(self, gpa: int, size: int) -> None:
-        """No vCPU executes translations of what these bytes were."""
         if self.vcpus:
-            self.vcpus[0].processor.memory_written(gpa, size)
+            self.vcpus[0].processor.memory_written(hva, size)
 
     def close(self) -> None:
         for vcpu in self.vcpus:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
-from pellucid.cpu.state import EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN, RFLAGS_IF
+from pellucid.cpu.state import (
+    EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, CpuidEntry, DebugRegs, Exit, Fpu,
-    InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs, ShutdownExit, Sregs, VcpuEvents)
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry,
+    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs,
+    ShutdownExit, Sregs, VcpuEvents)
 from pellucid.kvm.backends.soft import registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
-from pellucid.kvm.events import Interruptibility, InterruptShadow, PendingEvents, accept_apic_events, save_events
+from pellucid.kvm.events import (
+    EventKind, Interruptibility, InterruptShadow, PendingEvents, accept_apic_events, save_events)
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
 from pellucid.kvm.pvclock import PvclockVcpu
 from pellucid.kvm.vcpu_requests import VcpuRequests
@@ -51,6 +55,7 @@ class SoftVcpu:
         self._events = PendingEvents()
         self._kicked = False
         self._halted = False
+        self._frozen = False
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._closed = False
@@ -60,7 +65,7 @@ class SoftVcpu:
         if vm.irqchip is None:
             raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
         self.chips = vm.irqchip
-        hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, lambda: self.request(KVM_REQ_SMI))
+        hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, self.smi)
         self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0)
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
@@ -70,7 +75,8 @@ class SoftVcpu:
         self.state.apic_base = self.lapic.apic_base
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
-            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr}
+            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
+            EXIT_RSM: self._on_rsm}
 
     @property
     def apic_id(self) -> int:
@@ -123,6 +129,9 @@ class SoftVcpu:
         self._events.queue_nmi()
         self.request(KVM_REQ_NMI)
 
+    def smi(self) -> None:
+        self.request(KVM_REQ_SMI)
+
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> Exit:
@@ -136,7 +145,7 @@ class SoftVcpu:
                 stop = self._serve_requests()
                 if stop is not None:
                     return stop
-            if self._halted or self._mp_state is not MpState.RUNNABLE:
+            if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
             gate.wait()
@@ -153,29 +162,38 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
+        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
         if requests.check(KVM_REQ_TLB_FLUSH):
             self.processor.flush_tlb()
         if requests.check(KVM_REQ_CLOCK_UPDATE):
             self.pvclock.update()
-        if requests.check(KVM_REQ_NMI):
-            self._events.process_nmi(bool(self.state.nmi_blocked))
-            requests.make(KVM_REQ_EVENT)
-        if requests.check(KVM_REQ_SMI):
-            return InternalErrorExit("an SMI arrived: system-management mode is not built yet")
+        self._collect_events()
         if requests.check(KVM_REQ_EVENT):
             self._accept_apic_events()
             if self._mp_state is not MpState.RUNNABLE:
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0:
                 return self._inject()
+            self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
             self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
         return None
+
+    def _collect_events(self) -> None:
+        """KVM_REQ_NMI and KVM_REQ_SMI: what was asked for becomes pending."""
+        if self.requests.check(KVM_REQ_NMI):
+            self._events.process_nmi(bool(self.state.nmi_blocked))
+            self.requests.make(KVM_REQ_EVENT)
+        if self.requests.check(KVM_REQ_SMI):
+            self._events.queue_smi()
+            self.requests.make(KVM_REQ_EVENT)
 
     def _accept_apic_events(self) -> None:
         if not (self.lapic.init_pending or self.lapic.sipi_pending):
             return
-        init, sipi = self.lapic.take_init(), self.lapic.take_sipi()
-        outcome = accept_apic_events(init, sipi is not None, self._mp_state, self._apic_id == 0)
+        latched = bool(self.state.smm)
+        init = self.lapic.init_pending if latched else self.lapic.take_init()
+        sipi = self.lapic.take_sipi()
+        outcome = accept_apic_events(init, sipi is not None, self._mp_state, self._apic_id == 0, latched)
         if outcome.reset:
             self._init_reset()
         if outcome.start and sipi is not None:
@@ -188,13 +206,17 @@ class SoftVcpu:
     def _init_reset(self) -> None:
         registers.reset(self.processor)
         self.lapic.init_reset()
-        self._halted = False
+        self._halted = self._frozen = False
 
     def _inject(self) -> Exit | None:
         """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
         state = self.state
-        state.irq_window = 0
+        state.irq_window = state.smi_due = 0
         has_interrupt = self.chips.has_interrupt(self.lapic)
+        if self._events.smi_pending and not state.smm:
+            self._take_smi()
+            state.irq_window = int(has_interrupt)
+            return None
         has_nmi = self._events.nmi_pending > 0 and not state.nmi_blocked
         if not has_interrupt and not has_nmi:
             return None
@@ -221,14 +243,32 @@ class SoftVcpu:
             state.irq_window = 1
         return stop
 
+    def _take_smi(self) -> None:
+        """An SMI comes before NMIs and interrupts, and no shadow delays it (SDM vol. 3, table 6-2 and 31.3)."""
+        self._events.begin(EventKind.SMI)
+        self.state.smi_count += 1
+        self.processor.enter_smm(halted=self._halted)
+        self._halted = self._frozen = False
+
+    def _on_rsm(self) -> Exit | None:
+        resumed = self.processor.leave_smm()
+        if resumed.refused is not None:
+            return ShutdownExit(f"{resumed.refused}\n{report.triple_fault(self)}")
+        self._halted = resumed.halted
+        self.request(KVM_REQ_EVENT)  # what was blocked: SMI, INIT, NMIs, interrupts
+        return None
+
     def _deliver(self, vector: int) -> Exit | None:
-        self._halted = False
+        self._halted = self._frozen = False
         if not self.processor.deliver_interrupt(vector):
             return self._on_shutdown()
         return None
 
     def _wait(self) -> bool:
-        """Sleep in HLT or wait-for-SIPI until a request or kick; whether the guest may run now."""
+        """Sleep in HLT, wait-for-SIPI or with FERR# asserted until a request or kick; whether the guest may run now."""
+        if self._frozen and self.state.ignne:
+            self._frozen = False
+            return not self._halted and self._mp_state is MpState.RUNNABLE
         if not self.requests.word and not self._kicked:
             self._wake.wait()
         self._wake.clear()
@@ -255,10 +295,10 @@ class SoftVcpu:
                 self.processor.complete(0)
                 return None
             self.processor.complete(0)
-            return MmioExit(gpa, size, True, data)
+            return MmioExit(gpa, size, True, data, bool(state.smm))
         value = self.chips.mmio_read(lapic, gpa, size)
         if value is None:
-            return MmioExit(gpa, size, False, None)
+            return MmioExit(gpa, size, False, None, bool(state.smm))
         self.processor.complete(value)
         return None
 
@@ -304,7 +344,15 @@ class SoftVcpu:
         return None
 
     def _on_ferr(self) -> Exit:
-        return InternalErrorExit("an x87 exception with CR0.NE clear: FERR# and IRQ 13 are not built yet")
+        """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
+        self._frozen = True
+        self.state.step_once = self.state.replay_count = 0
+        self.requests.make(KVM_REQ_EVENT)
+        return FerrExit()
+
+    def ignore_numeric_error(self) -> None:
+        self.state.ignne = 1
+        self.request(KVM_REQ_UNBLOCK)
 
     def _on_shutdown(self) -> Exit:
         return ShutdownExit(report.triple_fault(self))
@@ -350,7 +398,7 @@ class SoftVcpu:
         registers.set_debugregs(self.processor, debugregs)
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
-        return {index: self.msrs.read(index) for index in indices}
+        return {index: self.msrs.read(index, host_initiated=True) for index in indices}
 
     def set_msrs(self, msrs: Mapping[int, int]) -> None:
         for index, value in msrs.items():
@@ -369,20 +417,26 @@ class SoftVcpu:
         return MpState.HALTED if self._halted else self._mp_state
 
     def set_mp_state(self, mp_state: MpState) -> None:
-        self._halted = mp_state is MpState.HALTED
+        self._halted, self._frozen = mp_state is MpState.HALTED, False
         self._mp_state = MpState.RUNNABLE if self._halted else mp_state
         self.request(KVM_REQ_EVENT)
 
     def _interruptibility(self) -> Interruptibility:
         shadow = InterruptShadow.STI if self.state.shadow else InterruptShadow.NONE
-        return Interruptibility(bool(self.state.flags & RFLAGS_IF), bool(self.state.nmi_blocked), shadow)
+        state = self.state
+        return Interruptibility(bool(state.flags & RFLAGS_IF), bool(state.nmi_blocked), shadow, bool(state.smm))
 
     def get_vcpu_events(self) -> VcpuEvents:
-        return save_events(self._events, self._interruptibility())
+        self._collect_events()
+        inside_nmi, init = int(self.state.smm_inside_nmi), int(self.lapic.init_pending)
+        return replace(save_events(self._events, self._interruptibility()), smi_smm_inside_nmi=inside_nmi,
+                       smi_latched_init=init)
 
     def set_vcpu_events(self, events: VcpuEvents) -> None:
         self._events = events.to_pending()
         self.state.nmi_blocked, self.state.shadow = events.nmi_masked, int(bool(events.interrupt_shadow))
+        self.processor.set_smm(bool(events.smi_smm))
+        self.state.smm_inside_nmi, self.lapic.init_pending = events.smi_smm_inside_nmi, bool(events.smi_latched_init)
         self.request(KVM_REQ_EVENT)
 
     def translate(self, gva: int) -> int | None:
