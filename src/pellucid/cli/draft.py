@@ -98,7 +98,7 @@ class Draft:
             initrd=self._initrd(),
             append=self.append or "",
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
-            default_cdrom=not self.no_defaults,
+            default_drives=not self.no_defaults,
             boot=self.boot,
             serials=serials,
             chardevs=tuple(self.chardevs),

@@ -14,6 +14,7 @@ from pellucid.errors import UserError
 from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
+from pellucid.machine.boards.floppy import add_floppy
 from pellucid.machine.boards.pc_options import PcOptions, parse_pc_options
 from pellucid.machine.boards.pc_sleep import wire_sleep
 from pellucid.machine.boards.storage import add_piix3_ide
@@ -59,7 +60,7 @@ from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
 MiB, FOUR_GIB = 1 << 20, 1 << 32
 SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
 RTC_PORT, RTC_GSI, SCI_GSI = 0x70, 8, 9
-KEYBOARD_GSI, MOUSE_GSI, COPROCESSOR_GSI = 1, 12, 13
+KEYBOARD_GSI, FLOPPY_GSI, MOUSE_GSI, COPROCESSOR_GSI = 1, 6, 12, 13
 HPET_BASE, HPET_GSI = 0xFED0_0000, 2
 DMA_PORTS, DMA_WIDE_PORTS = (0x00, 0x08, 0x81, 0x87), (0xC0, 0xD0, 0x89, 0x8F)
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
@@ -194,6 +195,7 @@ def _add_isa(
     _add_timers(machine, config)
     machine.add(Part(Dma8237(machine.memory), ports=DMA_PORTS))
     machine.add(Part(Dma8237Wide(machine.memory), ports=DMA_WIDE_PORTS))
+    add_floppy(machine, machine.gsi(FLOPPY_GSI))
     keyboard, mouse = Ps2Keyboard(), Ps2Mouse()
     keyboard_irq, mouse_irq = machine.gsi(KEYBOARD_GSI), machine.gsi(MOUSE_GSI)
     controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset)

@@ -32,4 +32,4 @@ def add_ahci(machine: Machine, bus: PciBus, slot: int, function: int) -> list[At
 
 def _open(machine: Machine, *, buses: int, units: int) -> None:
     config = machine.config
-    machine.drives.open(config.drives, buses=buses, units=units, default_cdrom=config.default_cdrom)
+    machine.drives.open(config.drives, buses=buses, units=units, default_cdrom=config.default_drives)
