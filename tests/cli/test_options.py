@@ -190,7 +190,7 @@ def test_processors_are_grouped_cores_first(
         (["-smp", "4,dies=2"], "-smp 4,dies=2: more than one of dies is not built yet: leave it out"),
         (["-smp", "256"], "-smp 256: this machine has at most 255 CPUs"),
         (["-smp", "x"], "-smp: cpus=x: give a number of 1 or more"),
-        (["-M", "q35"], "-machine q35: not built yet: use -machine microvm"),
+        (["-M", "isapc"], "-machine isapc: not built yet: use -machine microvm"),
         (["-M", "microvmm"], "-machine microvmm: no such board: did you mean 'microvm'?"),
         (["-M", "microvm,pit"], "-machine microvm,pit: 'pit' has no value: write pit=VALUE"),
         (["-accel", "kvm"], "-accel kvm: not built yet: use -accel tcg (Pellucid's own engine)"),

@@ -16,7 +16,9 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    DeviceOption,
     FwCfgFile,
+    GlobalOption,
     MachineConfig,
     MonitorConfig,
     Pairs,
@@ -55,6 +57,8 @@ class Draft:
     panic_action: PanicAction = PanicAction.SHUTDOWN
     daemonize: bool = False
     pidfile: str | None = None
+    devices: list[DeviceOption] = field(default_factory=list)
+    globals: list[GlobalOption] = field(default_factory=list)
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -95,6 +99,9 @@ class Draft:
             escape=self.escape,
             uuid=self.uuid,
             panic_action=self.panic_action,
+            # -debugcon comes after every -device, wherever it stands.
+            devices=tuple(sorted(self.devices, key=lambda found: found.option == "debugcon")),
+            globals=tuple(self.globals),
             reboot=self.reboot,
             exit_on_shutdown=self.exit_on_shutdown,
             start_paused=self.start_paused,

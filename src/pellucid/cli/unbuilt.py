@@ -5,8 +5,8 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-add-fd blockdev boot bios cdrom chroot compat debugcon device dfilter drive dtb
-dump-vmstate fda fdb fsdev gdb global hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
+add-fd blockdev boot bios cdrom chroot compat dfilter drive dtb
+dump-vmstate fda fdb fsdev gdb hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
 rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
@@ -22,7 +22,6 @@ HINTS = {
     "drive": "put what the guest needs into -initrd FILE",
     "hda": "put what the guest needs into -initrd FILE",
     "cdrom": "give its kernel and initrd with -kernel and -initrd",
-    "device": "the board's own devices are all there is",
     "gdb": "use the monitor (Ctrl-A c) to look at the guest",
     "s": "use the monitor (Ctrl-A c) to look at the guest",
 }

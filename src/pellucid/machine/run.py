@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
+from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import configured_model, cpuid_entries
 from pellucid.machine.machine import Machine
+from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
 from pellucid.runtime import BigLock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
@@ -56,6 +58,7 @@ def run_machine(
         cleanup.enter_context(SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)))
         with loop.bql:
             board.build(machine, streams.serials)
+            plug_devices(machine, config, streams.for_device)
             machine.create_vcpus(config.topology.apic_ids if board.has_cpus else (), cpuid)
             machine.power_on()
             machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
@@ -65,7 +68,17 @@ def run_machine(
                 ready()
             if not config.start_paused:
                 machine.system.vm_start()
-        return EXIT_STATUS.get(machine.run(), 0)
+        status = EXIT_STATUS.get(machine.run(), 0)
+        return status if machine.exit_status is None else machine.exit_status
+
+
+def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str], Chardev | None]) -> None:
+    """What -device, -debugcon and -global ask for. Raises UserError."""
+    plugger = DevicePlugger(machine, config.globals, chardev)
+    for warning in plugger.set_board_globals():
+        print(f"pellucid: {warning}", file=sys.stderr, flush=True)
+    for option in config.devices:
+        plugger.plug(option)
 
 
 def _accelerator(progress: Progress | None) -> Accelerator:
