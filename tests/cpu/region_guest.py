@@ -1,0 +1,199 @@
+"""The oracle's cases as compiled regions: the third executor, beside those of `guest`.
+
+    guest = RegionGuest()
+    report = run_cases(guest, host, guest.sample(codes, seed=1, bits=64))
+
+A batch of cases is run twice. First each is interpreted, with a copy of the code area of its own, so that its blocks
+stay; then all blocks are compiled as one module, and every case runs again, through a small function that counts
+and goes on in the case's region. A case whose region was not entered is lost: nothing falls back unseen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import iced_x86
+
+from pellucid.cpu.state import MODE_32, MODE_64, Block, Op
+from pellucid.engine import handlers
+from pellucid.engine.region import Piece, module_text
+from pellucid.native.image import Root
+from pellucid.native.program import Program
+from pellucid.native.target import compile_object, link
+
+from .guest import CODE_PAGES, NativeGuest, Space
+from .oracle import layout
+from .oracle.encoding import Variant, variants
+from .oracle.generate import Case, case_for
+from .oracle.outcome import Outcome
+from .oracle.situation import Pool
+from .oracle.state import TF, UserState
+
+BATCH = 96
+"""Encodings compiled as one module."""
+_ENCODINGS, _LONGEST = 13, 16
+Placed = tuple[bytes, UserState, int]
+"""Code, the state it starts from, and its width in bits."""
+
+
+@functools.cache
+def _roots() -> Mapping[str, Root]:
+    return handlers.roots()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `HotCode` installs: the address by which a region is entered."""
+
+    address: int
+
+
+class Compiled:
+    """Regions by number, linked into this process; each entry counts and goes on in its region."""
+
+    def __init__(self, program: Program, regions: Mapping[int, list[Piece]], library: str) -> None:
+        self.regions = regions
+        self._counts = (ctypes.c_uint64 * (max(regions, default=0) + 1))()
+        text = [module_text(program, _roots(), {f"case{number}": pieces for number, pieces in regions.items()})]
+        names = {number: f"enter{number}" for number in regions}
+        image = compile_object("\n".join(text + [self._counting(number) for number in regions]))
+        self._library = link([image], list(names.values()), [library])
+        self.entries = {number: Entry(self._library[name]) for number, name in names.items()}
+
+    def _counting(self, number: int) -> str:
+        place = f"ptr inttoptr (i64 {ctypes.addressof(self._counts) + 8 * number} to ptr)"
+        return (f'define tailcc void @"enter{number}"(ptr noalias %s, ptr %o) noinline nounwind {{\n'
+                f"  %n = load volatile i64, {place}\n  %m = add i64 %n, 1\n  store volatile i64 %m, {place}\n"
+                f'  musttail call tailcc void @"case{number}"(ptr %s, ptr %o)\n  ret void\n}}\n')
+
+    def entered(self, number: int) -> int:
+        """How often the region was entered; 0 for one that does not exist."""
+        return self._counts[number] if number in self.regions else 0
+
+
+class RegionGuest(NativeGuest):
+    """Every case as a compiled region."""
+
+    def __init__(self) -> None:
+        super().__init__(Space(copies=BATCH))
+        for copy in range(BATCH):
+            self.space.select_code(copy)
+            for page in CODE_PAGES:
+                self.space.write(page, bytes([layout.INT3]) * layout.PAGE)
+        self.processor.hot.close()
+        self.program = Program()
+        self.library = self.processor.engine.image.library
+        self.names = list(self.processor.engine.numbers)
+        self.reached: Counter[str] = Counter()
+        """How many regions hold an op of each root."""
+        self.regions = 0
+        self._sampled: set[str] = set()
+
+    # --- which cases -------------------------------------------------------------------------------------
+
+    def sample(self, codes: Iterable[int], seed: int, bits: int, states: int = 4) -> Iterator[Case]:
+        """For each instruction form of these codes that had none yet one encoding, with several states.
+
+        Left out are single-stepped cases and instructions that cross a page, which regions never hold.
+        """
+        pool = Pool(random.Random(f"pool/{seed}"))
+        for code in codes:
+            rng = random.Random(f"{seed}/{bits}/{code}")
+            for variant in variants(code, _ENCODINGS, rng, bits):
+                root = self.root(variant)
+                if root in self._sampled or (variant.ip & layout.PAGE - 1) + _LONGEST > layout.PAGE:
+                    continue
+                made = [case for _ in range(states) if (case := case_for(rng, pool, variant)) is not None]
+                if made:
+                    self._sampled.add(root)
+                yield from (case for case in made if not case.state.rflags & TF)
+
+    def root(self, variant: Variant) -> str:
+        """The names of the handlers of an instruction."""
+        decoder = iced_x86.Decoder(variant.bits, variant.data, ip=variant.ip)
+        instruction = decoder.decode()
+        if instruction.is_invalid:
+            return "invalid"
+        mode = MODE_64 if variant.bits == 64 else MODE_32
+        ops, _, _ = self.processor.learner._ops(instruction, decoder.get_constant_offsets(instruction), mode)
+        return "+".join(self.names[op["handler"]] for op in ops)
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    def run(self, code: bytes, state: UserState, bits: int = 64) -> Outcome:
+        return self.run_many([(code, state, bits)])[0]
+
+    def run_many(self, cases: Iterable[Placed]) -> list[Outcome]:
+        """Run cases in order, a batch compiled at a time."""
+        waiting, outcomes = iter(cases), list[Outcome]()
+        while batch := list(islice(waiting, BATCH)):
+            outcomes += self._run_batch(batch)
+        return outcomes
+
+    def _run_batch(self, batch: list[Placed]) -> list[Outcome]:
+        keys = [(code, state.rip, bits, state.mxcsr & 0x1F80 == 0x1F80) for code, state, bits in batch]
+        copies = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        placed = [(case, copies[key]) for case, key in zip(batch, keys, strict=True)]
+        keys_of_blocks = {copy: self._interpret(case, copy) for case, copy in placed}
+        translated = dict(self._blocks())
+        compiled = self._compile({copy: translated.get(key, 0) for copy, key in keys_of_blocks.items()})
+        outcomes = [self._run_compiled(case, copy, compiled) for case, copy in placed]
+        for (code, rip, _, _), copy in copies.items():
+            self._select(copy)
+            self._put_code(rip, bytes([layout.INT3]) * len(code))
+        self.processor.flush_code()
+        return outcomes
+
+    def _select(self, copy: int) -> None:
+        self.space.select_code(copy)
+        for page in CODE_PAGES:
+            self.processor.engine.flush_one(self.processor.address, page)
+
+    def _place(self, rip: int, code: bytes) -> None:
+        """Only where it does not stand yet: its blocks shall stay."""
+        if ctypes.string_at(self.space.host(rip), len(code)) != code:
+            self._put_code(rip, code)
+
+    def _interpret(self, case: Placed, copy: int) -> tuple[int, int]:
+        """Have the case's blocks translated and chained; host address and mode of the first."""
+        self._select(copy)
+        self._enter(*case)
+        key = self.space.host(case[1].rip), int(self.state.mode)
+        self._leave(*case, self.execute())
+        return key
+
+    def _blocks(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """Every block in the arena, by host address and mode: its first op."""
+        code = self.processor.code
+        at = code.arena
+        while at < code.arena + code.arena_used:
+            header = Block.view(at)
+            yield (header.host, header.mode), header.ops
+            at += Block.size + header.count * Op.size
+
+    def _compile(self, blocks: Mapping[int, int]) -> Compiled:
+        """Regions of these blocks, installed, by the number of their copy."""
+        hot = self.processor.hot
+        regions = {copy: hot.source.region(ops) for copy, ops in blocks.items() if ops}
+        compiled = Compiled(self.program, {copy: pieces for copy, pieces in regions.items() if pieces}, self.library)
+        for copy, pieces in compiled.regions.items():
+            hot._install(hot.generation, pieces, compiled.entries[copy])
+            self.reached.update(step.root for piece in pieces for step in piece.steps)
+        self.regions += len(compiled.regions)
+        return compiled
+
+    def _run_compiled(self, case: Placed, copy: int, compiled: Compiled) -> Outcome:
+        self._select(copy)
+        self.cases += 1
+        self._enter(*case)
+        before = compiled.entered(copy)
+        outcome = self._leave(*case, self.execute())
+        if compiled.entered(copy) == before:
+            outcome.lost = "its region was not executed"
+        return outcome
