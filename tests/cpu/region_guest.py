@@ -13,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import iced_x86
@@ -37,7 +36,14 @@ from .oracle.state import TF, UserState
 
 BATCH = 96
 """Encodings compiled as one module."""
-_ENCODINGS, _LONGEST = 13, 16
+_ENCODINGS, _LONGEST = 26, 16
+_COMPARING = tuple(bytes.fromhex(code) for code in ("38c8", "6639c8", "39c8", "4839c8", "84c8", "6685c8", "85c8", "4885c8"))
+_COUNTING = tuple(bytes.fromhex(code) for code in ("fec0", "66ffc0", "ffc0", "48ffc0", "fec8", "66ffc8", "ffc8", "48ffc8"))
+SETTERS = {"cmov:": _COMPARING, "setcc:": _COMPARING, "jcc:": _COMPARING + _COUNTING}
+"""CMP and TEST of RAX with RCX, INC and DEC of RAX, in each width: the kinds of flags that conditions are made for.
+
+REX.W is an instruction of its own in 32-bit code, and does no harm there.
+"""
 Placed = tuple[bytes, UserState, int]
 """Code, the state it starts from, and its width in bits."""
 
@@ -52,6 +58,13 @@ class Entry:
     """What `HotCode` installs: the address by which a region is entered."""
 
     address: int
+
+
+def behind(setter: bytes, case: Case) -> Case:
+    """The case with another instruction before it, which leaves everything but flags alone."""
+    state = case.state.copy()
+    state.rip -= len(setter)
+    return replace(case, data=setter + case.data, state=state)
 
 
 class Compiled:
@@ -90,8 +103,8 @@ class RegionGuest(NativeGuest):
         self.program = Program()
         self.library = self.processor.engine.image.library
         self.names = list(self.processor.engine.numbers)
-        self.reached: Counter[str] = Counter()
-        """How many regions hold an op of each root."""
+        self.reached: set[int] = set()
+        """The handlers whose roots stand in a region that was compiled."""
         self.regions = 0
         self._sampled: set[str] = set()
 
@@ -100,6 +113,7 @@ class RegionGuest(NativeGuest):
     def sample(self, codes: Iterable[int], seed: int, bits: int, states: int = 4) -> Iterator[Case]:
         """For each instruction form of these codes that had none yet one encoding, with several states.
 
+        A conditional instruction comes alone, and behind an instruction that leaves each kind of flags that it knows.
         Left out are single-stepped cases and instructions that cross a page, which regions never hold.
         """
         pool = Pool(random.Random(f"pool/{seed}"))
@@ -107,22 +121,23 @@ class RegionGuest(NativeGuest):
             rng = random.Random(f"{seed}/{bits}/{code}")
             for variant in variants(code, _ENCODINGS, rng, bits):
                 root = self.root(variant)
-                if root in self._sampled or (variant.ip & layout.PAGE - 1) + _LONGEST > layout.PAGE:
+                if variant.decoded.code == 0 or root in self._sampled or (variant.ip & layout.PAGE - 1) + _LONGEST > layout.PAGE:
                     continue
                 made = [case for _ in range(states) if (case := case_for(rng, pool, variant)) is not None]
+                made = [case for case in made if not case.state.rflags & TF]
                 if made:
                     self._sampled.add(root)
-                yield from (case for case in made if not case.state.rflags & TF)
+                yield from made
+                setters = SETTERS.get(root[:root.index(":") + 1], ())
+                yield from (behind(setter, case) for setter in setters for case in made[:2])
 
     def root(self, variant: Variant) -> str:
-        """The names of the handlers of an instruction."""
+        """The name of an instruction's handler."""
         decoder = iced_x86.Decoder(variant.bits, variant.data, ip=variant.ip)
         instruction = decoder.decode()
-        if instruction.is_invalid:
-            return "invalid"
         mode = MODE_64 if variant.bits == 64 else MODE_32
         ops, _, _ = self.processor.learner._ops(instruction, decoder.get_constant_offsets(instruction), mode)
-        return "+".join(self.names[op["handler"]] for op in ops)
+        return self.names[ops[-1]["handler"]]
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -184,7 +199,7 @@ class RegionGuest(NativeGuest):
         compiled = Compiled(self.program, {copy: pieces for copy, pieces in regions.items() if pieces}, self.library)
         for copy, pieces in compiled.regions.items():
             hot._install(hot.generation, pieces, compiled.entries[copy])
-            self.reached.update(step.root for piece in pieces for step in piece.steps)
+            self.reached.update(step.handler for piece in pieces for step in piece.steps)
         self.regions += len(compiled.regions)
         return compiled
 

@@ -52,5 +52,7 @@ def test_every_form_as_a_region(guest: RegionGuest, host: HostCpu, family: str, 
 def test_zz(guest):
     from pellucid.engine import handlers, dispatch
     roots = handlers.roots()
-    left=[n for n,(w,p) in roots.items() if w in (dispatch.plain,dispatch.plain_cc,dispatch.branch,dispatch.jump) and ':cc' not in n and n not in guest.reached]
-    print(guest.regions, len(guest.reached), len(left)); open('/tmp/w/exec.left','w').write('\n'.join(left))
+    ad=guest.processor.engine.image.address
+    left=[n for n,(w,p) in roots.items() if w in (dispatch.plain,dispatch.plain_cc,dispatch.branch,dispatch.jump) and ad[n] not in guest.reached]
+    print(guest.regions, len(guest.reached), len(left)); 
+    with open('/tmp/w/exec.left','w') as f: f.write('\n'.join(left))
