@@ -37,8 +37,8 @@ from .oracle.state import TF, UserState
 BATCH = 96
 """Encodings compiled as one module."""
 _ENCODINGS, _LONGEST = 26, 16
-_COMPARING = tuple(bytes.fromhex(code) for code in ("38c8", "6639c8", "39c8", "4839c8", "84c8", "6685c8", "85c8", "4885c8"))
-_COUNTING = tuple(bytes.fromhex(code) for code in ("fec0", "66ffc0", "ffc0", "48ffc0", "fec8", "66ffc8", "ffc8", "48ffc8"))
+_COMPARING = tuple(bytes.fromhex(code) for code in "38c8 6639c8 39c8 4839c8 84c8 6685c8 85c8 4885c8".split())
+_COUNTING = tuple(bytes.fromhex(code) for code in "fec0 66ffc0 ffc0 48ffc0 fec8 66ffc8 ffc8 48ffc8".split())
 SETTERS = {"cmov:": _COMPARING, "setcc:": _COMPARING, "jcc:": _COMPARING + _COUNTING}
 """CMP and TEST of RAX with RCX, INC and DEC of RAX, in each width: the kinds of flags that conditions are made for.
 
@@ -120,8 +120,10 @@ class RegionGuest(NativeGuest):
         for code in codes:
             rng = random.Random(f"{seed}/{bits}/{code}")
             for variant in variants(code, _ENCODINGS, rng, bits):
+                if variant.decoded.code == 0 or (variant.ip & layout.PAGE - 1) + _LONGEST > layout.PAGE:
+                    continue
                 root = self.root(variant)
-                if variant.decoded.code == 0 or root in self._sampled or (variant.ip & layout.PAGE - 1) + _LONGEST > layout.PAGE:
+                if root in self._sampled:
                     continue
                 made = [case for _ in range(states) if (case := case_for(rng, pool, variant)) is not None]
                 made = [case for case in made if not case.state.rflags & TF]

@@ -90,7 +90,7 @@ def all_forms(row: Row) -> list[Form]:
 def _wanted(row: Row, info: Any, name: str) -> bool:
     """Legacy and VEX encodings that this processor may meet; Knights and EVEX ones are not built."""
     return bool(info.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.VEX) and info.is_instruction
-                and row.codes(name))
+                and not name.startswith("VEX_KNC_") and row.codes(name))
 
 
 def _variants(row: Row, code: int, info: Any, chosen: Any) -> list[Form]:
