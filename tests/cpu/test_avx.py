@@ -198,4 +198,5 @@ def test_random_numbers(native: NativeGuest, modrm: str) -> None:
 
 
 def test_registers_lie_64_bytes_apart() -> None:
+    assert slot_of("xmm") % 64 == 0, "none crosses a cache line"
     assert XMM_BYTES == 64 and slot_of("xmm", XMM_BYTES) - slot_of("xmm") == XMM_BYTES

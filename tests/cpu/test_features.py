@@ -1,4 +1,4 @@
-"""What CPUID hides raises #UD: every encoding of every gated feature, under all three executors, and what changes it."""
+"""What CPUID hides raises #UD: every encoding of every gated feature, under all three executors."""
 
 from __future__ import annotations
 

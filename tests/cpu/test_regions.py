@@ -54,5 +54,5 @@ def test_zz(guest):
     roots = handlers.roots()
     ad=guest.processor.engine.image.address
     left=[n for n,(w,p) in roots.items() if w in (dispatch.plain,dispatch.plain_cc,dispatch.branch,dispatch.jump) and ad[n] not in guest.reached]
-    print(guest.regions, len(guest.reached), len(left)); 
+    print(guest.regions, len(guest.reached), len(left))
     with open('/tmp/w/exec.left','w') as f: f.write('\n'.join(left))

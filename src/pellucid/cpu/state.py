@@ -311,6 +311,7 @@ class CpuState(Struct):
     fpu_ds: u16
     guest_mxcsr: u32
     host_mxcsr: u32
+    pad: array[u8, 36]     # so that no vector register crosses a cache line
     xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
     # one access of a device at a time
     io_address: u64
