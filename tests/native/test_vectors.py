@@ -170,8 +170,8 @@ def test_permute(kind: Any, data: Any) -> None:
     a, numbers = data.draw(values(kind)), data.draw(values(kind))
     found, same = PERMUTED[kind].both(a, numbers)
     mask = (1 << kind.element.bits) - 1
-    assert repr(found.lanes) == repr([a.lanes[(int(n) & mask) % kind.count] for n in numbers.lanes])
-    assert repr(same.lanes) == repr([a.lanes[3 % kind.count]] * kind.count)
+    assert repr(list(found.lanes)) == repr([a.lanes[(int(n) & mask) % kind.count] for n in numbers.lanes])
+    assert repr(list(same.lanes)) == repr([a.lanes[3 % kind.count]] * kind.count)
 
 
 @few

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.cpu.state import EXIT_PENDING, Block, CpuState, Op, slot_of
+from pellucid.cpu.state import EXIT_PENDING, EXIT_SMC, Block, CpuState, Op, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
@@ -133,9 +133,11 @@ class RegionWriter:
         for step in piece.steps:
             wrapper, params = self.roots[step.root]
             if wrapper is dispatch.fused:  # the jump behind it is an op of its own here
-                self._call(step, params[:4])
+                self._call(step, params[2].value, (*params[:2], params[3]))
             elif wrapper in (dispatch.plain, dispatch.plain_cc) and step is not piece.steps[-1]:
-                self._call(step, params)
+                self._call(step, params[2].value, (*params[:2], *params[3:]))
+            elif wrapper is dispatch.within_limit:
+                self._within_limit(step)
             elif wrapper is dispatch.branch:
                 self._branch(step, params)
                 return
@@ -150,14 +152,29 @@ class RegionWriter:
                 self._emit("ret void")
                 return
 
-    def _call(self, step: Step, params: tuple[Any, ...]) -> str:
-        """Call the semantics with the op as a constant; the name of the bool result, if there is one."""
-        fn = params[2].value
-        instance = self.program.request(fn, (*params[:2], *params[3:]))
-        self.used[instance] = None
-        constant = self._fresh(f"@{self.name}.op")
+    def _constant(self, step: Step) -> str:
+        """The op as a constant; its name."""
+        name = self._fresh(f"@{self.name}.op")
         data = "".join(f"\\{byte:02X}" for byte in step.raw)
-        self.globals.append(f'{constant} = internal constant [{Op.size} x i8] c"{data}", align 64')
+        self.globals.append(f'{name} = internal constant [{Op.size} x i8] c"{data}", align 64')
+        return name
+
+    def _within_limit(self, step: Step) -> None:
+        instance = self._instance(dispatch.beyond_limit, ())
+        self.used[instance] = None
+        beyond, out, on = self._fresh("%limit"), self._fresh("out"), self._fresh("on")
+        self._emit(f'{beyond} = call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {self._constant(step)})')
+        self._emit(f"br i1 {beyond}, label %{out}, label %{on}, !prof !1")
+        self.body.append(f"{out}:")
+        self._emit(f"store i32 {EXIT_SMC}, ptr {self._state(_REASON)}")
+        self._emit("ret void")
+        self.body.append(f"{on}:")
+
+    def _call(self, step: Step, fn: Any, params: tuple[Any, ...]) -> str:
+        """Call a function with the op as a constant, which may raise; the name of the bool result, if there is one."""
+        instance = self.program.request(fn, params)
+        self.used[instance] = None
+        constant = self._constant(step)
         call = f'call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {constant})'
         if not instance.raises:
             if instance.result is None:
@@ -187,7 +204,7 @@ class RegionWriter:
 
     def _branch(self, step: Step, params: tuple[Any, ...]) -> None:
         source = self._load_rip()
-        taken = self._call(step, params)
+        taken = self._call(step, dispatch.decide, params)
         yes, no = self._fresh("taken"), self._fresh("fall")
         self._emit(f"br i1 {taken or '1'}, label %{yes}, label %{no}")
         form = params[3].value
