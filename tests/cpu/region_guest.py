@@ -11,7 +11,6 @@ and goes on in the case's region. A case whose region was not entered is lost: n
 from __future__ import annotations
 
 import ctypes
-import functools
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,11 +19,13 @@ from itertools import islice
 import iced_x86
 
 from pellucid.cpu.state import MODE_32, MODE_64, Block, Op
-from pellucid.engine import handlers
 from pellucid.engine.region import Piece, module_text
-from pellucid.native.image import Root
+from pellucid.native.code import Code
+from pellucid.native.linker import lay_out
 from pellucid.native.program import Program
-from pellucid.native.target import compile_object, link
+from pellucid.native.target import compile_object
+
+from tests.engine.code import roots
 
 from .guest import CODE_PAGES, NativeGuest, Space
 from .oracle import layout
@@ -48,11 +49,6 @@ Placed = tuple[bytes, UserState, int]
 """Code, the state it starts from, and its width in bits."""
 
 
-@functools.cache
-def _roots() -> Mapping[str, Root]:
-    return handlers.roots()
-
-
 @dataclass(frozen=True)
 class Entry:
     """What `HotCode` installs: the address by which a region is entered."""
@@ -70,14 +66,14 @@ def behind(setter: bytes, case: Case) -> Case:
 class Compiled:
     """Regions by number, linked into this process; each entry counts and goes on in its region."""
 
-    def __init__(self, program: Program, regions: Mapping[int, list[Piece]], library: str) -> None:
+    def __init__(self, program: Program, regions: Mapping[int, list[Piece]], image: Code) -> None:
         self.regions = regions
         self._counts = (ctypes.c_uint64 * (max(regions, default=0) + 1))()
-        text = [module_text(program, _roots(), {f"case{number}": pieces for number, pieces in regions.items()})]
+        text = [module_text(program, roots(), {f"case{number}": pieces for number, pieces in regions.items()})]
         names = {number: f"enter{number}" for number in regions}
-        image = compile_object("\n".join(text + [self._counting(number) for number in regions]))
-        self._library = link([image], list(names.values()), [library])
-        self.entries = {number: Entry(self._library[name]) for number, name in names.items()}
+        made = compile_object("\n".join(text + [self._counting(number) for number in regions]))
+        self._code = Code(lay_out([made]), [image])
+        self.entries = {number: Entry(self._code[name]) for number, name in names.items()}
 
     def _counting(self, number: int) -> str:
         place = f"ptr inttoptr (i64 {ctypes.addressof(self._counts) + 8 * number} to ptr)"
@@ -101,7 +97,7 @@ class RegionGuest(NativeGuest):
                 self.space.write(page, bytes([layout.INT3]) * layout.PAGE)
         self.processor.hot.close()
         self.program = Program()
-        self.library = self.processor.engine.image.library
+        self.code = self.processor.engine.image.code
         self.names = list(self.processor.engine.numbers)
         self.reached: set[int] = set()
         """The handlers whose roots stand in a region that was compiled."""
@@ -198,7 +194,7 @@ class RegionGuest(NativeGuest):
         """Regions of these blocks, installed, by the number of their copy."""
         hot = self.processor.hot
         regions = {copy: hot.source.region(ops) for copy, ops in blocks.items() if ops}
-        compiled = Compiled(self.program, {copy: pieces for copy, pieces in regions.items() if pieces}, self.library)
+        compiled = Compiled(self.program, {copy: pieces for copy, pieces in regions.items() if pieces}, self.code)
         for copy, pieces in compiled.regions.items():
             hot._install(hot.generation, pieces, compiled.entries[copy])
             self.reached.update(step.handler for piece in pieces for step in piece.steps)

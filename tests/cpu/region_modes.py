@@ -55,7 +55,11 @@ class Modes(Bare):
     def __init__(self, bits: int) -> None:
         super().__init__(bits, read=lambda address, size: int.from_bytes(bytes([HLT]) * size, "little"))
         self.processor.hot.close()
-        self.library = self.processor.engine.image.library
+        end = CODE + SPACING * PROGRAMS + PAGE - 1 & -PAGE
+        self.memory.set_slot(0, 0, CODE, self.ram.address)
+        self.memory.set_slot(1, CODE, end - CODE, self.ram.address + CODE, readonly=True)  # no program kills another
+        self.memory.set_slot(2, end, RAM - end, self.ram.address + end)
+        self.code = self.processor.engine.image.code
         self.names = list(self.processor.engine.numbers)
         self.program = Program()
         self.reached: set[int] = set()
@@ -128,16 +132,11 @@ class Modes(Bare):
     # --- running -----------------------------------------------------------------------------------------
 
     def differences(self, batch: list[Single], rng: random.Random) -> list[str]:
-        """Run each program in a few states, both ways; what differs.
-
-        A state from which it writes among the programs is left out: their regions would be gone, as they must.
-        """
+        """Run each program in a few states, both ways; what differs."""
         for program in batch:
             self.load(program.at, program.code + bytes([HLT]))
         self._ram_before = ctypes.string_at(self.ram.address, LOW)
         starts = [(program, rng.getrandbits(64)) for program in batch for _ in range(3)]
-        starts = [(program, seed) for program, seed in starts if not self._run(program, seed)["touched code"]]
-        self.processor.flush_code()
         interpreted = [self._run(program, seed) for program, seed in starts]
         compiled = self._compile(batch)
         found = []
@@ -169,7 +168,7 @@ class Modes(Bare):
             pieces = source.region(blocks[program.at]) if program.at in blocks else []
             if pieces:
                 regions[(program.at - CODE) // SPACING] = pieces
-        compiled = Compiled(self.program, regions, self.library)
+        compiled = Compiled(self.program, regions, self.code)
         for number, pieces in regions.items():
             hot._install(hot.generation, pieces, compiled.entries[number])  # type: ignore[arg-type]
             self.reached.update(step.handler for piece in pieces for step in piece.steps)
@@ -186,8 +185,6 @@ class Modes(Bare):
         result["rflags"] = self.processor.get_rflags()
         ram = ctypes.string_at(self.ram.address, LOW)
         result["memory"] = ram
-        end = CODE + SPACING * PROGRAMS
-        result["touched code"] = ram[CODE:end] != self._ram_before[CODE:end]
         return result
 
     def _set_up(self, seed: int) -> None:
