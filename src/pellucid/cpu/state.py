@@ -72,8 +72,9 @@ SHADOW_STI, SHADOW_MOV_SS = 1, 2
 # Bits of CpuState.pending.
 PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL = 1, 2, 4, 8
 
-# CpuState.features[0].
-FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP = 1, 2, 4
+# CpuState.features: what CPUID shows. Word FEATURES_PAGING has FEATURE_*, word FEATURES_ISA the bits of isa.features.
+FEATURES_PAGING, FEATURES_ISA = 0, 1
+FEATURE_PDPE1GB, FEATURE_PSE36 = 1, 2
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -296,7 +297,7 @@ class CpuState(Struct):
     maxphyaddr: u64        # physical address width, bits
     a20_mask: u64
     pdptr: array[u64, 4]   # PAE: the four entries loaded with CR3
-    features: array[u64, 8]   # FEATURE_* in the first word: what CPUID advertises
+    features: array[u64, 2]   # by FEATURES_*
     # x87: physical registers; the stack top is a number into them
     st: array[u8, 128]     # 8 x 16 bytes, f80 each; register i of the stack is (fpu_top + i) & 7
     fpu_cw: u16
@@ -310,6 +311,7 @@ class CpuState(Struct):
     fpu_ds: u16
     guest_mxcsr: u32
     host_mxcsr: u32
+    pad: array[u8, 36]     # so that no vector register crosses a cache line
     xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
     # one access of a device at a time
     io_address: u64
@@ -443,6 +445,8 @@ class Template(Struct):
     flags: u16             # T_*
     first: u32             # number of its first op
     cc_out: u32            # cc_kind after it where that is known, else CC_UNKNOWN; CC_SAME: unchanged
+    needs: u64             # features (isa.features) that CPUID must show, or ...
+    without: u32           # ... this template counts in its place; 0: the bytes are no instruction then
 
 
 T_JCC = 2                  # a conditional jump of 64-bit mode; its op's src is the condition

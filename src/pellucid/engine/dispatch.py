@@ -142,15 +142,22 @@ def chain_fall(s, o: ptr[Op], source: u64) -> u64:
     return ops
 
 
+@native
+def decide(s, o, fn, f, kind):
+    """Whether a direct branch is taken; raises #GP(0) for a target beyond the code segment."""
+    taken = fn(s, o, f, kind)
+    if not f.m64:
+        if taken:
+            check_near(s, f, branch_target(s.rip, o.imm, f))
+    return taken
+
+
 @native(tail=True)
 def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
     """A direct branch: the function says whether it is taken (and may push a return address)."""
     source = s.rip
     try:
-        taken = fn(s, o, f, kind)
-        if not f.m64:
-            if taken:
-                check_near(s, f, branch_target(source, o.imm, f))
+        taken = decide(s, o, fn, f, kind)
     except Stop:
         leave(s, o)
         return
@@ -226,12 +233,18 @@ def next_block(s: ptr[CpuState], o: ptr[Op], m64):
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
 
 
+@native
+def beyond_limit(s, o):
+    """Whether the block at RIP reaches beyond its code segment."""
+    return s.rip + o.imm > u64(s.seg_limit[CS])
+
+
 @native(tail=True)
 def within_limit(s: ptr[CpuState], o: ptr[Op]):
     """First op of a block in a code segment that is not flat. A block that reaches beyond its limit (imm is its last
     byte) goes on one instruction at a time: those before the limit execute, and the one that passes it faults.
     """
-    if unlikely(s.rip + o.imm > u64(s.seg_limit[CS])):
+    if unlikely(beyond_limit(s, o)):
         s.exit_reason = EXIT_SMC
         return
     following = ptr[Op](u64(o) + Op.size)

@@ -12,10 +12,10 @@ from typing import Any
 
 from pellucid.cpu import smm
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP, JUMP_ENTRIES,
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES,
-    TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry,
-    TrieEdge)
+    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA, FEATURES_PAGING,
+    JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM,
+    STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template,
+    TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -100,7 +100,8 @@ class Processor:
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
-        state.features[0] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_SMAP
+        state.features[FEATURES_PAGING] = FEATURE_PDPE1GB | FEATURE_PSE36
+        state.features[FEATURES_ISA] = (1 << 64) - 1
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32
         state.smbase = smm.SMBASE_RESET
@@ -191,6 +192,12 @@ class Processor:
         self.hot.flush()
         self.code.arena_used = self.code.cross = self.code.flush_wanted = 0
         self.engine.flush_all(self.address)
+
+    def show_features(self, bits: int) -> None:
+        """What CPUID shows of `isa.features`: the encodings of all others raise #UD from here on."""
+        if bits != self.state.features[FEATURES_ISA]:
+            self.state.features[FEATURES_ISA] = bits
+            self.flush_code()
 
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""
