@@ -92,6 +92,20 @@ def test_a_fault_inside_is_precise(machine: Compiled) -> None:
     assert (s.exc_vector, s.rip) == (SS_FAULT, CODE + 5), "a non-canonical address through SS"
 
 
+def test_a_block_that_ends_in_no_instruction() -> None:
+    """An undefined opcode ends its block without a branch; the region that holds it raises #UD there."""
+    machine = Compiled()
+    machine.load(CODE, bytes.fromhex("48ffc0 a801 7404 48ffc2 06 48ffc1 06"))  # inc; test; je; inc; (06); inc; (06)
+    for rax in (0, 1, 0, 1):  # the second time a branch is chained
+        machine.state.gpr[RAX] = rax
+        assert machine.run(CODE) == EXIT_EXCEPTION
+    machine.state.gpr[RAX], machine.state.gpr[RDX] = 2, 0
+    pieces = machine.compile(CODE)
+    assert len(pieces) >= 2
+    assert machine.run(CODE) == EXIT_EXCEPTION and machine.state.exc_vector == UD
+    assert (machine.state.rip, machine.state.gpr[RAX], machine.state.gpr[RDX]) == (CODE + 10, 3, 1)
+
+
 def test_a_device_inside(machine: Compiled) -> None:
     machine.compile(LOOP)
     s = machine.state
