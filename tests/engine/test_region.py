@@ -106,6 +106,23 @@ def test_a_block_that_ends_in_no_instruction() -> None:
     assert (machine.state.rip, machine.state.gpr[RAX], machine.state.gpr[RDX]) == (CODE + 10, 3, 1)
 
 
+def test_x87_operations_that_share_a_function() -> None:
+    """What a region calls out of line is the function of its own operation, not another specialization of it: here the
+    path of a guest whose status flags differ from the host's.
+    """
+    machine = Compiled()
+    s = machine.state
+    machine.load(CODE, bytes.fromhex("90 90 db1c2500300000 06"))    # nop; nop; fistp dword [0x3000]; (06)
+    for turn in range(4):
+        s.st[:] = [0x55] * 128          # far beyond 32 bits: #IA, and the integer indefinite
+        s.fpu_top, s.fpu_tags, s.fpu_sw, s.fpu_cw = 0, 0xFF, 0, 0x37F
+        machine.load(0x3000, bytes(4))
+        assert machine.run(CODE) == EXIT_EXCEPTION
+        assert machine.bytes(0x3000, 4) == bytes.fromhex("00000080") and s.fpu_sw == 1, turn
+        if turn == 0:
+            machine.compile(CODE)
+
+
 def test_a_device_inside(machine: Compiled) -> None:
     machine.compile(LOOP)
     s = machine.state

@@ -95,6 +95,18 @@ class FakeVcpu:
     def set_fpu(self, fpu: Fpu) -> None:
         pass
 
+    def get_xsave(self) -> bytes:
+        return bytes(4096)
+
+    def set_xsave(self, image: bytes) -> None:
+        pass
+
+    def get_xcr0(self) -> int:
+        return 1
+
+    def set_xcr0(self, value: int) -> None:
+        pass
+
     def get_debugregs(self) -> DebugRegs:
         return DebugRegs()
 

@@ -25,7 +25,7 @@ from pellucid.native import ptr, u64
 from pellucid.native.code import Code, Layout
 from pellucid.native.errors import NativeError
 from pellucid.native.image import Root
-from pellucid.native.program import Instance, Program
+from pellucid.native.program import Instance, Program, out_of_line
 
 MAX_OPS = 400
 MAX_BLOCKS = 32
@@ -117,6 +117,9 @@ class RegionWriter:
         head = f'define tailcc void @"{self.name}"(ptr noalias %s, ptr %o) nounwind {{\nentry:\n  br label %b0\n'
         holder = Instance("holder", dispatch.dead, ())
         holder.calls = self.used
+        for instance in out_of_line([holder]):
+            if not instance.portable:
+                raise NativeError(f"{instance.symbol}: the handler image may give this name to something else")
         support = self.program.support(holder)
         return "\n".join([*self.globals, support, head + "\n".join(self.body), "}", ""])
 

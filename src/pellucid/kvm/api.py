@@ -167,6 +167,22 @@ class Vcpu(Protocol):
         """Set them; reserved bits of MXCSR and FCW are dropped."""
         ...
 
+    def get_xsave(self) -> bytes:
+        """x87, SSE, AVX and PKRU as XSAVE's standard format, 4096 bytes (KVM_GET_XSAVE)."""
+        ...
+
+    def set_xsave(self, image: bytes) -> None:
+        """Set them; components that XSTATE_BV leaves out take their initial values. Raises InvalidRequestError."""
+        ...
+
+    def get_xcr0(self) -> int:
+        """XCR0 (KVM_GET_XCRS)."""
+        ...
+
+    def set_xcr0(self, value: int) -> None:
+        """Set XCR0; raises InvalidRequestError for what XSETBV would refuse."""
+        ...
+
     def get_debugregs(self) -> DebugRegs:
         """Debug registers."""
         ...

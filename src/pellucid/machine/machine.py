@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+from dataclasses import replace
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
@@ -156,7 +157,10 @@ class Machine:
         """The processors, the first with APIC id 0; `cpuid(apic_id)` says what CPUID answers on each."""
         for index, apic_id in enumerate(apic_ids):
             vcpu = self.vm.create_vcpu(apic_id)
-            vcpu.set_cpuid(cpuid(apic_id))
+            leaves = cpuid(apic_id)
+            vcpu.set_cpuid(leaves)
+            signature = next((leaf.eax for leaf in leaves if leaf.function == 1), 0x600)
+            vcpu.set_regs(replace(vcpu.get_regs(), rdx=signature))  # (SDM vol. 3, table 10-1)
             self.vcpus.add(
                 VcpuThread(
                     vcpu,

@@ -7,9 +7,10 @@ repeated in every module that uses them; the others stand in one module and are 
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from pellucid.native.function import NativeFunction
@@ -30,6 +31,11 @@ class Instance:
     calls: dict[Instance, None] = field(default_factory=dict)
     declares: set[str] = field(default_factory=set)
     kinds: set[type] = field(default_factory=set)   # the exceptions that may leave it
+
+    @property
+    def portable(self) -> bool:
+        """Whether every program gives this specialization the same symbol."""
+        return "~" not in self.symbol
 
     @property
     def run_time(self) -> list[Any]:
@@ -82,6 +88,10 @@ class Program:
         return found
 
     def _symbol(self, fn: NativeFunction, params: tuple[Any, ...]) -> str:
+        """A name that follows from the function and its parameters alone, so that another program, which asks for
+        other instances in another order, may link with this one's. Only two functions of one name (made by the same
+        `def`) are told apart by a number behind "~": see `Instance.portable`.
+        """
         words = [fn.__module__.removeprefix("pellucid."), fn.__qualname__]
         words += [_word(p.value) for p in params if isinstance(p, Const)]
         types = [_word(p) for p in params if not isinstance(p, Const)]
@@ -162,4 +172,7 @@ def _word(value: Any) -> str:
         return value.__name__
     if isinstance(value, (int, str, bool)) or value is None:
         return str(value)
-    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)
+    word = str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)
+    if is_dataclass(value):
+        word += "-" + hashlib.sha256(repr(value).encode()).hexdigest()[:8]  # its name may not say all of it
+    return word

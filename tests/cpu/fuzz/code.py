@@ -24,7 +24,8 @@ _MAPS = {0: b"", 1: b"\x0f", 2: b"\x0f\x38", 3: b"\x0f\x3a"}
 _MANDATORY: dict[int, bytes] = {0: b"", 1: b"", 2: b"\x66", 3: b"\xf3", 4: b"\xf2"}
 _VEX_PREFIX = {0: 0, 1: 0, 2: 1, 3: 2, 4: 3}
 _SEGMENTS = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
-_UNREPEATABLE: Any = re.compile(rb"\x0f\xc7[\xf0-\xff]")
+_RANDOM: Any = re.compile(rb"\x0f\xc7[\xf0-\xff]")
+_SEARCH: Any = re.compile(rb"[\xf2\xf3](?=[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]{0,8}[\xa6\xa7\xae\xaf])")
 LONGEST = 15
 
 
@@ -84,7 +85,7 @@ class Coder:
                 out += self.rng.randbytes(self.rng.randrange(1, 8))
             else:
                 out += self.instruction()
-        return repeatable(bytes(out[:size]))
+        return bytes(out[:size])
 
     def instruction(self) -> bytes:
         """One valid instruction."""
@@ -163,5 +164,7 @@ class Coder:
 
 
 def repeatable(code: bytes) -> bytes:
-    """`code` without RDRAND and RDSEED, whose results no two runs share."""
-    return bytes(_UNREPEATABLE.sub(b"\x0f\x1f\xc0", code))
+    """`code` less what no two runs share: the results of RDRAND and RDSEED, and the flags of a repeated CMPS or SCAS
+    that faults, which depend on where it was interrupted before (SDM vol. 2, REP).
+    """
+    return bytes(_SEARCH.sub(b"\x3e", _RANDOM.sub(b"\x0f\x1f\xc0", code)))

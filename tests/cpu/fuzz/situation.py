@@ -21,7 +21,7 @@ from pellucid.cpu.state import (
     RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS, TR)
 from tests.cpu.guests import tables
 
-from .code import Coder
+from .code import Coder, repeatable
 from .pages import TABLES_END, build_tables
 
 LOW, ROM, ROM_SIZE, UPPER, UPPER_SIZE = 0xC0000, 0xE0000, 0x10000, 0xF0000, 0x10000
@@ -84,6 +84,9 @@ class _Builder:
 
     def build(self) -> Situation:
         self._fill()
+        if self.tame:
+            for at in (CODE, HANDLERS):
+                self.memory[at] = repeatable(self.memory[at])
         state: dict[str, int | list[int]] = {}
         self._control(state)
         self._registers(state)
