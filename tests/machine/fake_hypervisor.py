@@ -14,6 +14,7 @@ from pellucid.kvm.api import (
     IntrExit,
     LapicState,
     MpState,
+    Observer,
     Regs,
     RoutingEntry,
     Segment,
@@ -111,6 +112,9 @@ class FakeVcpu:
         return DebugRegs()
 
     def set_debugregs(self, debugregs: DebugRegs) -> None:
+        pass
+
+    def set_log(self, log: Observer | None) -> None:
         pass
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:

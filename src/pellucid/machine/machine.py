@@ -7,8 +7,8 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 from dataclasses import replace
+from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
@@ -106,6 +106,8 @@ class Machine:
         self.parts: list[Part] = []
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
+        self.on_log_items: list[Callable[[], None]] = []
+        """Called when other log items were chosen."""
         self._power_on: PowerOnState | None = None
         self._closed = False
 

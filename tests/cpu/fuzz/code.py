@@ -62,8 +62,8 @@ def _recipe(code: int, bits: int) -> _Recipe | None:
     if TABLE.find(_MNEMONICS[info.mnemonic], _CODES[code]) is None:
         return None
     kinds = [_KINDS[info.op_kind(n)] for n in range(info.op_count)]
-    modrm = info.group_index >= 0 or info.rm_group_index >= 0 or any(
-        kind.startswith("MEM") or kind.endswith(("_REG", "_RM", "_OR_MEM")) for kind in kinds) and "MEM_OFFS" not in kinds
+    modrm = info.group_index >= 0 or info.rm_group_index >= 0 or "MEM_OFFS" not in kinds and any(
+        kind.startswith("MEM") or kind.endswith(("_REG", "_RM", "_OR_MEM")) for kind in kinds)
     opcode = info.op_code.to_bytes(info.op_code_len, "big")
     return _Recipe(info.encoding == 1, info.mandatory_prefix, info.table, opcode, modrm and info.op_code_len == 1,
                    info.group_index, info.rm_group_index, any(kind.startswith("MEM_VSIB") for kind in kinds),

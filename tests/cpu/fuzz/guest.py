@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
-    CR0_PE, CR0_PG, CS, EFER_LMA, EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_SHUTDOWN,
+    CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING,
+    EXIT_SHUTDOWN,
     MODE_64, MODE_SIZE, PAGE, PENDING_REQUEST, REPLAY_SLOTS, RFLAGS_IF, RFLAGS_VM, CpuState)
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
@@ -176,7 +177,7 @@ class Guest:
                 (not s.flags & RFLAGS_VM or s.cpl == 3 or not s.cr0 & CR0_PE, "virtual-8086 mode, but not CPL 3"),
                 (s.cr0 & CR0_PE or s.cpl == 0, "real mode, but not CPL 0"),
                 (s.cr0 & CR0_PE or not s.cr0 & CR0_PG, "paging without protection"),
-                (bool(s.efer & EFER_LMA) == bool(s.efer & 0x100 and s.cr0 & CR0_PG), "EFER.LMA differs from LME and PG"),
+                (bool(s.efer & EFER_LMA) == bool(s.efer & EFER_LME and s.cr0 & CR0_PG), "EFER.LMA, LME and CR0.PG"),
                 ((s.mode & MODE_SIZE) == MODE_64 or s.rip <= 0xFFFF_FFFF, f"RIP {s.rip:#x} outside 64-bit mode"),
                 (s.replay_count <= REPLAY_SLOTS, f"{s.replay_count} answers in the log"),
                 (s.alone == 0, "CpuState.alone is left set"),
@@ -222,7 +223,7 @@ class _Watch:
                 running.kick()
 
 
-class _watch:  # noqa: N801 - a context manager, read as a verb
+class _watch:
     only: _Watch | None = None
 
     def __init__(self, processor: Processor) -> None:

@@ -7,9 +7,8 @@ import random
 from tests.cpu.guests.tables import NX, PS, A, D, G, P, U, W
 
 TABLES, TABLES_END, DEVICE, HIGH = 0x40000, 0xC0000, 0xC8000, 1 << 32
-_TOP, _LEVEL4, _POINTERS, _DIRECTORY, _TABLE = TABLES, TABLES + 0x1000, TABLES + 0x2000, TABLES + 0x3000, TABLES + 0x4000
 _MAPPED = 0x10_0000
-_EVERY_TABLE = (_TOP, _LEVEL4, _POINTERS, _DIRECTORY, _TABLE)
+_EVERY_TABLE = _TOP, _LEVEL4, _POINTERS, _DIRECTORY, _TABLE = tuple(TABLES + 0x1000 * n for n in range(5))
 
 
 def build_tables(rng: random.Random, memory: dict[int, bytes], levels: int, user: bool, odds: float,

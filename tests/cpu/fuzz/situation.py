@@ -186,8 +186,9 @@ class _Builder:
             offset = rng.randrange(_CODE_BYTES)
         if self.spoilt():
             code, offset = rng.choice((rng.getrandbits(16), SPARE, LOCAL, TASK, 0)), rng.getrandbits(64)
-        return tables.gate(kind, code, offset & ((1 << 64) - 1 if self.long else 0xFFFF_FFFF), dpl=rng.choice((0, 3, 3)),
-                           present=rng.randrange(16) != 0, ist=rng.choice((0, 0, 0, 1, 7)))
+        offset &= (1 << 64) - 1 if self.long else 0xFFFF_FFFF
+        return tables.gate(kind, code, offset, dpl=rng.choice((0, 3, 3)), present=rng.randrange(16) != 0,
+                           ist=rng.choice((0, 0, 0, 1, 7)))
 
     def _gates(self) -> None:
         rng, out = self.rng, bytearray()
@@ -305,7 +306,7 @@ class _Builder:
 
     def _segments(self) -> dict[int, tuple[int, int, int, int]]:
         rng, user = self.rng, self.cpl == 3
-        found = {n: (0, 0, 0, ATTR_UNUSABLE) for n in range(8)}
+        found = dict.fromkeys(range(8), (0, 0, 0, ATTR_UNUSABLE))
         if self.mode in ("real", "v86"):
             for n in range(6):
                 selector = rng.choice((DATA >> 4, DATA >> 4, STACKS >> 4)) if n != SS else STACKS >> 4

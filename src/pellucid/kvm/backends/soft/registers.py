@@ -9,7 +9,8 @@ from typing import Any
 from pellucid.cpu.cpuid import CpuidEntry
 from pellucid.cpu.flags import CC_EFLAGS
 from pellucid.cpu.state import (
-    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CS, DS, ES, FS, GS, LDTR, RFLAGS_STATUS, RFLAGS_VM, SS, TR, XMM_BYTES, slot_of)
+    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CS,
+    DS, ES, FS, GS, LDTR, RFLAGS_STATUS, RFLAGS_VM, SS, TR, XMM_BYTES, slot_of)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.regs import DebugRegs, DTable, Fpu, Regs, Segment, Sregs
@@ -145,7 +146,7 @@ def get_xsave(cpu: Processor) -> bytes:
 
 
 def set_xsave(cpu: Processor, image: bytes) -> None:
-    """Set all of it; a component whose bit in XSTATE_BV is clear takes its initial value. Raises InvalidRequestError."""
+    """Set all of it; a component that XSTATE_BV leaves out takes its initial value. Raises InvalidRequestError."""
     if len(image) != XSAVE_BYTES:
         raise InvalidRequestError(f"an XSAVE image of {len(image)} bytes, not {XSAVE_BYTES}")
     present, = struct.unpack_from("<Q", image, _XSTATE_BV)

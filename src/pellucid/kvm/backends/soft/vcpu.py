@@ -19,7 +19,7 @@ from pellucid.cpu.state import (
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry,
-    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs,
+    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Observer, Regs,
     ShutdownExit, Sregs, VcpuEvents)
 from pellucid.kvm.backends.soft import registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
@@ -60,6 +60,7 @@ class SoftVcpu:
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._closed = False
+        self._log: Observer | None = None
         self.cpuid_table: object = None
         self.arch_capabilities = ARCH_CAPABILITIES
         self.has_lapic = vm.irqchip is not None
@@ -204,7 +205,14 @@ class SoftVcpu:
             self.processor.refresh_mode()
         self._mp_state = outcome.mp_state
 
+    def set_log(self, log: Observer | None) -> None:
+        self._log = log
+        with self.guest_lock:
+            self.processor.observe(log)
+
     def _init_reset(self) -> None:
+        if self._log is not None:
+            self._log.reset()
         registers.reset(self.processor, init=True)
         self.lapic.init_reset()
         self._halted = self._frozen = False
