@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import resource
+import signal
 import struct
 import sys
 import time
@@ -93,6 +94,8 @@ def main() -> int:
     for number in range(options.first, options.last + 1):
         kind = options.kind or kind_of(number)
         PROGRESS.pack_into(place, 0, number, done, kind.encode())
+        if str(number) == os.environ.get("PELLUCID_FUZZ_CRASH_AT"):
+            os.kill(os.getpid(), signal.SIGSEGV)  # what the parent makes of a crash is tested by one
         broken += not _one(runner, number, kind)
         done += 1
         if time.monotonic() > end or broken >= 20:

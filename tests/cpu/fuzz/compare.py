@@ -6,6 +6,8 @@ everything below it as plain Python, `regions` the interpreter with some of its 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from pellucid.cpu.state import Block, CodeCache, CpuState, Op
@@ -14,13 +16,14 @@ from pellucid.engine import run as run_loop
 from pellucid.engine.processor import Engine
 from pellucid.engine.region import METADATA, CompiledRegion, RegionWriter
 from pellucid.native import TailCall, ptr
+from pellucid.native.image import Root
 from pellucid.native.program import Program
 from pellucid.native.target import compile_object
 
 from .guest import Broken, Guest, Trace
 from .situation import Situation, situation
 
-_STEPS = 20_000
+_STEPS = 5_000
 _PLAIN_STEPS = 40
 
 
@@ -143,6 +146,11 @@ def interpreter_and_regions(guest: Guest, seed: str) -> bool:
     return True
 
 
+@functools.cache
+def _compiler() -> tuple[Program, Mapping[str, Root]]:
+    return Program(), handlers.roots()
+
+
 def _compile_regions(guest: Guest, case: Situation) -> int:
     """Compile the regions of some blocks that are alive; how many."""
     hot, made = guest.processor.hot, 0
@@ -151,7 +159,7 @@ def _compile_regions(guest: Guest, case: Situation) -> int:
         if not pieces:
             continue
         name = f"fuzz_{abs(hash(case.seed)):x}_{made}"
-        image = compile_object(RegionWriter(Program(), handlers.roots(), pieces, name).text() + METADATA)
+        image = compile_object(RegionWriter(*_compiler(), pieces, name).text() + METADATA)
         hot._install(hot.generation, pieces, CompiledRegion(image, name, guest.processor.engine.image.library))
         made += 1
     return made
