@@ -37,8 +37,8 @@ def run_machine(
     """Run the machine until it goes down; the process's exit status. Call it on the main thread.
 
     `progress(what, done, total)` hears how far a first compile of the processor is. `accelerator` replaces the one that
-    the configuration names. `attach_log` is given the machine before its processors' threads start; `ready` is called when all is made
-    and the guest is about to run.
+    the configuration names. `attach_log` is given the machine before its processors' threads start;
+    `ready` is called when all is made and the guest is about to run.
     Raises UserError (nothing has been started then) for what the machine cannot be built from.
     """
     board = find_board(config.board)

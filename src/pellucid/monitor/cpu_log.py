@@ -41,8 +41,8 @@ class CpuLog:
         if fresh and self.new_blocks and block.code:
             _tell("in_asm", "----------------\nIN: \n%s", block_text(block.pc, block.code, block.bits))
         if "exec" in self._items:
-            _tell("exec", "Trace %d: 0x%x [%016x/%016x/%08x/00000000] ", self._index, block.host, block.cs_base, block.pc,
-                       block.mode)
+            _tell("exec", "Trace %d: 0x%x [%016x/%016x/%08x/00000000] ", self._index, block.host, block.cs_base,
+                  block.pc, block.mode)
         if "cpu" in self._items:
             _tell("cpu", "%s", self._state(fpu="fpu" in self._items))
 
