@@ -161,8 +161,9 @@ class Machine:
             vcpu = self.vm.create_vcpu(apic_id)
             leaves = cpuid(apic_id)
             vcpu.set_cpuid(leaves)
-            signature = next((leaf.eax for leaf in leaves if leaf.function == 1), 0x600)
-            vcpu.set_regs(replace(vcpu.get_regs(), rdx=signature))  # (SDM vol. 3, table 10-1)
+            for leaf in leaves:
+                if leaf.function == 1:  # a reset leaves family, model and stepping in EDX (SDM vol. 3, table 10-1)
+                    vcpu.set_regs(replace(vcpu.get_regs(), rdx=leaf.eax))
             self.vcpus.add(
                 VcpuThread(
                     vcpu,

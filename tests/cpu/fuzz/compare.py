@@ -14,11 +14,10 @@ from pellucid.cpu.state import Block, CodeCache, CpuState, Op
 from pellucid.engine import handlers
 from pellucid.engine import run as run_loop
 from pellucid.engine.processor import Engine
-from pellucid.engine.region import METADATA, CompiledRegion, RegionWriter
+from pellucid.engine.region import CompiledRegion, compile_region
 from pellucid.native import TailCall, ptr
 from pellucid.native.image import Root
 from pellucid.native.program import Program
-from pellucid.native.target import compile_object
 
 from .guest import Broken, Guest, Trace
 from .situation import Situation, situation
@@ -159,8 +158,8 @@ def _compile_regions(guest: Guest, case: Situation) -> int:
         if not pieces:
             continue
         name = f"fuzz_{abs(hash(case.seed)):x}_{made}"
-        image = compile_object(RegionWriter(*_compiler(), pieces, name).text() + METADATA)
-        hot._install(hot.generation, pieces, CompiledRegion(image, name, guest.processor.engine.image.library))
+        layout = compile_region(*_compiler(), pieces, name)
+        hot._install(hot.generation, pieces, CompiledRegion(layout, name, guest.processor.engine.image.code))
         made += 1
     return made
 
