@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu.observe import CodeBlock, Event, Observer
 from pellucid.cpu.state import (
-    DF, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_NONE, EXTERNAL, MODE_64, MODE_SIZE, SOFT_INT, TRACE_BLOCKS, TRACE_EVENTS,
-    TRACE_NEW, Block)
+    DF, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_NONE, EXTERNAL, MODE_64, MODE_SIZE, PF, SOFT_INT, SOFT_NONE, TRACE_BLOCKS,
+    TRACE_EVENTS, TRACE_NEW, Block)
 
 if TYPE_CHECKING:
     from pellucid.engine.processor import Processor
@@ -69,6 +69,8 @@ class Trace:
     def _deliver(self, address: int) -> int:
         """Deliver an exception, and tell of those that its delivery raises."""
         s = self._processor.state
+        if s.exc_vector == PF and s.exc_soft == SOFT_NONE:
+            s.cr2 = s.exc_address  # as the delivery does first
         self._observer.event(Event(s.exc_vector, s.exc_error if s.exc_has_error else 0, s.exc_soft == SOFT_INT,
                                    s.exc_soft == EXTERNAL))
         first = s.history_at

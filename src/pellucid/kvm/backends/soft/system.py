@@ -182,7 +182,7 @@ class SoftVm:
             vcpu.request(KVM_REQ_CLOCK_UPDATE)
 
     def _move_tscs(self, ticks: int) -> None:
-        with self._stopped():
+        with self.stopped():
             self.tsc_offset = self.tsc_offset + ticks & U64
             for vcpu in self.vcpus:
                 vcpu.move_tsc(ticks)
