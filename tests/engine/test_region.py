@@ -93,6 +93,37 @@ def test_a_fault_inside_is_precise(machine: Compiled) -> None:
     assert (s.exc_vector, s.rip) == (SS_FAULT, CODE + 5), "a non-canonical address through SS"
 
 
+def test_a_block_that_ends_in_no_instruction() -> None:
+    """An undefined opcode ends its block without a branch; the region that holds it raises #UD there."""
+    machine = Compiled()
+    machine.load(CODE, bytes.fromhex("48ffc0 a801 7404 48ffc2 06 48ffc1 06"))  # inc; test; je; inc; (06); inc; (06)
+    for rax in (0, 1, 0, 1):  # the second time a branch is chained
+        machine.state.gpr[RAX] = rax
+        assert machine.run(CODE) == EXIT_EXCEPTION
+    machine.state.gpr[RAX], machine.state.gpr[RDX] = 2, 0
+    pieces = machine.compile(CODE)
+    assert len(pieces) >= 2
+    assert machine.run(CODE) == EXIT_EXCEPTION and machine.state.exc_vector == UD
+    assert (machine.state.rip, machine.state.gpr[RAX], machine.state.gpr[RDX]) == (CODE + 10, 3, 1)
+
+
+def test_x87_operations_that_share_a_function() -> None:
+    """What a region calls out of line is the function of its own operation, not another specialization of it: here the
+    path of a guest whose status flags differ from the host's.
+    """
+    machine = Compiled()
+    s = machine.state
+    machine.load(CODE, bytes.fromhex("90 90 db1c2500300000 06"))    # nop; nop; fistp dword [0x3000]; (06)
+    for turn in range(4):
+        s.st[:] = [0x55] * 128          # far beyond 32 bits: #IA, and the integer indefinite
+        s.fpu_top, s.fpu_tags, s.fpu_sw, s.fpu_cw = 0, 0xFF, 0, 0x37F
+        machine.load(0x3000, bytes(4))
+        assert machine.run(CODE) == EXIT_EXCEPTION
+        assert machine.bytes(0x3000, 4) == bytes.fromhex("00000080") and s.fpu_sw == 1, turn
+        if turn == 0:
+            machine.compile(CODE)
+
+
 def test_a_device_inside(machine: Compiled) -> None:
     machine.compile(LOOP)
     s = machine.state

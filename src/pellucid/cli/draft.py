@@ -66,6 +66,7 @@ class Draft:
     process_name: str = ""
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
+    log_ranges: tuple[tuple[int, int], ...] = ()
     log_file: str | None = None
     smbios: list[Pairs] = field(default_factory=list)
     acpi_tables: list[Pairs] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Draft:
             process_name=self.process_name,
             debug_threads=self.debug_threads,
             log_items=self.log_items,
+            log_ranges=self.log_ranges,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
             smbios=tuple(self.smbios),
             acpi_tables=tuple(self.acpi_tables),

@@ -26,7 +26,7 @@ from pellucid.machine.config import (
     MonitorConfig,
     MonitorMode,
 )
-from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT
+from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT, parse_log_ranges
 from pellucid.machine.option_tables import OPTION_TABLES
 from pellucid.runtime import PanicAction
 
@@ -407,3 +407,8 @@ def log_items(draft: Draft, text: str) -> None:
             raise UserError(f"-d {item}: no such log item: {suggestion(item, every)}")
         chosen.add(item)
     draft.log_items = frozenset(chosen)
+
+
+def log_ranges(draft: Draft, text: str) -> None:
+    """-dfilter RANGE,...: in_asm, exec and cpu only for code there; the last one counts."""
+    draft.log_ranges = parse_log_ranges(text)

@@ -96,6 +96,7 @@ OPTIONS = (
     Option(("daemonize",), "", "go to the background once the machine is made", _switch("daemonize")),
     Option(("pidfile",), "FILE", "write the process's number to FILE", _text("pidfile")),
     Option(("d",), "ITEM,...", "log items (-d help lists)", values.log_items),
+    Option(("dfilter",), "RANGE,...", "log code there only: FIRST..LAST, START+SIZE, END-SIZE", values.log_ranges),
     Option(("D",), "FILE", "log to FILE instead of standard error", _text("log_file")),
 )  # fmt: skip
 BY_NAME = {name: option for option in OPTIONS for name in option.names}

@@ -5,7 +5,7 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-add-fd blockdev boot bios cdrom chroot compat dfilter drive dtb
+add-fd blockdev boot bios cdrom chroot compat drive dtb
 dump-vmstate fda fdb fsdev gdb hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
 rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action

@@ -64,13 +64,17 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM = range(16)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK = \
+    range(18)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
-PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL = 1, 2, 4, 8
+PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE = 1, 2, 4, 8, 16
+
+# CpuState.trace: what `run_traced` leaves for.
+TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
 
 # CpuState.features: what CPUID shows. Word FEATURES_PAGING has FEATURE_*, word FEATURES_ISA the bits of isa.features.
 FEATURES_PAGING, FEATURES_ISA = 0, 1
@@ -372,6 +376,9 @@ class CpuState(Struct):
     smm_db_pending: u64    # db_pending at that time
     smi_count: u64         # IA32_SMI_COUNT
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
+    exclusive: u32         # 1: no other processor of the VM is in native code
+    trace: u32             # TRACE_*
+    announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

@@ -5,6 +5,7 @@ end adds to RIP, looks at `pending` and follows the chained pointer, which it fi
 and target share a page (then no mapping can part them).
 """
 
+from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.memory import fill, tlb_entry
@@ -13,7 +14,7 @@ from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.state import (
     CS, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
     OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
-from pellucid.engine.translate import check_fetch, find_block
+from pellucid.engine.translate import alone, check_fetch, find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
 
 RSP = 4
@@ -301,8 +302,10 @@ def lookup(s) -> u64:
     ops = quick_lookup(s)
     if ops != 0:
         return ops
-    check_fetch(s, u64(1))
     lin = linear_ip(s)
+    if s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK):
+        alone(s)  # a breakpoint comes before the faults of its fetch (SDM vol. 3, table 6-2)
+    check_fetch(s, u64(1))
     e = tlb_entry(s, s.tlb, lin)
     if e.xtag != lin & PAGE_MASK:
         fill(s, lin, u32(FETCH), s.tlb_index)

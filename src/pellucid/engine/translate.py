@@ -7,7 +7,6 @@ every instruction of that shape, at any address in any process, translates here 
 address, so they serve the next boot as they are.
 """
 
-from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import claim_code, granules, jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
@@ -295,11 +294,11 @@ def alone(s) -> None:
 
 @native(inline=False)
 def find_block(s, lin: u64) -> u64:
-    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code that is executed
-    one instruction at a time: on a device, or on a page with a breakpoint.
+    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code on a device, which
+    is executed one instruction at a time.
     """
     host = fill(s, lin, u32(FETCH), s.tlb_index)
-    if host == 0 or (s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK)):
+    if host == 0:
         alone(s)
     gpa = s.mmio_gpa
     slot = find_slot(s, gpa)

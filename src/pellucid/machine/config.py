@@ -166,7 +166,7 @@ class MachineConfig:
     exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
     start_paused: wait for `cont` before the first instruction (-S).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
-    log_items, log_file: -d and -D; no file means standard error.
+    log_items, log_ranges, log_file: -d, -dfilter (first and last addresses) and -D; no file means standard error.
     smbios, acpi_tables: one per option, which the board's firmware part checks.
     fw_cfg_files: -fw_cfg.
     """
@@ -197,6 +197,7 @@ class MachineConfig:
     process_name: str = ""
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
+    log_ranges: tuple[tuple[int, int], ...] = ()
     log_file: Path | None = None
     smbios: tuple[Pairs, ...] = ()
     acpi_tables: tuple[Pairs, ...] = ()

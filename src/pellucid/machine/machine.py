@@ -7,6 +7,7 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
@@ -111,6 +112,8 @@ class Machine:
         """Made anew for every start: what to load, and how the boot processor begins."""
         self.exit_status: int | None = None
         """What the process is to end with, when a guest has said it."""
+        self.on_log_items: list[Callable[[], None]] = []
+        """Called when other log items were chosen."""
         self._power_on: PowerOnState | None = None
         self._closed = False
 
@@ -162,7 +165,11 @@ class Machine:
         """The processors, the first with APIC id 0; `cpuid(apic_id)` says what CPUID answers on each."""
         for index, apic_id in enumerate(apic_ids):
             vcpu = self.vm.create_vcpu(apic_id)
-            vcpu.set_cpuid(cpuid(apic_id))
+            leaves = cpuid(apic_id)
+            vcpu.set_cpuid(leaves)
+            for leaf in leaves:
+                if leaf.function == 1:  # a reset leaves family, model and stepping in EDX (SDM vol. 3, table 10-1)
+                    vcpu.set_regs(replace(vcpu.get_regs(), rdx=leaf.eax))
             self.vcpus.add(
                 VcpuThread(
                     vcpu,

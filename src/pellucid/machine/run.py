@@ -34,11 +34,13 @@ def run_machine(
     accelerator: Accelerator | None = None,
     progress: Progress | None = None,
     ready: Callable[[], None] | None = None,
+    attach_log: Callable[[Machine], None] | None = None,
 ) -> int:
     """Run the machine until it goes down; the process's exit status. Call it on the main thread.
 
     `progress(what, done, total)` hears how far a first compile of the processor is. `accelerator` replaces the one that
-    the configuration names. `ready` is called when all is made and the guest is about to run.
+    the configuration names. `attach_log` is given the machine before its processors' threads start;
+    `ready` is called when all is made and the guest is about to run.
     Raises UserError (nothing has been started then) for what the machine cannot be built from.
     """
     board = find_board(config.board)
@@ -60,6 +62,8 @@ def run_machine(
             board.build(machine, streams.serials)
             plug_devices(machine, config, streams.for_device)
             machine.create_vcpus(config.topology.apic_ids if board.has_cpus else (), cpuid)
+            if attach_log is not None:
+                attach_log(machine)
             machine.power_on()
             machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
             if attach_control is not None:
