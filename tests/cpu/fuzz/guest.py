@@ -66,7 +66,8 @@ class Guest:
             self._restore(case)
         else:
             self.processor.flush_code()
-            for array in (*self.ram.values(), *(slot.code for slot in self.memory._slots.values())):
+            code = [backed.backing.code for slots in self.memory._spaces for backed in slots.values()]
+            for array in (*self.ram.values(), *code):
                 array.discard()
             for at, content in case.memory.items():
                 self.write(at, content)
