@@ -22,6 +22,7 @@ INDEX_AT, DATA_AT = 0x10, 0x14
 MSI_AT, SATA_AT = 0x80, 0xA8
 MEMORY_BAR, INDEX_DATA_BAR = 5, 4
 _WORDS = AccessSizes(4, 4)
+_PORT_PLACES = frozenset(register.offset for register in AhciPort.registers)
 
 
 class SataCapability(Capability):
@@ -55,10 +56,8 @@ class Hba(Device):
     def region_read(self, region: int, offset: int, size: int) -> int:
         if region == 0 and offset >= PORT_BASE:
             number, place = divmod(offset - PORT_BASE, PORT_SIZE)
-            found = number < PORTS and any(register.offset == place for register in AhciPort.registers)
-            return self.ports[number].read(place, size) if found else 0
-        known = any(register.offset == offset and register.region == region for register in self.registers)
-        return super().region_read(region, offset, size) if known else 0
+            return self.ports[number].read(place, size) if number < PORTS and place in _PORT_PLACES else 0
+        return super().region_read(region, offset, size) if (region, offset) in self._readers else 0
 
     def region_write(self, region: int, offset: int, size: int, value: int) -> None:
         if region == 0 and offset >= PORT_BASE:
@@ -103,10 +102,11 @@ class Hba(Device):
 
         A message is sent for a new bit, and where the guest has `cleared` bits and some are left (AHCI 1.3.1, 10.7.2).
         """
-        before = self.interrupt_status
-        for number, port in enumerate(self.ports):
-            if port.pending:
-                self.interrupt_status |= 1 << number
+        before = status = self.interrupt_status
+        for bit, port in enumerate(self.ports):
+            if port.interrupt_status & port.interrupt_enable:
+                status |= 1 << bit
+        self.interrupt_status = status
         level = bool(self.interrupt_status and self.control & GHC_INTERRUPTS)
         self._set_line(level, level and (cleared or self.interrupt_status != before))
 
