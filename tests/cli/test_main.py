@@ -68,7 +68,7 @@ def test_the_system_command_has_no_default_guest(
     [
         (["rn"], "pellucid: rn: no such command: did you mean 'run'?\n"),
         (["run", "-kernl"], "pellucid: -kernl: unknown option: did you mean '-kernel'?\n"),
-        (["run", "-M", "q35"], "pellucid: -machine q35: not built yet: use -machine microvm\n"),
+        (["run", "-M", "isapc"], "pellucid: -machine isapc: not built yet: use -machine microvm\n"),
     ],
 )
 def test_mistakes_are_one_line_and_status_1(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,9 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    DeviceOption,
     FwCfgFile,
+    GlobalOption,
     MachineConfig,
     MonitorConfig,
     Pairs,
@@ -60,6 +62,8 @@ class Draft:
     panic_action: PanicAction = PanicAction.SHUTDOWN
     daemonize: bool = False
     pidfile: str | None = None
+    devices: list[DeviceOption] = field(default_factory=list)
+    globals: list[GlobalOption] = field(default_factory=list)
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -67,6 +71,7 @@ class Draft:
     process_name: str = ""
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
+    log_ranges: tuple[tuple[int, int], ...] = ()
     log_file: str | None = None
     smbios: list[Pairs] = field(default_factory=list)
     acpi_tables: list[Pairs] = field(default_factory=list)
@@ -108,6 +113,9 @@ class Draft:
             escape=self.escape,
             uuid=self.uuid,
             panic_action=self.panic_action,
+            # -debugcon comes after every -device, wherever it stands.
+            devices=tuple(sorted(self.devices, key=lambda found: found.option == "debugcon")),
+            globals=tuple(self.globals),
             reboot=self.reboot,
             exit_on_shutdown=self.exit_on_shutdown,
             start_paused=self.start_paused,
@@ -115,6 +123,7 @@ class Draft:
             process_name=self.process_name,
             debug_threads=self.debug_threads,
             log_items=self.log_items,
+            log_ranges=self.log_ranges,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
             smbios=tuple(self.smbios),
             acpi_tables=tuple(self.acpi_tables),

@@ -31,8 +31,9 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
         # Imported here: a bad command line is told at once, without loading the engine.
         from pellucid.machine.run import run_machine
         from pellucid.monitor.attach import attach_control
+        from pellucid.monitor.cpu_log import attach_log
 
-        return run_machine(config, attach_control, ready=ready)
+        return run_machine(config, attach_control, ready=ready, attach_log=attach_log)
 
 
 def _use_default_guest(draft: Draft) -> None:

@@ -433,6 +433,18 @@ def test_wrpkru_takes_effect_at_once() -> None:
     assert m.catch() == 14 and m.stack(1, 8) == [0x21] and m.state.gpr[6] == 4
 
 
+def test_a_fetch_opens_nothing_to_reads() -> None:
+    """Keys do not bind fetches; the translation that one leaves in the TLB serves no data access."""
+    for pkru, ways in ((4, ("mov al, [rbx]", "mov [rbx], al")), (8, ("mov [rbx], al",))):
+        for way in ways:
+            m = Machine()
+            m.long(f"call rbx\n{way}", cr4=CR4_PKE)
+            remap(m, 0x4000_0000, DATA, P | W | U | A | D | 1 << 59)
+            m.write(DATA, 0xC3, 1)
+            m.state.gpr[3], m.state.pkru = 0x4000_0000, pkru
+            assert m.catch() == 14 and m.stack(1, 8)[0] & 0x21 == 0x21, (pkru, way)
+
+
 def test_protection_keys_need_pke() -> None:
     for source in ("rdpkru", "wrpkru"):
         m = Machine()

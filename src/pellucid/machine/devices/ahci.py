@@ -120,18 +120,17 @@ class Ich9Ahci(PciFunction):
 
     kind = "ich9-ahci"
     vendor_id, device_id, revision, class_code = 0x8086, 0x2922, 0x02, 0x010601
-    multifunction = True
+    is_multifunction = True
     interrupt_pin = 1
 
     def __init__(self) -> None:
         super().__init__()
-        self.put_template(0x0C, 1, 0)
         self.put_template(0x90, 1, 0x40, writable=0xFF)
-        # The list begins with the capability at the lower address.
-        self.msi = Msi(self, MSI_AT, maskable=False)
         self.add_capability(SATA_AT, 8, SataCapability())
         self.put_template(SATA_AT + 2, 2, 0x0010)
         self.put_template(SATA_AT + 4, 4, INDEX_DATA_BAR + 4 | INDEX_AT // 4 << 4)
+        # The capability added last heads the list, as QEMU's MSI does.
+        self.msi = Msi(self, MSI_AT, maskable=False)
         self.ports = [AhciPort(f"ide.{n}", self.dma, self._port_changed) for n in range(PORTS)]
         self.hba = Hba(self.ports, self._set_line)
         for number, region in ((MEMORY_BAR, 0), (INDEX_DATA_BAR, 1)):
