@@ -69,7 +69,7 @@ def test_what_a_script_says(kernel: Path) -> None:
 
 
 def test_defaults(kernel: Path) -> None:
-    assert parse(kernel) == MachineConfig(kernel=kernel)
+    assert parse(kernel) == MachineConfig(board="pc", kernel=kernel)
     assert MachineConfig().memory_size == 128 << 20
 
 
@@ -253,7 +253,7 @@ def test_mistakes(kernel: Path, words: list[str], line: str) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "nothing to boot: microvm has no firmware, so give a kernel with -kernel FILE"),
+        (["-M", "microvm"], "nothing to boot: microvm has no firmware, so give a kernel with -kernel FILE"),
         (["-append", "x"], "-append goes with a kernel: add -kernel FILE"),
         (["-initrd", "x"], "-initrd goes with a kernel: add -kernel FILE"),
         (["-kernel", "/nowhere"], "-kernel /nowhere: no such file: check the path"),
@@ -274,7 +274,7 @@ def test_an_unreadable_file_is_told(kernel: Path, monkeypatch: pytest.MonkeyPatc
     ("words", "part"),
     [
         (["-h"], "-append TEXT"), (["--help"], "Ctrl-A x"), (["-version"], "Pellucid"), (["-M", "help"], "microvm"),
-        (["-M", "help"], r"Supported machines are:\nmicrovm {14}a minimal .*\(default\)"),
+        (["-M", "help"], r"Supported machines are:\n(?s:.*)\npc {19}i440FX .*\(default\)"),
         (["-chardev", "help"], "Available chardev backend types: \n  null"), (["-accel", "help"], "tcg"),
         (["-cpu", "help"], "qemu64"), (["-d", "help"], "guest_errors"),
     ],

@@ -38,7 +38,7 @@ BOARDS = {
 }
 
 
-DEFAULT_BOARD = "microvm"
+DEFAULT_BOARD = "pc"
 
 
 def find_board(name: str) -> Board:

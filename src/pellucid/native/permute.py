@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.native.operation import Lowering, intrinsic, typed
+from pellucid.native.host import flags
 from pellucid.native.types import u8, u16, u32, u64, vec
 from pellucid.native.values import Val, ir_type, is_int, is_vec, name_of
 
@@ -94,20 +95,19 @@ def _lane_by_lane(f: Lowering, a: Val, numbers: Val) -> Val:
 
 
 def _permute(f: Lowering, a: Any, numbers: Any) -> Val:
-    from pellucid.native.target import has_feature  # late: it loads LLVM, which only compiling needs
-
+    host = flags()
     a = typed(f, a)
     if not is_vec(a.type) or not is_int(a.type.element):
         f.fail(f"a vector of integers is permuted, not {name_of(a.type)}")
     numbers = f.materialize(numbers, a.type)
     size, element = a.type.count * a.type.element.size, a.type.element
-    if size == 16 and element in (u32, u64) and has_feature("avx"):
+    if size == 16 and element in (u32, u64) and "avx" in host:
         return _doubles(f, a, numbers)
-    if size == 16 and element in (u8, u16, u32, u64) and has_feature("ssse3"):
+    if size == 16 and element in (u8, u16, u32, u64) and "ssse3" in host:
         return _bytes(f, a, numbers)
-    if size == 8 and element in (u8, u16, u32) and has_feature("ssse3"):
+    if size == 8 and element in (u8, u16, u32) and "ssse3" in host:
         return _half(f, _bytes(f, _twice(f, a), _twice(f, numbers)))
-    if size == 32 and element in (u32, u64) and has_feature("avx2"):
+    if size == 32 and element in (u32, u64) and "avx2" in host:
         return _across(f, a, numbers)
     return _lane_by_lane(f, a, numbers)
 

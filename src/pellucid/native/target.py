@@ -33,11 +33,6 @@ def features() -> str:
 
 
 @functools.cache
-def has_feature(name: str) -> bool:
-    """Whether compiled code may use this CPU feature, by LLVM's name."""
-    return f"+{name}" in features().split(",")
-
-
 def compile_object(text: str) -> bytes:
     """Verify and optimize LLVM text, and give its object image."""
     module = llvm.parse_assembly(text, llvm.create_context())

@@ -17,6 +17,7 @@ from pellucid.cpu.state import (
     CS,
     EFER_NXE,
     FEATURE_PDPE1GB,
+    FEATURES_PAGING,
     RFLAGS_AC,
     SS,
 )
@@ -297,7 +298,7 @@ def test_gigabyte_pages_are_a_feature() -> None:
     space = Space(4, 30, [places[0] | P | W | U, P | W | U | PS])
     prober.install(space)
     assert prober.access(READ, True, False) is None
-    prober.m.state.features[0] &= ~FEATURE_PDPE1GB
+    prober.m.state.features[FEATURES_PAGING] &= ~FEATURE_PDPE1GB
     prober.m.processor.flush_tlb()
     assert prober.access(READ, True, False) == 0xD
 
