@@ -10,8 +10,9 @@ import pytest
 
 from pellucid.cli import guest
 from pellucid.cli import main as main_module
-from pellucid.cli.bench import console, machines, results, runs
+from pellucid.cli.bench import console, disks, machines, results, runs
 from pellucid.cli.bench.console import GuestError, GuestHung, Memory, memfd_resident, session
+from pellucid.cli.bench.disks import DiskTimes, Media, measure_disks
 from pellucid.cli.bench.loops import BY_NAME
 from pellucid.cli.bench.machines import Emulator
 from pellucid.cli.bench.results import Row
@@ -70,6 +71,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return Emulator("pellucid", (str(program),), silence, environment=environment)
 
     monkeypatch.setattr(runs, "ours", ours)
+    monkeypatch.setattr(runs, "prepare", lambda folder, kernel: Media())
     return program
 
 
@@ -300,3 +302,52 @@ def test_a_guest_clock_that_is_off_is_told() -> None:
 def test_results_that_differ_between_runs() -> None:
     ours = Series("pellucid", warm=[Boot(1, {"fork": LoopTime(1, 1, 10, result)}) for result in (3, 4)])
     assert results.wrong_results(Measurements(None, ours)) == ["fork computed 3, 4 on pellucid"]
+
+
+DISK_MACHINE = """\
+#!/bin/sh
+case "$*" in
+*reboot-timeout*)
+    while :; do echo "Booting from Hard Disk..."; echo "No bootable device.  Retrying"; sleep 0.01; done ;;
+*-cdrom*) echo "Booting from DVD/CD..."; [ "$BROKEN" ] || echo "[    0.0] Linux version 6" ;;
+*q35*) echo "read begins"; sleep 0.05; echo "read ends" ;;
+esac
+"""
+
+
+@pytest.fixture
+def disk_machine(tmp_path: Path) -> Path:
+    program = tmp_path / "disk-machine"
+    program.write_text(DISK_MACHINE)
+    program.chmod(0o755)
+    return program
+
+
+def test_firmware_and_disks(disk_machine: Path) -> None:
+    media, times = Media(Path("blank"), Path("iso"), (Path("kernel"), Path("initrd"))), DiskTimes()
+    measure_disks(Emulator("fake", (str(disk_machine),), 5), media, None, times)
+    assert len(times.firmware) == 5 and len(times.grub) == 1 and times.ahci[0] >= 0.05
+    found = Measurements(Series("qemu", disks=times), Series("pellucid", disks=times))
+    rows = {row.name: row for row in results.rows(found)}
+    assert rows["SeaBIOS, reset to boot attempt"].ratio == rows["GRUB's ISO to the kernel"].ratio == 1
+    assert rows["AHCI, read 256 MiB"].met and rows["AHCI, read 256 MiB"].limit == pytest.approx(1.342, abs=0.001)
+    alone = Measurements(None, Series("pellucid", disks=DiskTimes()))
+    assert not any(row.group == "firmware and disks" for row in results.rows(alone))
+
+
+def test_a_machine_that_does_not_boot(disk_machine: Path) -> None:
+    emulator = Emulator("fake", (str(disk_machine),), 5, environment={**os.environ, "BROKEN": "1"})
+    with pytest.raises(GuestError, match="fake grub ended without 'Linux version'"):
+        measure_disks(emulator, Media(iso=Path("iso")), None, DiskTimes())
+
+
+def test_media_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disks, "which", lambda _: None)
+    monkeypatch.setattr(disks, "GRUB", tmp_path)
+    monkeypatch.setattr(disks, "BOARDS", {})
+    monkeypatch.setattr(disks, "FIRMWARE", tmp_path / "bios.bin")
+    assert "SeaBIOS is not installed" in disks.prepare(tmp_path, tmp_path / "k").notes[0]
+    (tmp_path / "bios.bin").touch()
+    media = disks.prepare(tmp_path, tmp_path / "k")
+    assert media.blank is not None and media.iso is None and media.ahci is None
+    assert "grub-common, grub-pc-bin, mtools, xorriso" in media.notes[0] and "q35" in media.notes[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from pellucid.cpu.state import EXIT_EXCEPTION, EXIT_HLT, GP, RFLAGS_VM, TR
+from pellucid.cpu.state import EXIT_EXCEPTION, EXIT_HLT, EXIT_IO, EXIT_MMIO, GP, RFLAGS_VM, TR
 from tests.cpu.bare import MMIO, Access, Bare
 
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
@@ -53,6 +53,65 @@ def test_rep_insw_reads_once_for_each_element_and_outsb_writes_once() -> None:
     assert execute(machine, bytes.fromhex("f36e")) == EXIT_HLT
     assert [access.value for access in machine.accesses] == [0, 1, 1]
     assert (s.gpr[RCX], s.gpr[RSI]) == (0, 0x2FF4)
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize(("code", "size"), [("f36c", 1), ("f36d", 4), ("f3666d", 2)])
+def test_ins_takes_as_many_elements_as_there_are_up_to_the_end_of_the_page(bits: int, code: str, size: int) -> None:
+    """Whatever a device gives at once, memory and registers end as with one element after the other."""
+    size = 6 - size if bits == 16 and size > 1 else size
+    rng = random.Random(bits + size)
+    stream = rng.randbytes(9000 // size * size)
+    machine = Bare(bits)
+    s = machine.state
+    s.gpr[RDX], s.gpr[RCX], s.gpr[RDI] = 0x1F0, len(stream) // size, 0x2F00
+    machine.load(CODE, bytes.fromhex(code) + HLT)
+    s.rip = CODE
+    sent = most = 0
+    while machine.processor.run() == EXIT_IO:
+        assert (s.io_address, s.io_size, s.io_write) == (0x1F0, size, 0)
+        count = max(s.io_count, 1)
+        at = 0x2F00 + sent
+        assert at % 4096 + count * size <= 4096 or count == 1, "no further than the page"
+        take = rng.randrange(1, count + 1)
+        most = max(most, take)
+        if s.io_count:
+            machine.processor.complete_string(stream[sent : sent + take * size])
+        else:
+            machine.processor.complete(int.from_bytes(stream[sent : sent + size], "little"))
+            take = 1
+        sent += take * size
+    assert s.exit_reason == EXIT_HLT and sent == len(stream) and most > 100
+    assert machine.bytes(0x2F00, len(stream)) == stream
+    assert (s.gpr[RCX], s.gpr[RDI]) == (0, 0x2F00 + len(stream))
+
+
+def test_ins_goes_one_by_one_where_it_must() -> None:
+    """Downwards, and into a device."""
+    for flags, destination in ((0x402, 0x2FF0), (2, MMIO)):
+        machine = Bare(64)
+        s = machine.state
+        s.gpr[RDX], s.gpr[RCX], s.gpr[RDI], s.flags = 0x60, 4, destination, flags
+        machine.load(CODE, bytes.fromhex("f36c") + HLT)
+        s.rip = CODE
+        while (reason := machine.processor.run()) in (EXIT_IO, EXIT_MMIO):
+            assert s.io_count == 0
+            machine.processor.complete(0x5A)
+        assert reason == EXIT_HLT and s.gpr[RCX] == 0
+
+
+def test_ins_over_code_that_was_translated() -> None:
+    """What INS has written is executed, not what stood there."""
+    machine = Bare(64)
+    s = machine.state
+    machine.load(0x3000, bytes.fromhex("b001") + HLT)  # mov al, 1
+    assert machine.run(0x3000) == EXIT_HLT and s.gpr[RAX] & 0xFF == 1
+    s.gpr[RDX], s.gpr[RCX], s.gpr[RDI] = 0x60, 2, 0x3000
+    machine.load(CODE, bytes.fromhex("f36c") + HLT)
+    s.rip = CODE
+    while machine.processor.run() == EXIT_IO:
+        machine.processor.complete_string(bytes.fromhex("b077")[2 - s.gpr[RCX] :])
+    assert machine.run(0x3000) == EXIT_HLT and s.gpr[RAX] & 0xFF == 0x77
 
 
 def test_a_port_is_not_read_when_the_destination_faults() -> None:

@@ -62,6 +62,9 @@ class FakeVcpu:
     def complete_read(self, value: int) -> None:
         self.reads.append(value)
 
+    def complete_read_string(self, data: bytes) -> None:
+        self.reads.append(int.from_bytes(data, "little"))
+
     def kick(self) -> None:
         self._kicked.set()
 

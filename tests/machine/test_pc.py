@@ -125,8 +125,6 @@ def test_configuration_space_is_qemu_s_at_reset(machine: Machine) -> None:
     golden = (GOLDEN / "pc-config-space.txt").read_text()
     for found in re.finditer(r"^(\d)\.(\d)\n((?:[0-9a-f]{2}: [0-9a-f]{32}\n)+)", golden, re.MULTILINE):
         devfn = int(found[1]) << 3 | int(found[2])
-        if devfn == 0x09:
-            continue  # IDE
         expected = bytearray.fromhex("".join(line.split()[1] for line in found[3].splitlines()))
         ours = b"".join(inl_config(machine, devfn, at).to_bytes(4, "little") for at in range(0, 256, 4))
         assert ours.hex(" ", 16) == expected.hex(" ", 16), f"{devfn >> 3}.{devfn & 7}"
@@ -199,7 +197,7 @@ def test_bad_firmware(tmp_path: Path) -> None:
 accesses = st.lists(
     st.tuples(
         st.sampled_from(["config", "port", "memory"]),
-        st.sampled_from([0x00, 0x08, 0x0B]),
+        st.sampled_from([0x00, 0x08, 0x09, 0x0B]),
         st.integers(0, 0xFF) | st.sampled_from([4, 0x40, 0x59, 0x60, 0x72, 0x80]),
         st.sampled_from([1, 2, 4]),
         st.integers(0, 0xFFFF_FFFF),

@@ -50,7 +50,7 @@ from tests.monitor.controlled import controlled_pc, hmp, ringbuf, turn
         ("info uuid", "00000000-0000-0000-0000-000000000000\n"),
         ("info mem", "PG disabled\n"),
         ("info tlb", "PG disabled\n"),
-        ("info block", "info block: not built yet\n"),
+        ("info blockstats", "info blockstats: not built yet\n"),
         ("device_add x", "device_add: not built yet\n"),
         ("gva2gpa 0x1000", "gpa: 0x1000\n"),
         ("gpa2hva 0xf0000000", "No memory is mapped at address 0xf0000000\n"),

@@ -34,6 +34,9 @@ class FakeVcpu:
     def complete_read(self, value: int) -> None:
         self.reads.append(value)
 
+    def complete_read_string(self, data: bytes) -> None:
+        self.reads.append(int.from_bytes(data, "little"))
+
     def kick(self) -> None:
         with self._kick_lock:
             if not self._kicked:

@@ -1,9 +1,10 @@
 """The machine while its options are being read, and the checks that need all of them."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pellucid.block import DriveOptions
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.board import BOARDS, DEFAULT_BOARD
@@ -13,6 +14,7 @@ from pellucid.machine.config import (
     NO_UUID,
     NULL_BACKEND,
     STDIO_WITH_MONITOR,
+    BootConfig,
     CharBackend,
     CharBackendKind,
     CpuConfig,
@@ -42,6 +44,9 @@ class Draft:
     kernel: str | None = None
     initrd: str | None = None
     append: str | None = None
+    drives: list[DriveOptions] = field(default_factory=list)
+    snapshot: bool = False
+    boot: BootConfig = field(default_factory=BootConfig)
     nographic: bool = False
     display_none: bool = False
     no_defaults: bool = False
@@ -75,7 +80,7 @@ class Draft:
 
     def wants_guest(self) -> bool:
         """Whether nothing was named that could be booted."""
-        return self.kernel is None and self.initrd is None
+        return self.kernel is None and self.initrd is None and not self.boots_from_drives
 
     def _initrd(self) -> Path | None:
         """A Multiboot kernel's modules come as "FILE WORDS,FILE WORDS": the board that splits them reads them."""
@@ -83,6 +88,12 @@ class Draft:
             return None
         modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
         return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
+
+    @property
+    def boots_from_drives(self) -> bool:
+        """Whether the board's firmware has something to start from."""
+        board = BOARDS.get(self.board or DEFAULT_BOARD)
+        return bool(self.drives) and board is not None and board.has_firmware
 
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
@@ -97,6 +108,9 @@ class Draft:
             kernel=self._kernel(),
             initrd=self._initrd(),
             append=self.append or "",
+            drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
+            default_cdrom=not self.no_defaults,
+            boot=self.boot,
             serials=serials,
             chardevs=tuple(self.chardevs),
             monitors=monitors,

@@ -4,14 +4,14 @@ The grammar is QEMU's own, which argparse cannot read: an option is a whole word
 or glued to its value, and its value is the next word whatever that begins with (`-append -v` is fine). Scripts that
 start QEMU rely on all of that.
 
-The table's order is the order in -help. Words that are neither an option nor a value of one would be disk images.
+The table's order is the order in -help. A word that is neither an option nor a value of one is the first disk's image.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pellucid.cli import drives, unbuilt
 from pellucid.cli import option_values as values
-from pellucid.cli import unbuilt
 from pellucid.cli.draft import Draft
 from pellucid.cli.keyval import suggestion
 from pellucid.errors import NotBuiltError, UserError
@@ -52,6 +52,16 @@ OPTIONS = (
     Option(("kernel",), "FILE", "a bzImage or an ELF kernel to boot", _text("kernel")),
     Option(("initrd",), "FILE", "the initial RAM disk for it", _text("initrd")),
     Option(("append",), "TEXT", "the kernel's command line", _text("append")),
+    Option(("drive",), "file=FILE[,if=ide|none][,media=disk|cdrom][,format=raw][,PROPERTY=VALUE]...",
+           "a disk or CD drive", drives.drive),
+    Option(("hda",), "FILE", "the first disk; a word that is no option is one too", drives.DriveShortcut("hda", 0)),
+    Option(("hdb",), "FILE", "the second disk", drives.DriveShortcut("hdb", 1)),
+    Option(("hdc",), "FILE", "the third disk", drives.DriveShortcut("hdc", 2)),
+    Option(("hdd",), "FILE", "the fourth disk", drives.DriveShortcut("hdd", 3)),
+    Option(("cdrom",), "FILE", "a CD or DVD image", drives.DriveShortcut("cdrom", 2, "cdrom")),
+    Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
+    Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
+           "boot order: a floppy, c disk, d CD, n network", drives.boot),
     Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),
     Option(("acpitable",), "sig=SIG,data=FILE,... | file=FILE", "an ACPI table of your own", values.acpitable),
     Option(("fw_cfg",), "[name=]NAME,string=TEXT | [name=]NAME,file=FILE", "a file for the guest", values.fw_cfg),
@@ -117,7 +127,8 @@ def read_options(arguments: Sequence[str]) -> Draft:
     words = iter(arguments)
     for word in words:
         if not word.startswith("-") or word == "-":
-            raise NotBuiltError(f"{word}: disk images are not built yet: give a kernel with -kernel FILE")
+            drives.DriveShortcut("hda", 0)(draft, word)
+            continue
         name = word[2:] if word.startswith("--") else word[1:]
         option = BY_NAME.get(name)
         if option is None:

@@ -15,7 +15,8 @@ DEFAULT_GUEST_BOARD = "microvm"  # it needs no firmware's package
 def run(arguments: Sequence[str], *, default_guest: bool) -> int:
     """Run the machine that `arguments` ask for and return the exit status.
 
-    With `default_guest`, a command line that names no kernel gets Debian's, with an initrd that ends in a shell.
+    With `default_guest`, a command line that names no kernel gets Debian's, with an initrd that ends in a shell; unless
+    it names a drive and a board whose firmware starts from it.
     """
     try:
         draft = read_options(arguments)

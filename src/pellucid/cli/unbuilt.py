@@ -5,8 +5,8 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-add-fd blockdev boot bios cdrom chroot compat drive dtb
-dump-vmstate fda fdb fsdev gdb hda hdb hdc hdd icount incoming iscsi k L loadvm mem-path
+add-fd blockdev bios chroot compat dtb
+dump-vmstate fda fdb fsdev gdb icount incoming iscsi k L loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
 rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
@@ -14,14 +14,11 @@ xen-domid
 
 SWITCHES = """
 async-teardown audio-help enable-sync-profile full-screen mem-prealloc only-migratable
-portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict
+portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 
 HINTS = {
     "bios": "give a kernel with -kernel FILE",
-    "drive": "put what the guest needs into -initrd FILE",
-    "hda": "put what the guest needs into -initrd FILE",
-    "cdrom": "give its kernel and initrd with -kernel and -initrd",
     "gdb": "use the monitor (Ctrl-A c) to look at the guest",
     "s": "use the monitor (Ctrl-A c) to look at the guest",
 }

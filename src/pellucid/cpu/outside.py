@@ -7,7 +7,7 @@ ends with the log emptied.
 """
 
 from pellucid.cpu.faults import Stop
-from pellucid.cpu.state import REPLAY_SLOTS
+from pellucid.cpu.state import EXIT_IO, REPLAY_SLOTS
 from pellucid.native import native, u32, u64
 
 
@@ -28,4 +28,17 @@ def outside(s, reason: u32, address: u64, value: u64, size: u64, write: u32) -> 
     s.io_data = value
     s.io_size = u32(size)
     s.io_write = write
+    s.io_count = 0
+    raise Stop
+
+
+@native(inline=False)
+def outside_string(s, port: u64, size: u64, count: u64, host: u64) -> None:
+    """INS of up to `count` elements to memory at `host`: leave; the answer is how many were read, at least one."""
+    s.exit_reason = EXIT_IO
+    s.io_address = port
+    s.io_data = host
+    s.io_size = u32(size)
+    s.io_write = 0
+    s.io_count = u32(count)
     raise Stop

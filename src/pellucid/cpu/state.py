@@ -322,6 +322,8 @@ class CpuState(Struct):
     io_data: u64
     io_size: u32
     io_write: u32
+    io_count: u32          # of INS: elements that may be read at once, to the host address in io_data; else 0
+    io_reserved: u32
     replay_count: u32      # accesses of the current instruction that are done
     replay_at: u32         # how many of them this execution has consumed
     replay: array[u64, 160]

@@ -227,7 +227,24 @@ class Processor:
         self.hot.close()
 
     def complete(self, value: int) -> None:
-        """The access that left (port, device, MSR) is done; `value` is what it read."""
+        """The access that left (port, device, MSR) is done; `value` is what it read, cut to its size."""
+        state = self.state
+        if state.io_count:
+            self.complete_string(value.to_bytes(state.io_size, "little"))
+        else:
+            self._answer(value)
+
+    def complete_string(self, data: bytes) -> None:
+        """The INS that left with a count is done for as many elements as `data` has: they are stored here."""
+        # SAFETY: the instruction has left with the host address of writable RAM, and with how many elements fit there.
+        state = self.state
+        count = min(len(data) // state.io_size, state.io_count)
+        host, length = state.io_data, count * state.io_size
+        ctypes.memmove(host, data, length)
+        self.memory_written(host, length)
+        self._answer(count)
+
+    def _answer(self, value: int) -> None:
         state = self.state
         state.replay[state.replay_count] = value
         state.replay_count += 1

@@ -1,12 +1,13 @@
 """Port input and output: IN, OUT, INS, OUTS (SDM vol. 1, chapter 19)."""
 
 from pellucid.cpu.memory import load, probe_write, store
+from pellucid.cpu.outside import outside_string
 from pellucid.cpu.operands import read, write
 from pellucid.cpu.portio import check_port, port_read, port_write
 from pellucid.cpu.state import Op
 from pellucid.cpu.strings import (
-    RCX, RDI, RDX, RSI, check_destination, check_source, destination_linear, forget_replay, interrupted, pointer,
-    set_pointer, source_linear, stride)
+    LOG2, RCX, RDI, RDX, RSI, backwards, check_destination, check_source, chunk, destination_linear, destination_room,
+    forget_replay, interrupted, pointer, set_pointer, source_linear, stride, writable)
 from pellucid.isa.string import string_width
 from pellucid.isa.table import instruction
 from pellucid.native import native, ptr, u64, uint
@@ -54,15 +55,35 @@ def input_element(s, w, asize, m64):
 
 @native(inline=False)
 def repeat_ins(s, w, asize, m64) -> None:
+    """Elements that go to one page of RAM are read by one exit, which stores them; see `outside_string`."""
     check_port(s, s.gpr[RDX] & 0xFFFF, u64(w))
     count = pointer(s, RCX, asize)
     while count != 0:
-        input_element(s, w, asize, m64)
+        done: u64 = 1
+        if s.replay_count != 0 and s.io_count != 0:
+            done = s.replay[0]
+            s.io_count = 0
+            set_pointer(s, RDI, asize, pointer(s, RDI, asize) + done * w)
+        else:
+            input_page(s, count, w, asize, m64)
+            input_element(s, w, asize, m64)
         forget_replay(s)
-        count = count - 1
+        count = count - done
         set_pointer(s, RCX, asize, count)
         if count != 0:
             interrupted(s)
+
+
+@native
+def input_page(s, count, w, asize, m64):
+    """Leave for as many elements as can be stored at once; return where it is not more than one."""
+    destination = pointer(s, RDI, asize)
+    lin = destination_linear(s, destination, m64)
+    n = chunk(s, count, destination_room(s, destination, lin, w, asize, m64, True))
+    if n > 1 and s.replay_count == 0 and s.watch_port == 0 and not backwards(s):
+        host = writable(s, lin, n << LOG2[w], u64(0))
+        if host != 0:
+            outside_string(s, s.gpr[RDX] & 0xFFFF, u64(w), n, host)
 
 
 @instruction("OUTSB", "OUTSW", "OUTSD", width=string_width, asize=True, stack=True, rep=_REP)

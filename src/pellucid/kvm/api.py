@@ -127,6 +127,10 @@ class Vcpu(Protocol):
         """Answer the last IN or MMIO load; bits above its size are ignored."""
         ...
 
+    def complete_read_string(self, data: bytes) -> None:
+        """Answer the last INS, whose exit had a `count`, with that many elements or fewer, and at least one."""
+        ...
+
     def kick(self) -> None:
         """Make `run` return `IntrExit` soon, or at once the next time it is called. Never blocks."""
         ...

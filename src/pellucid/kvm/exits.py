@@ -12,13 +12,15 @@ class IoExit:
     """KVM_EXIT_IO: IN or OUT of `size` bytes (1, 2 or 4) at `port`.
 
     `data` is the value written, or None for IN, which the caller answers with `Vcpu.complete_read` before the next
-    run. String forms exit once for each element.
+    run. String forms exit once for each element, but INS to RAM may exit for up to `count` elements at once, answered
+    with `Vcpu.complete_read_string`; a caller that reads one only answers with that one.
     """
 
     port: int
     size: int
     is_write: bool
     data: int | None
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ BOARDS = {
     board.name: board
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, started by SeaBIOS; no disks or display yet", build_pc, has_firmware=True),
-        Board("q35", "Q35 and ICH9 with PCI Express, started by SeaBIOS; no disks yet", build_q35, has_firmware=True),
+        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", build_pc, has_firmware=True),
+        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", build_q35, has_firmware=True),
         Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False),
     )
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from pellucid.block import DriveOptions
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.runtime import PanicAction
@@ -144,6 +145,22 @@ MAX_CPUS = 255
 
 
 @dataclass(frozen=True)
+class BootConfig:
+    """-boot: the order of a PC's devices by letter (a floppy, c disk, d CD, n network), and how to ask for another.
+
+    once: the order of the first start only. splash_time, reboot_timeout: milliseconds, None for the firmware's own.
+    strict: boot from nothing but what has a boot index.
+    """
+
+    order: str = "cad"
+    once: str = ""
+    menu: bool = False
+    splash_time: int | None = None
+    reboot_timeout: int | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
 
@@ -154,6 +171,8 @@ class MachineConfig:
     topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
+    drives: disks and CDs in the order they were asked for; default_cdrom: an empty CD drive where none was asked for.
+    boot: what firmware boots from.
     serials: one per serial port, in order; a kind of NONE leaves that port out.
     chardevs: the named streams, which serials and monitors may mean.
     monitors: those with a stream of their own (HMP may share a serial's besides, see CharBackend.mux).
@@ -180,6 +199,9 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    drives: tuple[DriveOptions, ...] = ()
+    default_cdrom: bool = True
+    boot: BootConfig = field(default_factory=BootConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     chardevs: tuple[CharBackend, ...] = ()
     monitors: tuple[MonitorConfig, ...] = ()

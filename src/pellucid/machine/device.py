@@ -283,6 +283,13 @@ class Device:
         if self.trace is not None:
             self.trace(self, f"nothing at {offset:#x}", True, value)
 
+    def region_read_string(self, region: int, offset: int, size: int, count: int) -> bytes:
+        """Up to `count` reads of `size` bytes at one place, as INS makes them; empty: they are to be made one by one.
+
+        For data ports that hold a block.
+        """
+        return b""
+
     def acpi(self, where: Resources) -> bytes:
         """AML of the device for the DSDT, given where the board put it; nothing for what firmware does not announce."""
         return b""
@@ -358,6 +365,9 @@ class RegionOps:
 
     def write(self, offset: int, size: int, value: int) -> None:
         self.device.region_write(self.index, offset, size, value)
+
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        return self.device.region_read_string(self.index, offset, size, count)
 
 
 def _by_place(registers: Iterator[Register]) -> dict[tuple[int, int], tuple[Register, ...]]:

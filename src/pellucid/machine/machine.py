@@ -14,6 +14,7 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
+from pellucid.machine.drives import Drives
 from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
@@ -56,7 +57,8 @@ class Machine:
 
     loop, clock: the main loop and the guest's clock; device_clock: the same time for devices, with the lock held.
     vm: of the hypervisor. memory, ports: the address spaces; ram: the blocks behind them.
-    parts: the devices in their places. system: run state, reset and shutdown requests. vcpus: the threads.
+    parts: the devices in their places. drives: what their disks hold. vcpus: the threads.
+    system: run state, reset and shutdown requests.
     report: tells the user a text of several lines (a triple fault's history).
     """
 
@@ -100,6 +102,7 @@ class Machine:
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
         self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
         self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
+        self.drives = Drives(loop, self.system)
         self.smm: SystemManagement | None = None
         """None for a machine whose processors have no system-management mode."""
         self.coprocessor_error: Callable[[], None] | None = None
@@ -261,6 +264,7 @@ class Machine:
         self._closed = True
         self.vcpus.end()
         self.clock.close()
+        self.drives.close()
         for vcpu in self._vcpus():
             vcpu.close()
         for space in self.address_spaces:

@@ -66,6 +66,22 @@ class Unsigned(PropertyType[int]):
         return f"{value} ({value:#x})"
 
 
+class BootIndex(PropertyType[int]):
+    """A place in the firmware's boot order, from 0 on; -1 for none."""
+
+    name = "int32"
+
+    def load(self, plain: object) -> int:
+        if isinstance(plain, int) and not isinstance(plain, bool) and -1 <= plain < 1 << 31:
+            return plain
+        return super().load(plain)
+
+    def parse(self, property_name: str, text: str) -> int:
+        if not re.fullmatch(r"-1|\d{1,10}", text, re.ASCII) or int(text) >= 1 << 31:
+            raise UserError(f"Parameter '{property_name}' expects integer")
+        return int(text)
+
+
 class Size(PropertyType[int]):
     """Bytes, with a binary suffix."""
 
@@ -187,3 +203,4 @@ SIZE, BOOL, BIT, STRING = Size(), Switch(), Switch(bit=True), String()
 CHARDEV = String("ID of a chardev to use as a backend")
 ON_OFF_AUTO = Words("OnOffAuto", "on", "off", "auto")
 PCI_ADDRESS = PciAddress()
+BOOT_INDEX = BootIndex()

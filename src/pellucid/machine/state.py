@@ -113,6 +113,25 @@ class Memory(Kind[bytearray]):
         return bytes(value)
 
 
+@dataclass(frozen=True)
+class Buffer(Kind[bytearray]):
+    """At most `longest` bytes that the device changes in place."""
+
+    longest: int
+
+    @property
+    def wanted(self) -> str:  # type: ignore[override]
+        return f"at most {self.longest} bytes"
+
+    def load(self, plain: object) -> bytearray:
+        if isinstance(plain, bytes) and len(plain) <= self.longest:
+            return bytearray(plain)
+        return super().load(plain)
+
+    def save(self, value: bytearray) -> bytes:
+        return bytes(value)
+
+
 U8 = Integer(0, 0xFF)
 U16 = Integer(0, 0xFFFF)
 U32 = Integer(0, 0xFFFF_FFFF)

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 MASKS = (0, 0xFF, 0xFFFF, 0, 0xFFFF_FFFF, 0, 0, 0, 0xFFFF_FFFF_FFFF_FFFF)
 """By access size in bytes: the mask of a value of that size; 0 where no such access exists."""
@@ -56,6 +56,15 @@ class IoOps(Protocol):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Store `value`, already cut to `size` bytes."""
+        ...
+
+
+@runtime_checkable
+class StringOps(Protocol):
+    """A device that can answer INS with many elements at once."""
+
+    def read_string(self, offset: int, size: int, count: int) -> bytes:
+        """Up to `count` elements of `size` bytes, all read at `offset`; empty: they are to be read one by one."""
         ...
 
 

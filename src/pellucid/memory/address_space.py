@@ -11,11 +11,12 @@ start address. Reading needs no lock: a view is replaced whole. Devices behind I
 
 from typing import NamedTuple
 
-from pellucid.memory.access import MASKS, IoEventfd, MemTxResult
+from pellucid.memory.access import MASKS, IoEventfd, MemTxResult, StringOps
 from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write, trace
 from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
 from pellucid.memory.ldst import LoadStore
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
+from pellucid.memory.ram_block import RamBlock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion
 from pellucid.memory.transaction import MemoryTransaction, mark_dirty
 
@@ -118,6 +119,15 @@ class AddressSpace(LoadStore):
                 return MemTxResult.OK
         return self.write_bytes(addr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
 
+    def read_string(self, addr: int, size: int, count: int) -> bytes:
+        """What `count` reads of `size` bytes at one address give, as INS makes them; maybe fewer, at least one."""
+        found = self._find(addr)
+        if isinstance(found.region.ops, StringOps):
+            content = found.region.ops.read_string(addr - found.delta, size, count)
+            if content:
+                return content
+        return b"".join(self.read(addr, size).to_bytes(size, "little") for _ in range(count))
+
     def read_bytes(self, addr: int, length: int) -> bytes:
         """`length` bytes from `addr` on; what did not answer reads 0."""
         return bytes(self.try_read_bytes(addr, length)[0])
@@ -193,6 +203,20 @@ class AddressSpace(LoadStore):
         assert found.region.block is not None
         offset = addr - found.delta
         return found.region.block.view[offset : offset + length]
+
+    def map(self, addr: int, length: int, is_write: bool) -> tuple[RamBlock, int, int] | None:
+        """(block, offset, size) of the memory at `addr`, as much of `length` bytes as one range has; None for devices.
+
+        For transfers that a device has the host do: the bytes are `block.view[offset : offset + size]`, and whoever
+        writes them tells the block (`RamBlock.written`).
+        """
+        found = self._find(addr)
+        if not (found.write_direct if is_write else found.read_direct):
+            return None
+        block = found.region.block
+        assert block is not None
+        addr &= _ADDRESS_MASK
+        return block, addr - found.delta, min(length, found.end - addr)
 
     def add_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` all that is there now, and every change from now on."""

@@ -15,9 +15,9 @@ from pellucid.monitor.session import Session
 NOT_BUILT = frozenset(
     """
     announce_self balloon block_job_cancel block_job_complete block_job_pause block_job_resume block_job_set_speed
-    block_resize block_set_io_throttle block_stream boot_set calc_dirty_rate cancel_vcpu_dirty_limit change chardev-add
+    block_resize block_set_io_throttle block_stream boot_set calc_dirty_rate cancel_vcpu_dirty_limit chardev-add
     chardev-change chardev-remove client_migrate_info closefd commit delvm device_add device_del
-    drive_add drive_backup drive_del drive_mirror dump-guest-memory dumpdtb eject exit_preconfig expire_password
+    drive_add drive_backup drive_del drive_mirror dump-guest-memory dumpdtb exit_preconfig expire_password
     gdbserver getfd gpa2hpa hostfwd_add hostfwd_remove loadvm mce migrate migrate_cancel migrate_continue
     migrate_incoming migrate_pause migrate_recover migrate_set_capability migrate_set_parameter migrate_start_postcopy
     mouse_button mouse_move mouse_set nbd_server_add nbd_server_remove nbd_server_start nbd_server_stop netdev_add
@@ -29,7 +29,7 @@ NOT_BUILT = frozenset(
 )
 INFO_NOT_BUILT = frozenset(
     """
-    balloon block block-jobs blockstats capture dirty_rate dump iothreads lapic memdev memory-devices mice migrate
+    balloon block-jobs blockstats capture dirty_rate dump iothreads lapic memdev memory-devices mice migrate
     migrate_capabilities migrate_parameters network numa opcount profile qdm qom-tree rdma replay rocker
     rocker-of-dpa-flows rocker-of-dpa-groups rocker-ports sev sgx snapshots spice stats sync-profile tpm trace-events
     usb usbhost usernet vcpu_dirty_limit virtio virtio-queue-element virtio-queue-status virtio-status

@@ -49,6 +49,10 @@ class Bus(Protocol):
         """The little-endian value of `size` bytes at `addr`."""
         ...
 
+    def read_string(self, addr: int, size: int, count: int) -> bytes:
+        """One or more elements of `size` bytes, at most `count`, all read at `addr`."""
+        ...
+
     def write(self, addr: int, size: int, value: int) -> None:
         """Store the low `size` bytes of `value` at `addr`."""
         ...
@@ -335,6 +339,8 @@ class VcpuThread:
             if exit.is_write:
                 assert exit.data is not None
                 self._ports.write(exit.port, exit.size, exit.data)
+            elif exit.count > 1:
+                self.vcpu.complete_read_string(self._ports.read_string(exit.port, exit.size, exit.count))
             else:
                 self.vcpu.complete_read(self._ports.read(exit.port, exit.size))
         finally:

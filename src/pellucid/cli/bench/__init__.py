@@ -4,6 +4,7 @@
     programs.py   what every guest program has in common; loops.py: the timed loops, in assembly
     asm.py        the assembler; elf.py: the files
     machines.py   how each machine is started; console.py: one that runs, and its console's lines
+    disks.py      firmware, GRUB and AHCI
     runs.py       which runs when; results.py: medians, ratios, limits; report.py: the table
 
 Only ratios mean something from one computer to another; a loop counts by the host's clock.
@@ -47,6 +48,7 @@ def bench(arguments: Sequence[str]) -> int:
         silence=options.silence,
         scale=options.scale,
         image=options.image,
+        disks=not options.no_disks,
         logs=_log_folder(options.logs),
     )
     busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
@@ -79,6 +81,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-n", "--repetitions", type=_count, default=REPETITIONS, metavar="N", help="default: 3")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--image", action="store_true", help="also time the compilation of the processor")
+    parser.add_argument("--no-disks", action="store_true", help="leave out what boots from disks")
     parser.add_argument("--loops", metavar="NAME,...", help=f"only these ('none' for none): {', '.join(BY_NAME)}")
     parser.add_argument("--scale", type=_positive, default=1.0, metavar="F", help="multiply the loops' iterations by F")
     parser.add_argument("--kernel", type=Path, metavar="FILE", help="a bzImage instead of Debian's cloud kernel")

@@ -6,11 +6,16 @@ from math import prod
 from statistics import median
 from typing import Any
 
+from pellucid.cli.bench.disks import READ_SIZE, DiskTimes
 from pellucid.cli.bench.loops import BY_NAME
 from pellucid.cli.bench.runs import Boot, LoopTime, Measurements, Series
 
 COLD_BOOT_RATIO = 3.0
 WARM_BOOT_RATIO = 1.5
+FIRMWARE_RATIO = 1.5
+"""For SeaBIOS from reset to its boot attempt, and for GRUB's ISO to the kernel."""
+AHCI_RATE = 200e6
+"""Bytes a second."""
 LOOPS_MEAN_RATIO = 4.0
 """For the geometric mean over all loops."""
 LOOP_RATIO = 8.0
@@ -76,6 +81,7 @@ def rows(found: Measurements) -> list[Row]:
     ]  # fmt: skip
     if found.image is not None:
         result.append(Row("start", "compiling the processor", None, found.image, IMAGE_SECONDS, limit_is_ratio=False))
+    result += _disk_rows(qemu, ours)
     loops = list(_loop_rows(qemu, ours))
     ratios = [row.ratio for row in loops if row.ratio is not None]
     result += loops
@@ -112,6 +118,19 @@ def _loop_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:
         limit = FLOATING_RATIO if BY_NAME[name].floating else LOOP_RATIO
         theirs = _seconds(qemu.loop_times(name)) if qemu else None
         yield Row("guest loops", name, theirs, _seconds(ours.loop_times(name)), limit)
+
+
+def _disk_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:
+    group, theirs, disks = "firmware and disks", qemu.disks if qemu else DiskTimes(), ours.disks
+    for name, their_times, our_times in (
+        ("SeaBIOS, reset to boot attempt", theirs.firmware, disks.firmware),
+        ("GRUB's ISO to the kernel", theirs.grub, disks.grub),
+    ):
+        if our_times:
+            yield Row(group, name, _median(their_times), _median(our_times), FIRMWARE_RATIO)
+    if disks.ahci:
+        name, limit = f"AHCI, read {READ_SIZE >> 20} MiB", READ_SIZE / AHCI_RATE
+        yield Row(group, name, _median(theirs.ahci), _median(disks.ahci), limit, limit_is_ratio=False)
 
 
 def _memory_rows(qemu: Series | None, ours: Series) -> Iterator[Row]:

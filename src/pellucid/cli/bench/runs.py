@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pellucid.cli.bench import workload
 from pellucid.cli.bench.console import GuestError, GuestHung, Line, Memory, Session, session
+from pellucid.cli.bench.disks import DiskTimes, Media, measure_disks, prepare
 from pellucid.cli.bench.machines import Emulator, forget_translations, ours, private_cache
 from pellucid.cli.bench.programs import GuestProgram
 from pellucid.cli.guest.scripts import BANNER
@@ -53,6 +54,7 @@ class Series:
     cold: list[Boot] = field(default_factory=list)
     warm: list[Boot] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    disks: DiskTimes = field(default_factory=DiskTimes)
 
     def loop_times(self, name: str) -> list[LoopTime]:
         """Every run of one loop."""
@@ -70,6 +72,7 @@ class Plan:
     silence: float
     scale: float = 1.0
     image: bool = False
+    disks: bool = True
     logs: Path | None = None
 
 
@@ -105,6 +108,8 @@ class _Run:
             self.initrd, self.probe = Path(name) / "initrd", Path(name) / "probe"
             self.initrd.write_bytes(workload.initrd())
             self.probe.write_bytes(workload.probe_kernel())
+            self.media = prepare(Path(name), self.plan.kernel) if self.plan.disks else Media()
+            self.found.notes += self.media.notes
             self._build()
             with private_cache() as cache:
                 mine = ours(cache, self.plan.silence)
@@ -129,6 +134,10 @@ class _Run:
         found.ours.cold.append(self._boot(mine, "pellucid, cold cache", ()))
         found.ours.warm.append(self._boot(mine, "pellucid, warm cache", plan.loops))
         found.ours.starts += self._starts(mine)
+        for emulator, series in ((plan.qemu, found.qemu), (mine, found.ours)):
+            if emulator is not None and series is not None:
+                self.progress(f"{self.label}{emulator.name}, firmware and disks", 0)
+                measure_disks(emulator, self.media, plan.logs, series.disks)
 
     def _starts(self, emulator: Emulator) -> list[float]:
         return [self._start(emulator, f"{self.label}{emulator.name}, start") for _ in range(STARTS)]

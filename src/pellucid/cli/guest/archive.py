@@ -62,6 +62,7 @@ DECOMPRESSORS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
 }
 
 
+HOW_TO_BRING_ONE = "pass your own file with -kernel and -initrd"
 DAMAGED = (ValueError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
 
@@ -70,28 +71,39 @@ def package_file(package: Path, pattern: str) -> tuple[str, bytes]:
 
     Raises UserError when the package is damaged or has no such file.
     """
+    found = next(package_files(package, pattern), None)
+    if found is None:
+        raise UserError(f"{package.name}: no file in it matches {pattern}: {HOW_TO_BRING_ONE}")
+    return found
+
+
+def package_files(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of each regular file in a .deb whose path without leading `./` matches `pattern` whole.
+
+    Raises UserError when the package is damaged.
+    """
     try:
         with package.open("rb") as archive:
-            return _find_file(archive, re.compile(pattern))
+            yield from _find_in_tar(_data(archive), re.compile(pattern))
     except DAMAGED as error:
         raise UserError(f"{package.name}: damaged package ({error}): remove it and try again") from error
     except LookupError as error:
-        raise UserError(f"{package.name}: {error.args[0]}: pass your own file with -kernel and -initrd") from error
+        raise UserError(f"{package.name}: {error.args[0]}: {HOW_TO_BRING_ONE}") from error
 
 
-def _find_file(archive: IO[bytes], wanted: re.Pattern[str]) -> tuple[str, bytes]:
+def _data(archive: IO[bytes]) -> IO[bytes]:
+    """The package's files as a tar stream."""
     for name, size in ar_members(archive):
         if not name.startswith("data.tar"):
             continue
         suffix = name.removeprefix("data.tar")
         if suffix not in DECOMPRESSORS:
             raise LookupError(f"data compressed as {suffix!r}, which is not one of xz, zst, gz")
-        stream = DECOMPRESSORS[suffix](io.BytesIO(archive.read(size)))
-        return _find_in_tar(stream, wanted)
+        return DECOMPRESSORS[suffix](io.BytesIO(archive.read(size)))
     raise ValueError("no data.tar in it")
 
 
-def _find_in_tar(stream: IO[bytes], wanted: re.Pattern[str]) -> tuple[str, bytes]:
+def _find_in_tar(stream: IO[bytes], wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             path = member.name.removeprefix("./")
@@ -99,5 +111,4 @@ def _find_in_tar(stream: IO[bytes], wanted: re.Pattern[str]) -> tuple[str, bytes
                 continue
             content = tar.extractfile(member)
             if content is not None:
-                return path, content.read()
-    raise LookupError(f"no file in it matches {wanted.pattern}")
+                yield path, content.read()

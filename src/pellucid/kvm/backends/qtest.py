@@ -86,6 +86,9 @@ class QtestVcpu:
     def complete_read(self, value: int) -> None:
         raise AssertionError("a vCPU that executes nothing reads nothing")
 
+    def complete_read_string(self, data: bytes) -> None:
+        raise AssertionError("a vCPU that executes nothing reads nothing")
+
     def kick(self) -> None:
         self._kicked.set()
 

@@ -67,6 +67,7 @@ ALWAYS_THERE = ("acpi", "pic", "pit")
 def build_microvm(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, kernels and sizes that do not fit the board."""
     options = parse_options(machine.config.board_options)
+    machine.drives.open(machine.config.drives, buses=0, units=2)
     ram = add_ram(machine)
     _add_hypervisor_parts(machine)
     if has_smm(machine.hypervisor, None):

@@ -9,6 +9,7 @@ from pellucid.machine.boards import pc_parts
 from pellucid.machine.boards.pc_options import parse_pc_options
 from pellucid.machine.boards.pc_parts import IsaBus, PcMemory, ProductNames
 from pellucid.machine.boards.pc_sleep import wire_sleep
+from pellucid.machine.boards.storage import add_piix3_ide
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.acpi_cpu_hotplug import AcpiCpuHotplug
 from pellucid.machine.devices.acpi_pci_hotplug import AcpiPciHotplug
@@ -63,6 +64,8 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         bus, isa = _add_pci(machine, memory, gsi, host)
         smi = machine.add_smm(host.smram).raise_first if has_smm(machine.hypervisor, options.smm) else None
         fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES)
+        drives = add_piix3_ide(machine, bus, 1, 1, gsi)
+        pc_parts.offer_drives(machine, fw_cfg, drives, "ide@1,1")
         power = _add_power_management(machine, bus, gsi, smi) if options.acpi else None
     describe = None if power is None else lambda: _describe(machine, memory, bus, power, has_hpet=options.hpet)
     pc_parts.offer_tables(machine, memory, fw_cfg, options, NAMES, describe)

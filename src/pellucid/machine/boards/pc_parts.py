@@ -29,8 +29,17 @@ from pellucid.machine.devices.serial import Serial
 from pellucid.machine.firmware.fw_cfg_files import offer_user_files
 from pellucid.machine.firmware.kernel_loader import offer_kernel
 from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables
-from pellucid.machine.firmware.pc_config import PcFirmwareConfig, fill_cmos, fill_fw_cfg
+from pellucid.machine.firmware.pc_config import (
+    PcFirmwareConfig,
+    boot_bytes,
+    boot_order_file,
+    disk_bytes,
+    fill_cmos,
+    fill_fw_cfg,
+)
 from pellucid.machine.firmware.pc_handover import offer_acpi, offer_smbios, offer_user_tables
+from pellucid.machine.ide.boot import boot_devices, disk_geometries
+from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.irq import IrqLine, SharedLine
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
@@ -167,6 +176,7 @@ def add_isa(
         has_hpet=options.hpet,
         has_acpi=options.acpi,
         serial_console=any(chardev is not None for chardev in serials[:1]),
+        boot=machine.config.boot,
     )
     _add_dma(machine, isa)
     _add_timers(machine, isa, config, hpet_routes)
@@ -182,6 +192,18 @@ def add_isa(
     _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
     return fw_cfg
+
+
+def offer_drives(machine: Machine, fw_cfg: FwCfg, drives: Sequence[AtaDrive], controller: str) -> None:
+    """What firmware is told of the board's drives: which to boot from, and the geometry of disks."""
+    paths = boot_devices(drives, controller)
+    fw_cfg.add_file("bootorder", boot_order_file(paths, strict=machine.config.boot.strict))
+    _set_cmos(machine.device(Rtc), disk_bytes(disk_geometries(drives)))
+
+
+def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:
+    for index, value in content:
+        rtc.set_cmos(index, value)
 
 
 def _add_coprocessor(machine: Machine, isa: IsaBus) -> None:
@@ -256,6 +278,8 @@ def _add_timers(machine: Machine, isa: IsaBus, config: PcFirmwareConfig, hpet_ro
         _plug_hpet(machine, hpet_routes)
     rtc = Rtc(rtc_line, machine.device_clock, machine.wall_ns)
     fill_cmos(rtc, config)
+    if config.boot.once:
+        machine.system.on_reset.append(lambda cause: _set_cmos(rtc, boot_bytes(config.boot.order)))
     with MemoryTransaction():
         machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
         ports = rtc.regions[0].memory_region(rtc.ops())

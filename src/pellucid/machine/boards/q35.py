@@ -4,7 +4,7 @@ What firmware and ACPI tables need to know of it: MMCONFIG lies at 0xB0000000 (2
 the ACPI registers where firmware puts them (SeaBIOS: 0x600), the SCI is global interrupt 9 until ACPI_CNTL says
 otherwise, and PIRQ A to H are global interrupts 16 to 23.
 
-Not on this board yet: AHCI at 1f.2, and memory hot-plug.
+Not on this board yet: memory hot-plug.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from pellucid.machine.boards import pc_parts
 from pellucid.machine.boards.pc_options import parse_pc_options
 from pellucid.machine.boards.pc_parts import IsaBus, PcMemory, ProductNames
 from pellucid.machine.boards.pc_sleep import wire_sleep
+from pellucid.machine.boards.storage import add_ahci
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.devices.acpi_cpu_hotplug import AcpiCpuHotplug
 from pellucid.machine.devices.acpi_pci_hotplug import AcpiPciHotplug
@@ -60,7 +61,8 @@ def build_q35(machine: Machine, serials: list[Chardev | None]) -> None:
         isa = IsaBus(bus.node(lpc).add_bus("isa.0", "ISA"), gsi)
         fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES)
         wire_sleep(machine.system, lpc, machine.device(Rtc), machine.device(KeyboardController))
-        # ICH9's AHCI controller goes here: bus.add(LPC_SLOT, SATA_FUNCTION, ...), a Part of its own.
+        drives = add_ahci(machine, bus, LPC_SLOT, SATA_FUNCTION)
+        pc_parts.offer_drives(machine, fw_cfg, drives, "pci8086,2922@1f,2")
         _add_smbus(machine, bus)
         _add_hotplug(machine, bus, lpc)
         lpc.show_block()

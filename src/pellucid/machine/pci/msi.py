@@ -24,23 +24,30 @@ class PowerManagement(Capability):
 
 
 class Msi(Capability):
-    """`vectors` messages (a power of two up to 32), with a mask bit for each; `wide` gives them 64-bit addresses."""
+    """`vectors` messages (a power of two up to 32).
+
+    `wide` gives them 64-bit addresses, `maskable` a mask bit for each.
+    """
 
     id = CAP_MSI
 
-    def __init__(self, function: PciFunction, offset: int, vectors: int = 1, *, wide: bool = True) -> None:
+    def __init__(
+        self, function: PciFunction, offset: int, vectors: int = 1, *, wide: bool = True, maskable: bool = True
+    ) -> None:
         if vectors not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"MSI: {vectors} vectors; there can be 1, 2, 4, 8, 16 or 32")
         self._function, self._offset, self.vectors, self._wide = function, offset, vectors, wide
+        self._maskable = maskable
         self._data = 12 if wide else 8
         self._mask, self._pending = self._data + 4, self._data + 8
-        function.add_capability(offset, self._pending + 4, self)
-        control = MSI_MASKING | (MSI_64_BIT if wide else 0) | (vectors.bit_length() - 1) << 1
+        function.add_capability(offset, self._pending + 4 if maskable else self._data + 2, self)
+        control = (MSI_MASKING if maskable else 0) | (MSI_64_BIT if wide else 0) | (vectors.bit_length() - 1) << 1
         function.put_template(offset + 2, 2, control, writable=MSI_GRANTED | MSI_ENABLE)
         function.put_template(offset + 4, 8 if wide else 4, 0, writable=0xFFFF_FFFF_FFFF_FFFC if wide else 0xFFFF_FFFC)
         function.put_template(offset + self._data, 2, 0, writable=0xFFFF)
-        function.put_template(offset + self._mask, 4, 0, writable=(1 << vectors) - 1)
-        function.put_template(offset + self._pending, 4, 0, dynamic=(1 << vectors) - 1)
+        if maskable:
+            function.put_template(offset + self._mask, 4, 0, writable=(1 << vectors) - 1)
+            function.put_template(offset + self._pending, 4, 0, dynamic=(1 << vectors) - 1)
 
     def _field(self, offset: int, size: int) -> int:
         return self._function.config_read(self._offset + offset, size)
@@ -57,7 +64,7 @@ class Msi(Capability):
         allowed = min(1 << (self._field(2, 2) >> 4 & 7), self.vectors)
         # With fewer messages granted than wanted, the high vectors share the granted ones.
         vector %= allowed
-        if self._field(self._mask, 4) >> vector & 1:
+        if self._maskable and self._field(self._mask, 4) >> vector & 1:
             self._set_pending(self._field(self._pending, 4) | 1 << vector)
             return
         data = self._field(self._data, 2) & ~(allowed - 1) | vector
@@ -69,6 +76,8 @@ class Msi(Capability):
             # No more can be granted than are wanted.
             kept = control & ~MSI_GRANTED | most << 4
             self._function.config[self._offset + 2 : self._offset + 4] = kept.to_bytes(2, "little")
+        if not self._maskable:
+            return
         due = self._field(self._pending, 4) & ~self._field(self._mask, 4)
         if due and self.enabled:
             self._set_pending(self._field(self._pending, 4) & ~due)

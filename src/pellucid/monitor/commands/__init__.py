@@ -1,6 +1,7 @@
 """The commands, a file for each subject. Importing this package declares them all."""
 
 from pellucid.monitor.commands import (
+    block,
     chardevs,
     chips,
     cpus,
@@ -17,6 +18,7 @@ from pellucid.monitor.commands import (
 )
 
 __all__ = [
+    "block",
     "chardevs",
     "chips",
     "cpus",

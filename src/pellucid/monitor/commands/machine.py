@@ -149,19 +149,6 @@ def roms(session: Session) -> str:
 
 
 @dataclass(frozen=True)
-class BlockInfo:
-    """A block device."""
-
-    device: str
-
-
-@command("query-block")
-def query_block(session: Session) -> list[BlockInfo]:
-    """The block devices: none yet."""
-    return []
-
-
-@dataclass(frozen=True)
 class IoThreadInfo:
     """A thread that serves devices."""
 

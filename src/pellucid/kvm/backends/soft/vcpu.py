@@ -322,12 +322,15 @@ class SoftVcpu:
             return IoExit(port, size, True, data)
         value = self.chips.pio_bus.read(port, size)
         if value is None:
-            return IoExit(port, size, False, None)
+            return IoExit(port, size, False, None, max(state.io_count, 1))
         self.processor.complete(value)
         return None
 
     def complete_read(self, value: int) -> None:
         self.processor.complete(value & (1 << self.state.io_size * 8) - 1)
+
+    def complete_read_string(self, data: bytes) -> None:
+        self.processor.complete_string(data)
 
     def _on_msr(self) -> Exit | None:
         state = self.state

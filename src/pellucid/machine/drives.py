@@ -1,0 +1,194 @@
+"""The drives of a machine: which image is in which place, and what the machine does to them all.
+
+`-drive`, `-hda` and the like name a place (an IDE bus and a unit on it) or none; with if=none a `-device` takes the
+drive by its id.
+"""
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pellucid.block import BlockBackend, BlockNode, DriveOptions, ImageLocked, WorkerPool, attach, medium, open_image
+from pellucid.errors import UserError
+from pellucid.machine.ide.atapi import IdeCd
+from pellucid.machine.ide.disk import IdeHd
+from pellucid.machine.ide.drive import AtaDrive
+from pellucid.runtime import MainLoop, RunState, System
+
+_log = logging.getLogger("pellucid.machine.drives")
+
+
+class IdePlaces(Protocol):
+    """Where drives are connected: an IDE channel (units 0 and 1) or an AHCI port (unit 0)."""
+
+    name: str
+
+    def attach(self, unit: int, drive: AtaDrive) -> None:
+        """Connect. Raises ValueError when the place is taken or does not exist."""
+        ...
+
+
+@dataclass
+class Drive:
+    """One drive: how it was asked for, where it is (None with if=none), and its end of the block layer."""
+
+    options: DriveOptions
+    place: tuple[int, int] | None
+    backend: BlockBackend
+
+
+class Drives:
+    """All of them, by name, in the order they were asked for."""
+
+    def __init__(self, loop: MainLoop, system: System) -> None:
+        self._system = system
+        self.pool = WorkerPool(loop.call_soon_threadsafe)
+        self.by_name: dict[str, Drive] = {}
+        system.on_event.append(self._run_state_changed)
+
+    def __iter__(self) -> Iterator[Drive]:
+        return iter(self.by_name.values())
+
+    def open(self, wanted: Sequence[DriveOptions], *, buses: int, units: int, default_cdrom: bool = False) -> None:
+        """Open every image, for a board with that many IDE buses and units on each.
+
+        Raises UserError for a place that is taken or not there, and for what an image cannot be opened for.
+        """
+        places: dict[tuple[int, int], DriveOptions] = {}
+        for options in wanted:
+            place = None if options.interface == "none" else _place(options, places, buses, units)
+            if place is not None:
+                places[place] = options
+            self._add(options, place)
+        default = divmod(2, units)
+        if default_cdrom and default not in places and not any(options.is_cdrom for options in wanted):
+            self._add(DriveOptions("the default CD drive", media="cdrom"), default)
+
+    def _add(self, options: DriveOptions, place: tuple[int, int] | None) -> None:
+        name = options.id or self._default_name(options, place)
+        if name in self.by_name:
+            raise UserError(f"{options.option}: Duplicate ID '{name}' for drive: give it another id=")
+        if options.file is None and not options.is_cdrom:
+            raise UserError(f"{options.option}: Device needs media, but drive is empty: give file=PATH")
+        node = None if options.file is None else open_image(options, attached=place is not None)
+        backend = BlockBackend(name, self.pool, node, options.policy, removable=options.is_cdrom)
+        backend.on_stop = lambda kind, error: self._stop(backend, kind, error)
+        self.by_name[name] = Drive(replace(options, id=name), place, backend)
+
+    def _default_name(self, options: DriveOptions, place: tuple[int, int] | None) -> str:
+        if place is None:
+            return next(name for n in range(1 << 16) if (name := f"none{n}") not in self.by_name)
+        return f"ide{place[0]}-{'cd' if options.is_cdrom else 'hd'}{place[1]}"
+
+    def connect(self, buses: Sequence[IdePlaces]) -> list[AtaDrive]:
+        """Make the drives that have a place, and connect them. Returns them."""
+        made = []
+        for drive in self:
+            if drive.place is not None:
+                bus, unit = drive.place
+                made.append(self.make(drive, buses[bus], bus, unit))
+        return made
+
+    def make(self, drive: Drive, place: IdePlaces, bus: int, unit: int) -> AtaDrive:
+        """The IDE device for a drive, connected. Raises UserError when it cannot be."""
+        if drive.backend.user is not None:
+            raise UserError(f"{drive.options.option}: Drive '{drive.backend.name}' is already in use by another device")
+        try:
+            if drive.place is None and drive.backend.node is not None:
+                attach(drive.backend.node)
+        except ImageLocked as error:
+            raise UserError(
+                f"{drive.options.option}: Failed to get {error.lock} lock. Is another process using the image "
+                f"[{drive.options.file}]? Stop it, or use snapshot=on"
+            ) from error
+        if not drive.options.is_cdrom and drive.backend.read_only:
+            raise UserError(f"{drive.options.option}: Block node is read-only: use snapshot=on, or media=cdrom")
+        kind = IdeCd if drive.options.is_cdrom else IdeHd
+        # Numbers count every place, those without a drive too, so that a serial number tells the place.
+        made: AtaDrive = kind(drive.backend, 2 * bus + unit + 1)
+        try:
+            place.attach(unit, made)
+        except ValueError as error:
+            raise UserError(f"{drive.options.option}: {error}") from None
+        made.channel = bus
+        return made
+
+    # Removable media.
+
+    def change(self, name: str, file: str, format: str | None = None, *, force: bool = False) -> None:
+        """Put another medium into a drive (`change`). Raises UserError; the old medium stays then."""
+        drive = self._removable(name, force)
+        options = medium(drive.options, file, format, read_only=drive.options.is_cdrom or drive.options.read_only)
+        node: BlockNode = open_image(options)
+        drive.backend.tray_open = False
+        drive.backend.change(node)
+        drive.options = replace(drive.options, file=file)
+
+    def eject(self, name: str, *, force: bool = False) -> None:
+        """Take the medium out (`eject`). A guest that has locked the tray is asked instead, unless `force`."""
+        drive = self._removable(name, force)
+        drive.backend.tray_open = True
+        drive.backend.change(None)
+
+    def _removable(self, name: str, force: bool) -> Drive:
+        drive = self.by_name.get(name)
+        if drive is None:
+            raise UserError(f"Device '{name}' not found")
+        if not drive.backend.removable:
+            raise UserError(f"Device '{name}' is not removable")
+        if drive.backend.locked and not drive.backend.tray_open and not force:
+            if isinstance(drive.backend.user, IdeCd):
+                drive.backend.user.eject_wanted = True
+            problem = f"Device '{name}' is locked and force was not specified"
+            raise UserError(f"{problem}, wait for tray to open and try again")
+        return drive
+
+    # The machine's life.
+
+    def _stop(self, backend: BlockBackend, kind: str, error: OSError) -> None:
+        state = "no space" if error.errno == errno.ENOSPC else error.strerror
+        _log.warning("%s: %s error: %s: the machine stops; 'cont' tries again", backend.name, kind, state)
+        self._system.vm_stop(RunState.IO_ERROR)
+
+    def _run_state_changed(self, event: str, _: object) -> None:
+        if event == "STOP":
+            self.pool.drain()
+            for drive in self:
+                if drive.backend.node is not None:
+                    drive.backend.node.flush()
+        elif event == "RESUME":
+            for drive in self:
+                drive.backend.resume()
+
+    def close(self) -> None:
+        """Finish what is under way, flush and close every image."""
+        self.pool.close()
+        for drive in self:
+            try:
+                drive.backend.close()
+            except OSError as error:
+                _log.error("%s: could not be written to the end: %s", drive.backend.name, error.strerror)
+
+
+def _place(
+    options: DriveOptions, taken: dict[tuple[int, int], DriveOptions], buses: int, units: int
+) -> tuple[int, int]:
+    """(bus, unit), by QEMU's rules: both in one index, or each by itself, or the first free."""
+    bus, unit = options.bus or 0, options.unit
+    if options.index is not None:
+        if options.bus is not None or options.unit is not None:
+            raise UserError(f"{options.option}: index cannot be used with bus and unit")
+        bus, unit = divmod(options.index, units)
+    if unit is None:
+        unit = 0
+        while (bus, unit) in taken:
+            bus, unit = (bus, unit + 1) if unit + 1 < units else (bus + 1, 0)
+    if unit >= units:
+        raise UserError(f"{options.option}: unit {unit} too big (max is {units - 1})")
+    if (bus, unit) in taken:
+        raise UserError(f"{options.option}: drive with bus={bus}, unit={unit} (index={bus * units + unit}) exists")
+    if bus >= buses:
+        raise UserError(f"{options.option}: machine type does not support if=ide,bus={bus},unit={unit}")
+    return bus, unit

@@ -1,0 +1,1 @@
+"""ATA and ATAPI: the drives, the channel with its task file, and what they answer. The controllers are devices."""
