@@ -28,12 +28,10 @@ from tests.machine.qemu_mtree import BOOT_ENDS, CASES, TREE, Case, ask_qemu, has
 NOT_BUILT: dict[str, dict[str, str]] = {
     "pc": {
         "fdc": "floppy controller",
-        "vmport": "VMware's port",
         "kvmvapic": "QEMU's TPR patching for Windows XP",
         "kvmvapic-rom": "QEMU's TPR patching for Windows XP",
     },
     "q35": {
-        "vmport": "VMware's port",
         "kvmvapic": "QEMU's TPR patching for Windows XP",
         "kvmvapic-rom": "QEMU's TPR patching for Windows XP",
     },

@@ -8,14 +8,14 @@ from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.firmware.pc_acpi import BOCHS
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
-SWITCHES = ("acpi", "hpet")
+SWITCHES = ("acpi", "hpet", "vmport")
 OPTIONS = (
     *("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smbios-entry-point-type", "smbus", "smm", "vmport"),
     *("x-oem-id", "x-oem-table-id"),
 )
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SMALLEST_BELOW_4G, LARGEST_BELOW_4G = 1 << 20, 1 << 32
-FIXED = {"i8042": True, "smbus": True, "vmport": False}
+FIXED = {"i8042": True, "smbus": True}
 """Switches that have one position so far."""
 SWITCH = {"on": True, "off": False, "auto": None}
 
@@ -34,6 +34,7 @@ class PcOptions:
     max_ram_below_4g: int | None = None
     acpi: bool = True
     hpet: bool = True
+    vmport: bool = True
     smm: bool | None = None
     smbios_64: bool = False
     oem_id: bytes = BOCHS.id

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pellucid.errors import UserError
+from pellucid.kvm.api import Vcpu
 from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
@@ -26,6 +27,7 @@ from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
 from pellucid.machine.devices.reset_control import ResetControl
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
+from pellucid.machine.devices.vmport import VmPort
 from pellucid.machine.firmware.fw_cfg_files import offer_user_files
 from pellucid.machine.firmware.kernel_loader import offer_kernel
 from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables
@@ -55,6 +57,7 @@ KEYBOARD_GSI, MOUSE_GSI, COPROCESSOR_GSI = 1, 12, 13
 HPET_BASE, HPET_GSI = 0xFED0_0000, 2
 DMA_PORTS, DMA_WIDE_PORTS = (0x00, 0x08, 0x81, 0x87), (0xC0, 0xD0, 0x89, 0x8F)
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
+VMPORT = 0x5658
 CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0xCF8, 0xCF9, 0xCFC
 FIRST_EEPROM, EEPROMS = 0x50, 8
 ISA_BIOS_MOST = 0x2_0000
@@ -183,6 +186,8 @@ def add_isa(
     for index, chardev in enumerate(serials):
         _add_serial(machine, isa, index, chardev)
     _add_keyboard(machine, isa)
+    if options.vmport:
+        _add_vmport(machine, isa)
     machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
     isa.qdev.plug(QdevNode("port92", gpios=(("out", "a20", 1),)))
     machine.add(Part(PostPort(), ports=(0x80,)))
@@ -204,6 +209,19 @@ def offer_drives(machine: Machine, fw_cfg: FwCfg, drives: Sequence[AtaDrive], co
 def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:
     for index, value in content:
         rtc.set_cmos(index, value)
+
+
+def _add_vmport(machine: Machine, isa: IsaBus) -> None:
+    def asking() -> Vcpu | None:
+        thread = machine.vcpus.current()
+        return thread.vcpu if thread is not None else None
+
+    config = machine.config
+    machine.add(Part(VmPort(asking, config.memory_size, config.uuid, machine.wall_ns), ports=(VMPORT,)))
+    isa.qdev.plug(QdevNode("vmport", properties=fixed(
+        ("x-read-set-eax", "true"), ("x-signal-unsupported-cmd", "true"), ("x-report-vmx-type", "true"),
+        ("x-cmds-v2", "true"), ("vmware-vmx-version", "6 (0x6)"), ("vmware-vmx-type", "2 (0x2)"),
+    )))  # fmt: skip
 
 
 def _add_coprocessor(machine: Machine, isa: IsaBus) -> None:
