@@ -15,7 +15,8 @@ from tests.boot import media
 from tests.boot.machine import APPEND, OURS, Terminal, run
 from tests.boot.test_boot import lines
 
-OPTIONS = ("-M", "pc", "-m", "256M", "-nographic", "-no-reboot", "-nic", "none")
+ANY_BOARD = ("-m", "256M", "-nographic", "-no-reboot", "-nic", "none")
+OPTIONS = ("-M", "pc", *ANY_BOARD)
 FIRMWARE = Path("/usr/share/seabios/bios-256k.bin")
 HELLO = f"""\
 #!/bin/sh
@@ -55,9 +56,11 @@ def initrd(folder: Path, script: str, modules: tuple[str, ...] = ()) -> Path:
     return path
 
 
-def test_grub_boots_from_an_iso_image(debian: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("board", ["pc", "q35"])
+def test_grub_boots_from_an_iso_image(debian: Path, tmp_path: Path, board: str) -> None:
+    """Through IDE's data register, and through AHCI."""
     iso = media.grub_iso(tmp_path, debian, initrd(tmp_path, HELLO), APPEND)
-    done = run(*OPTIONS, "-cdrom", iso, "-boot", "d")
+    done = run("-M", board, *ANY_BOARD, "-cdrom", iso, "-boot", "d")
     console = lines(done)
     assert BANNER in console and "GRUB loads the kernel" in done.stdout and done.returncode == 0
 

@@ -38,7 +38,7 @@ def test_short_forms() -> None:
         ("e", 2, "cdrom"),
         ("f", 0, "disk"),
     ]
-    assert all(drive.snapshot for drive in config.drives) and not config.default_cdrom
+    assert all(drive.snapshot for drive in config.drives) and not config.default_drives
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,5 @@ def test_wrong_boot(text: str, said: str) -> None:
 def test_a_disk_boots_itself_where_firmware_does() -> None:
     assert read_options(["-M", "pc", "disk.img"]).boots_from_drives
     assert not read_options(["-M", "microvm", "disk.img"]).boots_from_drives
-    assert not read_options(["-M", "pc"]).boots_from_drives
+    assert read_options(["disk.img"]).boots_from_drives and not read_options(["disk.img"]).wants_guest()
+    assert not read_options(["-M", "pc"]).boots_from_drives and read_options(["-M", "pc"]).wants_guest()

@@ -44,7 +44,7 @@ def test_options_become_a_machine(
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"x")
     assert start(["-kernel", str(kernel), "-m", "64"]) == 7
-    assert machine == [MachineConfig(kernel=kernel, memory_size=64 << 20)]
+    assert machine == [MachineConfig(board="pc", kernel=kernel, memory_size=64 << 20)]
 
 
 def test_run_without_a_kernel_takes_the_default_guest(machine: list[MachineConfig], default_guest: Path) -> None:
@@ -59,7 +59,7 @@ def test_run_without_a_kernel_takes_the_default_guest(machine: list[MachineConfi
 def test_the_system_command_has_no_default_guest(
     machine: list[MachineConfig], default_guest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert entry.system_main([]) == 1
+    assert entry.system_main(["-M", "microvm"]) == 1
     assert capsys.readouterr().err.startswith("pellucid: nothing to boot: ")
 
 
@@ -68,7 +68,7 @@ def test_the_system_command_has_no_default_guest(
     [
         (["rn"], "pellucid: rn: no such command: did you mean 'run'?\n"),
         (["run", "-kernl"], "pellucid: -kernl: unknown option: did you mean '-kernel'?\n"),
-        (["run", "-M", "q35"], "pellucid: -machine q35: not built yet: use -machine microvm\n"),
+        (["run", "-M", "isapc"], "pellucid: -machine isapc: not built yet: use -machine microvm\n"),
     ],
 )
 def test_mistakes_are_one_line_and_status_1(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

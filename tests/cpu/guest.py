@@ -2,6 +2,7 @@
 
 `NativeGuest` runs compiled handlers as a guest does. `PythonGuest` runs the same functions as plain Python, one
 instruction at a time: translation, handlers' wrappers and semantics, with `tail` followed by a driver here.
+The third executor, compiled regions, is in `region_guest`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .oracle.outcome import BP, GP, OF, Outcome, check_placement, classify
 from .oracle.state import UserState
 
 _PAGE = layout.PAGE
+CODE_PAGES = range(layout.CODE, layout.CODE + layout.CODE_SIZE, _PAGE)
 _RAM_PAGES = 64
 _P, _W, _U, _A, _D, _NX = 1, 2, 4, 0x20, 0x40, 1 << 63
 _SYSTEM = 0xFFFF_8000_0000_0000
@@ -48,11 +50,14 @@ def _descriptor(attributes: int) -> int:
     return 0xFFFF | (attributes & 0xFF) << 40 | 0xF << 48 | (attributes >> 12 & 0xF) << 52
 
 
-class _Space:
-    """Guest memory: one RAM slot, 4-level page tables for the layout, and a supervisor page for GDT and TSS."""
+class Space:
+    """Guest memory: one RAM slot, 4-level page tables for the layout, and a supervisor page for GDT and TSS.
 
-    def __init__(self) -> None:
-        self.ram = Array(_RAM_PAGES * _PAGE)
+    The code area exists `copies` times, of which one is mapped (`select_code`).
+    """
+
+    def __init__(self, copies: int = 1) -> None:
+        self.ram = Array((_RAM_PAGES + copies * len(CODE_PAGES)) * _PAGE)
         self.slots = SlotMemory()
         self.slots.set_slot(0, 0, self.ram.size, self.ram.address)
         self._free = 0
@@ -63,6 +68,13 @@ class _Space:
                                   (layout.READONLY, layout.READONLY_SIZE, _U | _NX), (_SYSTEM, _PAGE, _W | _NX)):
             for address in range(start, start + size, _PAGE):
                 self._map(address, bits)
+        self._copies = [[self._page() for _ in CODE_PAGES] for _ in range(copies - 1)]
+        self._copies.append([self.physical[page] for page in CODE_PAGES])
+
+    def select_code(self, number: int) -> None:
+        """Map this copy of the code area; the TLB is the caller's affair."""
+        for linear, physical in zip(CODE_PAGES, self._copies[number], strict=True):
+            self._map(linear, _U, physical)
 
     def _page(self) -> int:
         self._free += _PAGE
@@ -71,14 +83,14 @@ class _Space:
     def _word(self, physical: int) -> ctypes.c_uint64:
         return ctypes.c_uint64.from_address(self.ram.address + physical)
 
-    def _map(self, linear: int, bits: int) -> None:
+    def _map(self, linear: int, bits: int, physical: int | None = None) -> None:
         table = self.root
         for shift in (39, 30, 21):
             entry = self._word(table + (linear >> shift & 0x1FF) * 8)
             if not entry.value:
                 entry.value = self._page() | _P | _W | _U | _A
             table = entry.value & ~0xFFF
-        self.physical[linear] = self._page()
+        self.physical[linear] = self._page() if physical is None else physical
         self._word(table + (linear >> 12 & 0x1FF) * 8).value = self.physical[linear] | _P | _A | _D | bits
 
     def host(self, linear: int) -> int:
@@ -97,15 +109,15 @@ class _Space:
 class Guest:
     """What both executors share: the processor, and cases in and out of it."""
 
-    def __init__(self) -> None:
-        self.space = _Space()
+    def __init__(self, space: Space | None = None) -> None:
+        self.space = space or Space()
         self.processor = Processor(Engine.get(), self.space.slots)
         self.state = self.processor.state
         self._control_registers()
         self._tables()
         for page, content in layout.BACKGROUND.items():
             self.space.write(page, content)
-        for page in range(layout.CODE, layout.CODE + layout.CODE_SIZE, _PAGE):
+        for page in CODE_PAGES:
             self.space.write(page, bytes([layout.INT3]) * _PAGE)
         self._dirty: set[int] = set()
         self.cases = 0
@@ -266,8 +278,8 @@ class Guest:
 class NativeGuest(Guest):
     """Compiled handlers, as a guest runs them. A case that does not end is stopped after some seconds."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, space: Space | None = None) -> None:
+        super().__init__(space)
         self._seen = -1
         self._hung = False
         self._stop = threading.Event()

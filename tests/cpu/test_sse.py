@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from pellucid.cpu.state import CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, GP, NM, UD, XM, slot_of
@@ -26,7 +26,13 @@ class ExceptForOverflow:
         self.guest, self.host = guest, host
 
     def run(self, code: bytes, state: UserState, bits: int = 64) -> Outcome:
-        outcome = self.guest.run(code, state, bits)
+        return self.run_many([(code, state, bits)])[0]
+
+    def run_many(self, cases: Iterable[tuple[bytes, UserState, int]]) -> list[Outcome]:
+        every = list(cases)
+        return [self._settled(outcome, *case) for outcome, case in zip(self.guest.run_many(every), every, strict=True)]
+
+    def _settled(self, outcome: Outcome, code: bytes, state: UserState, bits: int) -> Outcome:
         unmasked = outcome.state.mxcsr & (OE | UE) & ~(state.mxcsr >> 7)
         if unmasked and outcome.fault is not None and outcome.fault.vector == XM:
             expected = self.host.run(code, state, bits)

@@ -52,7 +52,7 @@ def codes(bits: int) -> list[int]:
 _FAULTS = re.compile(r"raises #PF\((\w+)\) at (\w+) .*raises #PF\((\w+)\) at (\w+) ")
 
 
-def _of_the_processor(failure: Failure) -> bool:
+def of_the_processor(failure: Failure) -> bool:
     """What differs between processors.
 
     After FCOMI C1 is clear and, with an unmasked invalid operand, flags stay by the SDM; AMD's keep C1 and set flags.
@@ -77,7 +77,7 @@ def _of_the_processor(failure: Failure) -> bool:
 def compare(executor: Executor, host: HostCpu, bits: int, per_code: int) -> None:
     seed = int(os.environ.get("PELLUCID_SEED", "12"))
     report: Report = run_family(executor, host, codes(bits), per_code=per_code, seed=seed, bits=bits)
-    report.failures = [failure for failure in report.failures if not _of_the_processor(failure)]
+    report.failures = [failure for failure in report.failures if not of_the_processor(failure)]
     assert report.ok, f"seed {seed}\n{report}"
 
 

@@ -17,7 +17,7 @@ CODE = 0x1000
 
 
 @functools.cache
-def _roots() -> Mapping[str, Root]:
+def roots() -> Mapping[str, Root]:
     return handlers.roots()
 
 
@@ -25,10 +25,10 @@ _number = 0
 
 
 class Compiled(Bare):
-    """A 64-bit processor without the sampler: `compile` makes a region of the hot blocks from an address on."""
+    """A processor without the sampler: `compile` makes a region of the hot blocks from an address on."""
 
-    def __init__(self) -> None:
-        super().__init__(64)
+    def __init__(self, bits: int = 64) -> None:
+        super().__init__(bits)
         self.processor.hot.close()
 
     def block(self, rip: int) -> int:
@@ -46,7 +46,7 @@ class Compiled(Bare):
         pieces = hot.source.region(self.block(rip))
         assert pieces
         name = f"test_region{_number}"
-        layout = compile_region(Program(), _roots(), pieces, name)
+        layout = compile_region(Program(), roots(), pieces, name)
         region = CompiledRegion(layout, name, self.processor.engine.image.code)
         hot._install(hot.generation, pieces, region)
         assert Op.view(pieces[0].ops).handler == region.address

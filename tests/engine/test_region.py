@@ -8,10 +8,11 @@ import threading
 import pytest
 
 from pellucid.cpu.state import (
-    EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, PENDING_REQUEST, PF, RFLAGS_STATUS, SS_FAULT, UD, Block, Op)
+    EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, GP, PENDING_REQUEST, PF, RFLAGS_STATUS, SS_FAULT, UD, Block, Op)
+from pellucid.native.program import Program, out_of_line
 from tests.cpu.bare import MMIO, Bare
 
-from .code import CODE, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Compiled
+from .code import CODE, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Compiled, roots
 
 SUM = bytes.fromhex(
     "31c0"            # xor eax, eax
@@ -90,6 +91,37 @@ def test_a_fault_inside_is_precise(machine: Compiled) -> None:
     s.gpr[RBP] = 1 << 63
     assert machine.run(LOOP) == EXIT_EXCEPTION
     assert (s.exc_vector, s.rip) == (SS_FAULT, CODE + 5), "a non-canonical address through SS"
+
+
+def test_a_block_that_ends_in_no_instruction() -> None:
+    """An undefined opcode ends its block without a branch; the region that holds it raises #UD there."""
+    machine = Compiled()
+    machine.load(CODE, bytes.fromhex("48ffc0 a801 7404 48ffc2 06 48ffc1 06"))  # inc; test; je; inc; (06); inc; (06)
+    for rax in (0, 1, 0, 1):  # the second time a branch is chained
+        machine.state.gpr[RAX] = rax
+        assert machine.run(CODE) == EXIT_EXCEPTION
+    machine.state.gpr[RAX], machine.state.gpr[RDX] = 2, 0
+    pieces = machine.compile(CODE)
+    assert len(pieces) >= 2
+    assert machine.run(CODE) == EXIT_EXCEPTION and machine.state.exc_vector == UD
+    assert (machine.state.rip, machine.state.gpr[RAX], machine.state.gpr[RDX]) == (CODE + 10, 3, 1)
+
+
+def test_x87_operations_that_share_a_function() -> None:
+    """What a region calls out of line is the function of its own operation, not another specialization of it: here the
+    path of a guest whose status flags differ from the host's.
+    """
+    machine = Compiled()
+    s = machine.state
+    machine.load(CODE, bytes.fromhex("90 90 db1c2500300000 06"))    # nop; nop; fistp dword [0x3000]; (06)
+    for turn in range(4):
+        s.st[:] = [0x55] * 128          # far beyond 32 bits: #IA, and the integer indefinite
+        s.fpu_top, s.fpu_tags, s.fpu_sw, s.fpu_cw = 0, 0xFF, 0, 0x37F
+        machine.load(0x3000, bytes(4))
+        assert machine.run(CODE) == EXIT_EXCEPTION
+        assert machine.bytes(0x3000, 4) == bytes.fromhex("00000080") and s.fpu_sw == 1, turn
+        if turn == 0:
+            machine.compile(CODE)
 
 
 def test_a_device_inside(machine: Compiled) -> None:
@@ -201,3 +233,53 @@ def test_an_arena_flush_forgets_invalid_code(machine: Compiled) -> None:
     machine.processor.flush_code()
     machine.load(0x5000, b"\xf4")
     assert machine.run(0x5000) == EXIT_HLT
+
+
+# --- what leaves a region --------------------------------------------------------------------------------
+
+
+def test_a_block_that_ends_in_an_undefined_instruction() -> None:
+    """UD2 ends its block without a branch; the region leaves through its handler."""
+    machine = Compiled()
+    machine.load(CODE, bytes.fromhex("4801c8 0f0b"))
+    for number in range(3):
+        machine.state.gpr[RAX], machine.state.gpr[RCX] = 5, number
+        assert machine.run(CODE) == EXIT_EXCEPTION
+        s = machine.state
+        assert (s.exc_vector, s.rip, s.gpr[RAX]) == (UD, CODE + 3, 5 + number)
+        if number == 0:
+            machine.compile(CODE)
+
+
+def test_a_branch_beyond_the_segment_faults_at_itself() -> None:
+    """In 32-bit code: #GP(0) with RIP at the branch (SDM vol. 2, Jcc), compiled as interpreted; so does the fetch."""
+    machine = Compiled(32)
+    machine.state.seg_limit[1] = CODE + 0x10
+    machine.processor.refresh_mode()
+    machine.load(CODE, bytes.fromhex("01c8 39d8 740c 41 f4"))   # add eax, ecx; cmp eax, ebx; je +12; inc ecx; hlt
+    for compiled in (False, True):
+        for equal in (False, True):
+            s = machine.state
+            s.gpr[RAX], s.gpr[RCX], s.gpr[RBX] = 1, 2, 3 if equal else 4
+            assert machine.run(CODE) == (EXIT_EXCEPTION if equal else EXIT_HLT), (compiled, equal)
+            if equal:
+                assert (s.exc_vector, s.exc_error, s.rip) == (GP, 0, CODE + 4)
+            else:
+                assert s.gpr[RCX] == 3
+        if not compiled:
+            machine.compile(CODE)
+    machine.state.seg_limit[1] = CODE + 2
+    machine.state.gpr[RAX] = 0
+    assert machine.run(CODE) == EXIT_EXCEPTION
+    assert (machine.state.exc_vector, machine.state.rip, machine.state.gpr[RAX]) == (GP, CODE + 2, 2)
+
+
+def test_calls_link_to_what_they_mean() -> None:
+    """FADD and FMUL out of line, asked for in another order than when the image was made."""
+    first, second = Program(), Program()
+    names = sorted(name for name in roots() if name.startswith(("float_with_memory:", "float_registers:")))
+    asked = [[program.request(*roots()[name]) for name in order]
+             for program, order in ((first, names), (second, names[::-1]))]
+    symbols = [{instance.symbol for instance in out_of_line(every) if not instance.fn.tail} for every in asked]
+    assert symbols[0] == symbols[1] and not any("~" in symbol for symbol in symbols[0])
+    assert sum("careful" in symbol for symbol in symbols[0]) > 6

@@ -23,7 +23,7 @@ RAX, RCX = 0, 1
 LOOP = bytes.fromhex("b800000000 b90a000000 4801c8 48894500 4883e901 75f3 f4")
 """RAX = 10 + 9 + ... + 1, stored at [RBP] on the way."""
 MODE_64 = 2
-TEMPLATE, OP, EDGE = 16, 64, 12
+TEMPLATE, OP, EDGE = 32, 64, 12
 
 
 class Shapes:
@@ -86,6 +86,7 @@ def test_wrong_numbers_are_refused(learned: Shapes) -> None:
         "edges": (12, "I", TRIE_EDGES), "length": (16, "B", 16), "no length": (16, "B", 0), "count": (17, "B", 200),
         "no ops": (17, "B", 0), "displacement": (18, "B", 14), "immediate": (16 + 5, "B", 9),
         "first op": (16 + 8, "I", learner.ops), "kind of flags": (16 + 12, "I", 1000),
+        "other template": (16 + 24, "I", learner.templates),
         "handler": (ops, "Q", too_far), "handler, far": (ops, "Q", 1 << 60),
         "edge": (edges, "I", TRIE_EDGES), "key": (edges + 4, "I", 0), "node": (edges + 8, "I", learner.nodes),
         "template": (edges + 8, "I", TRIE_TERMINAL | learner.templates)}

@@ -101,6 +101,39 @@ def test_slots_change_under_running_processors() -> None:
         guest.close()
 
 
+def run_both(guest: Guest) -> list[object]:
+    """Both vCPUs from 0x700:0 on, each in a thread of its own, to their first exits."""
+    exits: list[object] = []
+    start(guest.vcpus[1], 7)
+    first = guest.vcpus[0]
+    sregs = first.get_sregs()
+    sregs.cs = replace(sregs.cs, base=0x7000, selector=0x700)
+    first.set_sregs(sregs)
+    first.set_regs(replace(first.get_regs(), rip=0))
+    threads = [threading.Thread(target=lambda v=v: exits.append(v.run())) for v in guest.vcpus]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return exits
+
+
+@pytest.mark.parametrize("instruction", ["66f0ff06fe1f", "bb0100 66b801000000 66f00fc106fe1f"], ids=["inc", "xadd"])
+def test_lock_across_two_pages_is_atomic(instruction: str) -> None:
+    """Both add to a number of which each page has a half, and no addition is lost."""
+    guest = Guest(2)
+    count = 400
+    try:
+        loop = bytes.fromhex(instruction)
+        code = b"\xb9" + count.to_bytes(2, "little") + loop + b"\x49\x75" + bytes([-3 - len(loop) & 0xFF])
+        guest.put(0x1FFE, "f0ff0000")
+        guest.put(0x7000, (code + bytes.fromhex("b007e699")).hex())
+        assert run_both(guest) == [IoExit(0x99, 1, True, 7)] * 2
+        assert guest.vm.read_guest(0x1FFE, 4) == (0xFFF0 + 2 * count).to_bytes(4, "little")
+    finally:
+        guest.close()
+
+
 def test_an_apic_id_is_given_once() -> None:
     guest = Guest(1)
     try:

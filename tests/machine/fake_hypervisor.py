@@ -14,6 +14,7 @@ from pellucid.kvm.api import (
     IntrExit,
     LapicState,
     MpState,
+    Observer,
     Regs,
     RoutingEntry,
     Segment,
@@ -98,10 +99,25 @@ class FakeVcpu:
     def set_fpu(self, fpu: Fpu) -> None:
         pass
 
+    def get_xsave(self) -> bytes:
+        return bytes(4096)
+
+    def set_xsave(self, image: bytes) -> None:
+        pass
+
+    def get_xcr0(self) -> int:
+        return 1
+
+    def set_xcr0(self, value: int) -> None:
+        pass
+
     def get_debugregs(self) -> DebugRegs:
         return DebugRegs()
 
     def set_debugregs(self, debugregs: DebugRegs) -> None:
+        pass
+
+    def set_log(self, log: Observer | None) -> None:
         pass
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pellucid.machine.boards.pc import build_pc
+from pellucid.machine.board import BOARDS
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
 from pellucid.machine.machine import Machine
@@ -24,15 +24,15 @@ def firmware(folder: Path) -> Path:
 
 
 @contextmanager
-def pc_machine(folder: Path, memory_size: int = 128 << 20, **changes: Any) -> Iterator[Machine]:
-    """The board, built and not started."""
+def pc_machine(folder: Path, memory_size: int = 128 << 20, board: str = "pc", **changes: Any) -> Iterator[Machine]:
+    """The board `pc` or `q35`, built and not started."""
     options = {"firmware": str(firmware(folder)), **changes.pop("board_options", {})}
-    config = MachineConfig(board="pc", board_options=options, memory_size=memory_size, serials=(), **changes)
+    config = MachineConfig(board=board, board_options=options, memory_size=memory_size, serials=(), **changes)
     loop, clock = MainLoop(BigLock()), VirtualClock()
     machine = Machine(config, FakeHypervisor(), loop, clock, lambda text: None)
     try:
         with loop.bql:
-            build_pc(machine, [])
+            BOARDS[board].build(machine, [])
             yield machine
     finally:
         machine.close()

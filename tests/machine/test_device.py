@@ -4,7 +4,8 @@ import pytest
 
 from pellucid.errors import UserError
 from pellucid.machine.device import Device, Property, Region, Register, State
-from pellucid.machine.state import BOOL, U8, Integer, Memory, Queue, StateError
+from pellucid.machine.properties import UINT8
+from pellucid.machine.state import BOOL, U8, Memory, Queue, StateError
 
 
 class Sample(Device):
@@ -12,7 +13,7 @@ class Sample(Device):
     version = 3
     regions = (Region("one", 8), Region("two", 4))
 
-    speed = Property(Integer(1, 9), 5)
+    speed = Property(UINT8, 5)
 
     plain = Register(0, reset=0x11)
     masked = Register(1, reset=0xF0, writable=0x0F)
@@ -150,8 +151,8 @@ def test_a_stream_that_lacks_a_value_is_refused() -> None:
 
 def test_properties_are_checked_and_described() -> None:
     assert dict(Sample(speed=9).describe()) == {"speed": "9 (0x9)"}
-    with pytest.raises(UserError, match="sample: property speed: expected a whole number from 1 to 9, got 10"):
-        Sample(speed=10)
+    with pytest.raises(UserError, match="sample: property speed: expected uint8, got 256"):
+        Sample(speed=256)
 
 
 def test_the_trace_names_each_access() -> None:

@@ -12,7 +12,8 @@ from pellucid.kvm.api import FerrExit
 from pellucid.machine.boards import pc
 from pellucid.machine.boards.pc_options import parse_pc_options
 from pellucid.machine.devices.fw_cfg import FwCfg
-from pellucid.machine.devices.i440fx import I440fx, pam_segments
+from pellucid.machine.devices.i440fx import I440fx
+from pellucid.machine.devices.pam import pam_segments
 from pellucid.machine.devices.piix4_pm import Piix4Pm
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.firmware.image import find_firmware, read_firmware
@@ -180,7 +181,7 @@ def test_power_button_goes_to_the_power_management_function(machine: Machine) ->
 )
 def test_bad_options(options: dict[str, str], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=re.escape(text)):
-        parse_pc_options(options)
+        parse_pc_options("pc", options)
 
 
 def test_bad_firmware(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.machine.device import Device
+from pellucid.machine.devices.acpi_pm import CONTROL, PM_TIMER_HZ, TIMER
 from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.hpet import Hpet
 from pellucid.machine.devices.keyboard_controller import TO_SET_1, KeyboardController
-from pellucid.machine.devices.piix3 import Piix3, ResetControl
-from pellucid.machine.devices.piix4_pm import ACPI_ENABLE, APM, CONTROL, GPE, PM_TIMER_HZ, TIMER, Piix4Pm
+from pellucid.machine.devices.piix3 import Piix3
+from pellucid.machine.devices.piix4_pm import APM, GPE, Piix4Pm
 from pellucid.machine.devices.ps2 import Ps2Keyboard, Ps2Mouse
+from pellucid.machine.devices.reset_control import ResetControl
 from pellucid.machine.pci import PciBus, PciSpaces
 from pellucid.memory import AddressSpace, MemoryRegion, RamBlock
 from pellucid.runtime import WakeReason
@@ -58,7 +60,7 @@ def test_reserved_interrupts_cannot_be_routed_to(irq: int) -> None:
 
 def test_reset_control() -> None:
     asked = Counter()
-    control = ResetControl(asked)
+    control = ResetControl(asked, "piix3-reset-control")
     control.write(0, 1, 0x02)
     assert control.read(0, 1) == 0x02 and asked.calls == []
     control.write(0, 1, 0x06)
@@ -108,7 +110,7 @@ def test_power_button_and_sleep() -> None:
     power = Power()
     power.chip.press_power_button()
     assert not power.sci.level
-    power.ports.write(0xB2, 1, ACPI_ENABLE)
+    power.ports.write(0xB2, 1, Piix4Pm.acpi_enable)
     assert power.ports.read(0x604, 2) == 1
     power.ports.write(0x602, 2, 0x100)
     assert power.sci.level

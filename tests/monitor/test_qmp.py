@@ -128,7 +128,7 @@ def test_greeting_and_negotiation(control: Control) -> None:
         (b'{"execute":"query-target"}', {"return": {"arch": "x86_64"}}),
         (b'{"execute":"query-block"}',
          {"return": [{"device": "ide1-cd0", "type": "unknown", "removable": True, "locked": False, "tray_open": False,
-                      "qdev": "/machine/unattached/device[11]"}]}),
+                      "qdev": "/machine/unattached/device[22]"}]}),
         (b'{"execute":"query-memory-size-summary"}',
          {"return": {"base-memory": 16 << 20, "plugged-memory": 0}}),
     ],

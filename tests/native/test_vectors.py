@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from pellucid.native import (
     add_sat, bitcast, bswap, clz, ctz, f32, f64, i8, i16, i32, i64, insert, maximum, minimum, movemask, native,
-    popcount, select, shuffle, sqrt, sub_sat, u8, u16, u32, u64, u128, vec)
+    permute, popcount, select, shuffle, sqrt, sub_sat, u8, u16, u32, u64, u128, vec)
 from tests.native.harness import Const, Unit, few, values
 
 INTEGER = (vec[u8, 16], vec[i8, 8], vec[u16, 8], vec[i16, 4], vec[u32, 4], vec[i32, 8], vec[u64, 2], vec[i64, 4],
            vec[u16, 3])
+PERMUTABLE = (vec[u8, 8], vec[u8, 16], vec[u8, 32], vec[u16, 3], vec[u16, 4], vec[u16, 8], vec[u32, 2], vec[u32, 4],
+              vec[u32, 8], vec[u64, 2], vec[u64, 4], vec[i32, 4])
 FLOAT = (vec[f32, 4], vec[f64, 2])
 ALL = INTEGER + FLOAT
 unit = Unit()
@@ -65,6 +67,11 @@ def shuffles(a, b, N):
 
 
 @native
+def permuted(a, numbers):
+    return permute(a, numbers), permute(a, 3)
+
+
+@native
 def made(x, y, V):
     return V(x), V([x, y, y, x, x, x, y, y]), V([3, x, 3, y, 1, 2, 3, 4]), V(9), V([1, 2, 3, 4, 5, 6, 7, 8])
 
@@ -100,6 +107,7 @@ BITS, SHIFTS, ENDS = each(bits, INTEGER), each(shifts, INTEGER), each(ends, INTE
 FLOATING = each(floating, FLOAT)
 LANES = {(v, i): unit.add(lanes, v, i, Const(v.count)) for v in ALL for i in (u8, i32, u64)}
 SHUFFLES = {v: unit.add(shuffles, v, v, Const(v.count)) for v in ALL}
+PERMUTED = {v: unit.add(permuted, v, v) for v in PERMUTABLE}
 MADE = {e: unit.add(made, e, e, Const(vec[e, 8])) for e in (u8, i16, u32, i64, f32, f64)}
 CONVERT = {(a, b): unit.add(convert, vec[a, 4], Const(vec[b, 4]))
            for a in (u8, i8, u16, i32, u64, f32, f64) for b in (u8, i16, u32, i64, f32, f64, bool)
@@ -152,6 +160,18 @@ def test_lanes_and_shuffles(kind: Any, data: Any) -> None:
     found, *_ = LANES[kind, index].both(a, i)
     assert repr(found) == repr(a.lanes[(int(i) & ((1 << index.bits) - 1)) % kind.count])
     SHUFFLES[kind].both(a, b)
+
+
+@pytest.mark.parametrize("kind", PERMUTABLE, ids=name)
+@few
+@given(data=st.data())
+def test_permute(kind: Any, data: Any) -> None:
+    """Numbers count modulo the lanes, whatever instruction the host has for them."""
+    a, numbers = data.draw(values(kind)), data.draw(values(kind))
+    found, same = PERMUTED[kind].both(a, numbers)
+    mask = (1 << kind.element.bits) - 1
+    assert repr(list(found.lanes)) == repr([a.lanes[(int(n) & mask) % kind.count] for n in numbers.lanes])
+    assert repr(list(same.lanes)) == repr([a.lanes[3 % kind.count]] * kind.count)
 
 
 @few

@@ -7,7 +7,7 @@ from pathlib import Path
 from pellucid.block import DriveOptions
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
-from pellucid.machine.board import BOARDS
+from pellucid.machine.board import BOARDS, DEFAULT_BOARD
 from pellucid.machine.config import (
     DEFAULT_MEMORY_SIZE,
     ESCAPE,
@@ -18,7 +18,9 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    DeviceOption,
     FwCfgFile,
+    GlobalOption,
     MachineConfig,
     MonitorConfig,
     Pairs,
@@ -32,7 +34,8 @@ STDIO = CharBackend(CharBackendKind.STDIO)
 class Draft:
     """What the options said so far. Fields carry MachineConfig's names where they mean the same."""
 
-    board: str = "microvm"
+    board: str = ""
+    """Empty: the default one."""
     board_options: dict[str, str] = field(default_factory=dict)
     accelerators: list[str] = field(default_factory=list)
     memory_size: int | None = None
@@ -60,6 +63,8 @@ class Draft:
     panic_action: PanicAction = PanicAction.SHUTDOWN
     daemonize: bool = False
     pidfile: str | None = None
+    devices: list[DeviceOption] = field(default_factory=list)
+    globals: list[GlobalOption] = field(default_factory=list)
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -67,10 +72,15 @@ class Draft:
     process_name: str = ""
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
+    log_ranges: tuple[tuple[int, int], ...] = ()
     log_file: str | None = None
     smbios: list[Pairs] = field(default_factory=list)
     acpi_tables: list[Pairs] = field(default_factory=list)
     fw_cfg_files: list[FwCfgFile] = field(default_factory=list)
+
+    def wants_guest(self) -> bool:
+        """Whether nothing was named that could be booted."""
+        return self.kernel is None and self.initrd is None and not self.boots_from_drives
 
     def _initrd(self) -> Path | None:
         """A Multiboot kernel's modules come as "FILE WORDS,FILE WORDS": the board that splits them reads them."""
@@ -82,13 +92,14 @@ class Draft:
     @property
     def boots_from_drives(self) -> bool:
         """Whether the board's firmware has something to start from."""
-        return bool(self.drives) and self.board in BOARDS and BOARDS[self.board].has_firmware
+        board = BOARDS.get(self.board or DEFAULT_BOARD)
+        return bool(self.drives) and board is not None and board.has_firmware
 
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
         serials, monitors = self._streams()
         return MachineConfig(
-            board=self.board,
+            board=self.board or DEFAULT_BOARD,
             board_options=self.board_options,
             accelerator=self._accelerator(),
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
@@ -108,6 +119,9 @@ class Draft:
             escape=self.escape,
             uuid=self.uuid,
             panic_action=self.panic_action,
+            # -debugcon comes after every -device, wherever it stands.
+            devices=tuple(sorted(self.devices, key=lambda found: found.option == "debugcon")),
+            globals=tuple(self.globals),
             reboot=self.reboot,
             exit_on_shutdown=self.exit_on_shutdown,
             start_paused=self.start_paused,
@@ -115,6 +129,7 @@ class Draft:
             process_name=self.process_name,
             debug_threads=self.debug_threads,
             log_items=self.log_items,
+            log_ranges=self.log_ranges,
             log_file=None if self.log_file is None else writable_file("D", self.log_file),
             smbios=tuple(self.smbios),
             acpi_tables=tuple(self.acpi_tables),
@@ -127,9 +142,10 @@ class Draft:
         for option, value in (("append", self.append), ("initrd", self.initrd)):
             if value is not None:
                 raise UserError(f"-{option} goes with a kernel: add -kernel FILE")
-        if self.board in BOARDS and BOARDS[self.board].has_firmware or self._accelerator() == "qtest":
+        board = self.board or DEFAULT_BOARD
+        if board in BOARDS and BOARDS[board].has_firmware or self._accelerator() == "qtest":
             return None
-        raise UserError(f"nothing to boot: {self.board} has no firmware, so give a kernel with -kernel FILE")
+        raise UserError(f"nothing to boot: {board} has no firmware, so give a kernel with -kernel FILE")
 
     def _accelerator(self) -> str:
         # QEMU tries several -accel options in turn and takes the first that works; a lone one must work.

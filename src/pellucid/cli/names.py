@@ -4,7 +4,7 @@ Names are QEMU's. A name listed as not built is one that QEMU knows and Pellucid
 to it is "not built yet" rather than "unknown". Boards that are built say so themselves (machine/board.py).
 """
 
-BOARDS_NOT_BUILT = ("q35", "isapc", "x-remote", "xenpv", "xenfv")
+BOARDS_NOT_BUILT = ("isapc", "x-remote", "xenpv", "xenfv")
 
 ACCELERATORS = {
     "tcg": "Pellucid's own engine, under the name that existing scripts use",

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import NoReturn
@@ -19,11 +20,13 @@ from pellucid.machine.config import (
     CharBackend,
     CharBackendKind,
     CpuConfig,
+    DeviceOption,
     FwCfgFile,
+    GlobalOption,
     MonitorConfig,
     MonitorMode,
 )
-from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT
+from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT, parse_log_ranges
 from pellucid.machine.option_tables import OPTION_TABLES
 from pellucid.runtime import PanicAction
 
@@ -209,6 +212,61 @@ def serial(draft: Draft, text: str) -> None:
     draft.serials.append(parse_char_backend("serial", text))
 
 
+def device(draft: Draft, text: str) -> None:
+    """-device DRIVER,PROPERTY=VALUE,...; what it means is checked when the board stands."""
+    from pellucid.machine.catalog import catalog_help, class_help, find_class
+
+    items = _device_items(text)
+    driver = dict(items).get("driver", "")
+    if driver in ("help", "?"):
+        help_(catalog_help())
+    if any(key in ("help", "?") for key, _ in items):
+        entry = find_class(driver)
+        if entry is None:
+            raise UserError(f"-device {text}: Device '{driver}' not found")
+        help_(class_help(entry))
+    draft.devices.append(DeviceOption(text, tuple(items)))
+
+
+def _device_items(text: str) -> list[tuple[str, str]]:
+    items = []
+    for index, item in enumerate(split_items(text)):
+        key, equals, value = item.partition("=")
+        if equals:
+            items.append((key, value))
+        elif index == 0:
+            items.append(("driver", item))
+        elif item:
+            items.append((item, "on"))
+    return items
+
+
+def global_(draft: Draft, text: str) -> None:
+    """-global DRIVER.PROPERTY=VALUE, or driver=DRIVER,property=PROPERTY,value=VALUE."""
+    head, equals, value = text.partition("=")
+    driver, dot, name = head.partition(".")
+    if dot and equals:
+        draft.globals.append(GlobalOption(driver, name, value))
+        return
+    values = parse_keyval("global", text, ("driver", "property", "value"))
+    missing = [key for key in ("driver", "property", "value") if key not in values]
+    if missing:
+        raise UserError(f"-global {text}: '{missing[0]}' is missing: write -global DRIVER.PROPERTY=VALUE")
+    draft.globals.append(GlobalOption(values["driver"], values["property"], values["value"]))
+
+
+def debugcon(draft: Draft, text: str) -> None:
+    """-debugcon BACKEND: an isa-debugcon with a backend of its own."""
+    if any(found.option == "debugcon" for found in draft.devices):
+        raise UserError(f"-debugcon {text}: too many debugcon devices")
+    backend = parse_char_backend("debugcon", text)
+    if backend.kind is not CharBackendKind.CHARDEV:
+        backend = replace(backend, id="debugcon")
+        draft.chardevs.append(backend)
+    items = (("driver", "isa-debugcon"), ("id", "debugcon"), ("chardev", backend.id))
+    draft.devices.append(DeviceOption(text, items, "debugcon"))
+
+
 def monitor(draft: Draft, text: str) -> None:
     """-monitor BACKEND; the last one counts."""
     draft.monitor = parse_char_backend("monitor", text)
@@ -349,3 +407,8 @@ def log_items(draft: Draft, text: str) -> None:
             raise UserError(f"-d {item}: no such log item: {suggestion(item, every)}")
         chosen.add(item)
     draft.log_items = frozenset(chosen)
+
+
+def log_ranges(draft: Draft, text: str) -> None:
+    """-dfilter RANGE,...: in_asm, exec and cpu only for code there; the last one counts."""
+    draft.log_ranges = parse_log_ranges(text)

@@ -75,6 +75,10 @@ OPTIONS = (
     Option(("vnc",), "none", "no VNC server", values.only_none("vnc")),
     Option(("serial",), "BACKEND", "where a serial port goes: stdio, mon:stdio, none, null, file:PATH, pty, unix:PATH",
            values.serial),
+    Option(("device",), "DRIVER[,PROPERTY=VALUE]...", "add a device (-device help lists, DRIVER,help its properties)",
+           values.device),
+    Option(("global",), "DRIVER.PROPERTY=VALUE", "set a property of every device of a type", values.global_),
+    Option(("debugcon",), "BACKEND", "a debug console at port 0xe9: as -serial", values.debugcon),
     Option(("parallel",), "none", "no parallel port", values.only_none("parallel")),
     Option(("monitor",), "BACKEND", "where the monitor goes: as -serial", values.monitor),
     Option(("qmp",), "BACKEND", "a monitor for programs (QMP): as -serial, such as unix:PATH,server=on,wait=off",
@@ -104,6 +108,7 @@ OPTIONS = (
     Option(("daemonize",), "", "go to the background once the machine is made", _switch("daemonize")),
     Option(("pidfile",), "FILE", "write the process's number to FILE", _text("pidfile")),
     Option(("d",), "ITEM,...", "log items (-d help lists)", values.log_items),
+    Option(("dfilter",), "RANGE,...", "log code there only: FIRST..LAST, START+SIZE, END-SIZE", values.log_ranges),
     Option(("D",), "FILE", "log to FILE instead of standard error", _text("log_file")),
 )  # fmt: skip
 BY_NAME = {name: option for option in OPTIONS for name in option.names}

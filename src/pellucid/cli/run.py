@@ -9,6 +9,7 @@ from pellucid.cli.options import read_options
 from pellucid.machine.log import configure_logging
 
 DEFAULT_GUEST_MEMORY = 256 << 20
+DEFAULT_GUEST_BOARD = "microvm"  # it needs no firmware's package
 
 
 def run(arguments: Sequence[str], *, default_guest: bool) -> int:
@@ -19,7 +20,7 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
     """
     try:
         draft = read_options(arguments)
-        if default_guest and draft.kernel is None and draft.initrd is None and not draft.boots_from_drives:
+        if default_guest and draft.wants_guest():
             _use_default_guest(draft)
         config = draft.finish()
     except HelpRequested as request:
@@ -31,14 +32,16 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
         # Imported here: a bad command line is told at once, without loading the engine.
         from pellucid.machine.run import run_machine
         from pellucid.monitor.attach import attach_control
+        from pellucid.monitor.cpu_log import attach_log
 
-        return run_machine(config, attach_control, ready=ready)
+        return run_machine(config, attach_control, ready=ready, attach_log=attach_log)
 
 
 def _use_default_guest(draft: Draft) -> None:
     """Boot Debian's cloud kernel and a busybox initrd; RAM and -append as given, else what suits them."""
     from pellucid.cli import guest
 
+    draft.board = draft.board or DEFAULT_GUEST_BOARD
     draft.kernel = str(guest.default_kernel())
     draft.initrd = str(guest.default_initrd())
     draft.append = " ".join(filter(None, (guest.APPEND, draft.append)))

@@ -15,10 +15,10 @@ from pellucid.cpu.faults import fault_plain
 from pellucid.cpu.host import load_mxcsr, store_mxcsr
 from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
 from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
-from pellucid.native.target import features
+from pellucid.native.host import flags
 
 F: Any = vec[u32, 4]
-HOST = frozenset(name[1:] for name in features().split(",") if name.startswith("+"))   # LLVM's names: avx, fma, ...
+HOST = flags()
 
 MXCSR_FLAGS, MXCSR_MASKS, MXCSR_UM, MXCSR_FTZ = 0x3F, 0x1F80, 1 << 11, 1 << 15
 MXCSR_IE, MXCSR_DE, MXCSR_ZE, MXCSR_OE, MXCSR_UE, MXCSR_PE = (1 << n for n in range(6))

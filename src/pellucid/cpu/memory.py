@@ -10,14 +10,14 @@ away the translations it hits (see `code_pages`).
 
 from pellucid.cpu.breakpoints import on_watched_page, watch
 from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
-from pellucid.cpu.faults import alignment, general_protection, non_canonical
+from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
 from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, walk
 from pellucid.cpu.physical import code_bits, find_slot
 from pellucid.cpu.state import (
-    EFER_LMA, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
+    EFER_LMA, EXIT_EXCLUSIVE, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
     TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE,
-    CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, TlbEntry)
+    CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, Processors, TlbEntry)
 from pellucid.native import (
     fence, i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
 
@@ -51,6 +51,29 @@ def load_rw(s, lin, T):
         return volatile_load(ptr[T](e.addend + lin))
     probe_write(s, lin, u64(T.size))
     return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native
+def load_locked(s, lin, T):
+    """`load_rw` for an instruction with LOCK, whose store `locked_pointer` makes atomic where it can."""
+    e = tlb_entry(s, s.tlb, lin)
+    if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
+        return volatile_load(ptr[T](e.addend + lin))
+    probe_write(s, lin, u64(T.size))
+    if (lin & 0xFFF) + T.size > 4096:
+        exclude_others(s)
+    return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native(inline=False)
+def exclude_others(s) -> None:
+    """Leave, so that the instruction is executed while every other processor of the VM is outside native code.
+
+    No host instruction is atomic across two pages that need not be neighbours.
+    """
+    if s.exclusive == 0 and ptr[Processors](s.processors).count > 1:
+        s.exit_reason = EXIT_EXCLUSIVE
+        raise Stop
 
 
 @native

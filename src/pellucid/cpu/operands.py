@@ -9,7 +9,7 @@ Reading and writing go by operand number, so that one function serves every form
 
 from dataclasses import dataclass
 
-from pellucid.cpu.memory import load, load_rw, locked_pointer, store
+from pellucid.cpu.memory import load, load_locked, load_rw, locked_pointer, store
 from pellucid.cpu.state import MODE_64, MODE_SIZE, XMM_BYTES, slot_of
 from pellucid.native import at, cas, native, ptr, u32, u64, uint
 
@@ -96,6 +96,8 @@ def read_rw(s, o, f, n):
     """Operand `n` of a read-modify-write; a write of it after this cannot fault."""
     T = uint(f.widths[n])
     if f.kinds[n] == "m":
+        if f.lock:
+            return load_locked(s, address(s, o), T)
         return load_rw(s, address(s, o), T)
     return slot_pointer(s, o, n, T)[0]
 

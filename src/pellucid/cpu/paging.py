@@ -8,8 +8,8 @@ from pellucid.cpu.faults import page_fault
 from pellucid.cpu.physical import find_slot, host_address
 from pellucid.cpu.state import (
     CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
-    FEATURE_PDPE1GB, FEATURE_PSE36, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE, SLOT_READONLY,
-    TLB_SUPERVISOR_AC, TLB_USER, WRITE)
+    FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_PAGING, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE,
+    SLOT_READONLY, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
 from pellucid.native import cas, i64, native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -168,7 +168,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
 @native
 def large_allowed(s, shift, long_mode):
     """Whether an entry of this level may map a page: 2 MiB always, 1 GiB where CPUID says so."""
-    return shift == 21 or (shift == 30 and long_mode and (s.features[0] & FEATURE_PDPE1GB) != 0)
+    return shift == 21 or (shift == 30 and long_mode and (s.features[FEATURES_PAGING] & FEATURE_PDPE1GB) != 0)
 
 
 @native(inline=False)
@@ -219,7 +219,7 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
 def narrow_reserved(s):
     """Reserved bits of a 4 MiB entry: bit 21, and address bits 39:32 (in 20:13) that this processor lacks."""
     reserved: u32 = 0x3F_E000
-    if (s.features[0] & FEATURE_PSE36) != 0:
+    if (s.features[FEATURES_PAGING] & FEATURE_PSE36) != 0:
         width = s.maxphyaddr
         if width > 40:
             width = 40

@@ -15,7 +15,7 @@ from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import PAGE_MASK
 from pellucid.cpu.x87 import X87_ES, pending_exception
 from pellucid.native import (
-    at, bitcast, likely, native, ptr, shuffle, u16, u64, u128, uint, unlikely, vec, volatile_load,
+    at, bitcast, likely, native, permute, ptr, shuffle, u16, u64, u128, uint, unlikely, vec, volatile_load,
     volatile_store)
 
 
@@ -74,6 +74,24 @@ def join(low, high):
 def half(a, n):
     """16 bytes, low (0) or high (1), of a vec[u64, 4]."""
     return bitcast(u128, shuffle(a, a, [n * 2, n * 2 + 1]))
+
+
+@native
+def permute_halves(a, numbers, V):
+    """Lanes of `a`, a V, by their numbers, every 16 bytes by themselves."""
+    if V.size == 32:
+        n = V.count // 2
+        low, high = list(range(n)), list(range(n, 2 * n))
+        first = permute(shuffle(a, a, low), shuffle(numbers, numbers, low))
+        last = permute(shuffle(a, a, high), shuffle(numbers, numbers, high))
+        return shuffle(first, last, low + high)
+    return permute(a, numbers)
+
+
+@native
+def by_immediate(imm, V, bits):
+    """A lane's number from so many bits of an immediate: the lowest for lane 0, in every 16 bytes from the first on."""
+    return (V(V.element(imm)) >> V([lane * bits % 8 for lane in range(V.count)])) & ((1 << bits) - 1)
 
 
 @native

@@ -64,16 +64,21 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM = range(16)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK = \
+    range(18)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
-PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL = 1, 2, 4, 8
+PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE = 1, 2, 4, 8, 16
 
-# CpuState.features[0].
-FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP = 1, 2, 4
+# CpuState.trace: what `run_traced` leaves for.
+TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
+
+# CpuState.features: what CPUID shows. Word FEATURES_PAGING has FEATURE_*, word FEATURES_ISA the bits of isa.features.
+FEATURES_PAGING, FEATURES_ISA = 0, 1
+FEATURE_PDPE1GB, FEATURE_PSE36 = 1, 2
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -296,7 +301,7 @@ class CpuState(Struct):
     maxphyaddr: u64        # physical address width, bits
     a20_mask: u64
     pdptr: array[u64, 4]   # PAE: the four entries loaded with CR3
-    features: array[u64, 8]   # FEATURE_* in the first word: what CPUID advertises
+    features: array[u64, 2]   # by FEATURES_*
     # x87: physical registers; the stack top is a number into them
     st: array[u8, 128]     # 8 x 16 bytes, f80 each; register i of the stack is (fpu_top + i) & 7
     fpu_cw: u16
@@ -310,6 +315,7 @@ class CpuState(Struct):
     fpu_ds: u16
     guest_mxcsr: u32
     host_mxcsr: u32
+    pad: array[u8, 36]     # so that no vector register crosses a cache line
     xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
     # one access of a device at a time
     io_address: u64
@@ -372,6 +378,9 @@ class CpuState(Struct):
     smm_db_pending: u64    # db_pending at that time
     smi_count: u64         # IA32_SMI_COUNT
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
+    exclusive: u32         # 1: no other processor of the VM is in native code
+    trace: u32             # TRACE_*
+    announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096
@@ -445,6 +454,8 @@ class Template(Struct):
     flags: u16             # T_*
     first: u32             # number of its first op
     cc_out: u32            # cc_kind after it where that is known, else CC_UNKNOWN; CC_SAME: unchanged
+    needs: u64             # features (isa.features) that CPUID must show, or ...
+    without: u32           # ... this template counts in its place; 0: the bytes are no instruction then
 
 
 T_JCC = 2                  # a conditional jump of 64-bit mode; its op's src is the condition

@@ -15,7 +15,8 @@ from pellucid.cpu.memory import flush_tlb, load_sys, probe_sys, store_sys
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
-    CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, SS, TR, TS)
+    CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, RFLAGS_VM, SS, TR,
+    TS)
 from pellucid.native import array, local, native, static, struct, u8, u16, u32, u64
 from pellucid.native.layout import Struct
 
@@ -211,6 +212,8 @@ def enter_task(s, t, selector, d, way, ext, bias):
         set_null(s, n, t.segment[n])
     set_null(s, LDTR, t.ldt)
     s.cpl = t.segment[CS] & 3
+    if (flags & RFLAGS_VM) != 0:
+        s.cpl = 3
     if t.wide != 0 and (s.cr0 & CR0_PG) != 0:
         if pae_paging(s.cr0, s.cr4, s.efer):
             load_pdptrs(s, t.cr3)
@@ -255,7 +258,6 @@ def load_task_segments(s, t, ext: u32) -> None:
         set_segment(s, LDTR, t.ldt, d)
         s.seg_attr[LDTR] = desc_attr(d)
     if in_v86(s):
-        s.cpl = 3
         for n in static(range(6)):
             set_real_segment(s, n, t.segment[n])
         if t.ip > 0xFFFF:

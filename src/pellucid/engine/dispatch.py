@@ -5,6 +5,7 @@ end adds to RIP, looks at `pending` and follows the chained pointer, which it fi
 and target share a page (then no mapping can part them).
 """
 
+from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.memory import fill, tlb_entry
@@ -13,7 +14,7 @@ from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.state import (
     CS, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
     OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
-from pellucid.engine.translate import check_fetch, find_block
+from pellucid.engine.translate import alone, check_fetch, find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
 
 RSP = 4
@@ -142,15 +143,22 @@ def chain_fall(s, o: ptr[Op], source: u64) -> u64:
     return ops
 
 
+@native
+def decide(s, o, fn, f, kind):
+    """Whether a direct branch is taken; raises #GP(0) for a target beyond the code segment."""
+    taken = fn(s, o, f, kind)
+    if not f.m64:
+        if taken:
+            check_near(s, f, branch_target(s.rip, o.imm, f))
+    return taken
+
+
 @native(tail=True)
 def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
     """A direct branch: the function says whether it is taken (and may push a return address)."""
     source = s.rip
     try:
-        taken = fn(s, o, f, kind)
-        if not f.m64:
-            if taken:
-                check_near(s, f, branch_target(source, o.imm, f))
+        taken = decide(s, o, fn, f, kind)
     except Stop:
         leave(s, o)
         return
@@ -226,12 +234,18 @@ def next_block(s: ptr[CpuState], o: ptr[Op], m64):
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
 
 
+@native
+def beyond_limit(s, o):
+    """Whether the block at RIP reaches beyond its code segment."""
+    return s.rip + o.imm > u64(s.seg_limit[CS])
+
+
 @native(tail=True)
 def within_limit(s: ptr[CpuState], o: ptr[Op]):
     """First op of a block in a code segment that is not flat. A block that reaches beyond its limit (imm is its last
     byte) goes on one instruction at a time: those before the limit execute, and the one that passes it faults.
     """
-    if unlikely(s.rip + o.imm > u64(s.seg_limit[CS])):
+    if unlikely(beyond_limit(s, o)):
         s.exit_reason = EXIT_SMC
         return
     following = ptr[Op](u64(o) + Op.size)
@@ -288,8 +302,10 @@ def lookup(s) -> u64:
     ops = quick_lookup(s)
     if ops != 0:
         return ops
-    check_fetch(s, u64(1))
     lin = linear_ip(s)
+    if s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK):
+        alone(s)  # a breakpoint comes before the faults of its fetch (SDM vol. 3, table 6-2)
+    check_fetch(s, u64(1))
     e = tlb_entry(s, s.tlb, lin)
     if e.xtag != lin & PAGE_MASK:
         fill(s, lin, u32(FETCH), s.tlb_index)

@@ -38,7 +38,8 @@ def _row_roots(row: Row) -> dict[str, Root]:
             continue
         wrapper = dispatch.branch if row.ends == BRANCH else dispatch.plain_cc
         for kind in range(CC_KINDS):
-            known = kind if kind >> 2 in row.cc_families else CC_UNKNOWN
+            exists = kind >> 2 in row.cc_families and (form.m64 or kind & 3 < 3)  # 8 bytes are of 64-bit mode
+            known = kind if exists else CC_UNKNOWN
             roots[name if not kind else f"{name}:cc{kind}"] = (wrapper, (*params, constant(known)))
     return roots
 
@@ -91,7 +92,7 @@ def _engine_roots() -> dict[str, Root]:
     helper_forms = [(helpers.undefined_op, Form()), (helpers.too_long, Form())]
     helper_forms += [(helpers.fpu_trap, Form(extra=e)) for e in range(3)]
     helper_forms += [(helpers.address_op, Form(asize=a, m64=wide, extra=e))
-                     for a in (2, 4) for wide in (False, True) for e in (0, 1)]
+                     for a, wide, e in ((2, False, 0), (2, False, 1), (4, False, 0), (4, False, 1), (4, True, 0))]
     for fn, form in helper_forms:
         roots[f"{fn.__name__}:{form.name}"] = (dispatch.plain, (*_OPS, constant(fn), constant(form)))
     return roots

@@ -21,7 +21,7 @@ from pellucid.cpu.state import (
     OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES,
     CodeCache, Op, Template, TrieEdge, slot_of)
 from pellucid.engine import shapes
-from pellucid.isa import forms
+from pellucid.isa import features, forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
 log = logging.getLogger("pellucid.translate")
@@ -32,6 +32,8 @@ _VECTORS = range(_R.XMM0, _R.YMM0 + 32)
 _BITS = {MODE_16: 16, MODE_32: 32, MODE_64: 64}
 _LEGACY_PREFIXES = bytes.fromhex("262e363e64656667f0f2f3")
 MAX_LENGTH = 15
+_OLDER = iced.DecoderOptions.NO_MPFX_0FBC | iced.DecoderOptions.NO_MPFX_0FBD | iced.DecoderOptions.NO_WBNOINVD
+"""TZCNT, LZCNT and WBNOINVD as a processor without them reads them: BSF, BSR and WBINVD, whose F3 means nothing."""
 
 
 def _slots() -> dict[int, int]:
@@ -138,8 +140,19 @@ class Learner:
             head = min(head, immediate)
         if self._known(raw[:head], mode):
             return
-        if self.templates + 1 >= MAX_TEMPLATES or self.ops + 8 >= MAX_TEMPLATE_OPS or self.edges * 2 > TRIE_EDGES:
+        if self.templates + 2 >= MAX_TEMPLATES or self.ops + 16 >= MAX_TEMPLATE_OPS or self.edges * 2 > TRIE_EDGES:
             self.reset()
+        number = self._template(instr, constants, raw, mode, immediate)
+        template = Template.view(self.cache.templates + number * Template.size)
+        template.needs, template.without = features.needs(instr.code, mode & MODE_SIZE == MODE_64), 0
+        other = iced.Decoder(_BITS[mode & MODE_SIZE], raw, _OLDER, ip=0).decode()
+        if other.code != instr.code and not other.is_invalid:
+            template.without = self._template(other, constants, raw, mode, immediate)
+            Template.view(self.cache.templates + template.without * Template.size).needs = 0
+        self._insert(raw[:head], mode, number)
+
+    def _template(self, instr: Any, constants: Any, raw: bytes, mode: int, immediate: int) -> int:
+        """Write the next template, with its ops; its number."""
         ops, cc_out, ends = self._ops(instr, constants, mode)
         number = self.templates
         template = Template.view(self.cache.templates + number * Template.size)
@@ -159,7 +172,7 @@ class Learner:
                 setattr(view, name, value)
             self.ops += 1
         self.templates += 1
-        self._insert(raw[:head], mode, number)
+        return number
 
     # --- ops -------------------------------------------------------------------------------------------
 

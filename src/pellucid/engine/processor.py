@@ -11,16 +11,18 @@ import threading
 from typing import Any
 
 from pellucid.cpu import smm
+from pellucid.cpu.observe import Observer
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_SMAP, JUMP_ENTRIES,
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES,
-    TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template, TlbEntry,
-    TrieEdge)
+    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA, FEATURES_PAGING,
+    JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM,
+    STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template,
+    TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
 from pellucid.engine.learn import MAX_LENGTH, Learner, NeedMoreBytes
 from pellucid.engine.memory import SlotMemory
+from pellucid.engine.trace import Trace
 from pellucid.isa.all import TABLE
 from pellucid.native import cache as disk
 from pellucid.native.image import Image
@@ -42,6 +44,8 @@ class Engine:
         self.fused = (ctypes.c_uint32 * len(self.numbers))(*handlers.fused_table(self.numbers))
         s = ctypes.c_void_p
         self.run = image.function("run", ctypes.c_uint32, s)
+        self.run_traced = image.function("run_traced", ctypes.c_uint32, s)
+        self.deliver = image.function("deliver", ctypes.c_uint32, s)
         self.flush_all = image.function("flush_all", None, s)
         self.flush_one = image.function("flush_one", None, s, ctypes.c_uint64)
         self.refresh_mode = image.function("refresh_mode", None, s)
@@ -91,6 +95,7 @@ class Processor:
         self._fetch = Array(64)
         self._connect()
         self.learner = Learner(self._code.address, engine.numbers, TABLE)
+        self.trace: Trace | None = None
         self._restore()
         self.hot = HotCode(self, engine.regions())
 
@@ -100,7 +105,8 @@ class Processor:
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
-        state.features[0] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_SMAP
+        state.features[FEATURES_PAGING] = FEATURE_PDPE1GB | FEATURE_PSE36
+        state.features[FEATURES_ISA] = (1 << 64) - 1
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32
         state.smbase = smm.SMBASE_RESET
@@ -138,7 +144,7 @@ class Processor:
 
     def run(self) -> int:
         """Run until something outside the engine is needed; the exit reason (state.EXIT_*)."""
-        run, address, hot = self.engine.run, self.address, self.hot
+        run, address, hot = self.engine.run if self.trace is None else self.trace.run, self.address, self.hot
         while True:
             hot.running = True
             if hot.compiler.asleep:
@@ -192,6 +198,12 @@ class Processor:
         self.code.arena_used = self.code.cross = self.code.flush_wanted = 0
         self.engine.flush_all(self.address)
 
+    def show_features(self, bits: int) -> None:
+        """What CPUID shows of `isa.features`: the encodings of all others raise #UD from here on."""
+        if bits != self.state.features[FEATURES_ISA]:
+            self.state.features[FEATURES_ISA] = bits
+            self.flush_code()
+
     def flush_tlb(self) -> None:
         """Drop every cached address translation."""
         self.engine.flush_all(self.address)
@@ -242,8 +254,15 @@ class Processor:
         self.complete(0)
         self.state.msr_fault = 1
 
+    def observe(self, observer: Observer | None) -> None:
+        """Have someone look on from the next `run` on, or nobody; on this processor's thread."""
+        self.state.trace = self.state.announced = 0
+        self.trace = None if observer is None else Trace(self, observer)
+
     def deliver_interrupt(self, vector: int) -> bool:
         """Deliver an external interrupt or NMI; False is a triple fault."""
+        if self.trace is not None:
+            self.trace.interrupt(vector)
         return bool(self.engine.deliver_interrupt(self.address, vector))
 
     def get_rflags(self) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.cpu.state import EXIT_PENDING, Block, CpuState, Op, slot_of
+from pellucid.cpu.state import EXIT_PENDING, EXIT_SMC, Block, CpuState, Op, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
@@ -99,7 +99,7 @@ class RegionSource:
 
 
 class RegionWriter:
-    """LLVM text of one region."""
+    """LLVM text of one region: a function and its constants. `used` is what it calls."""
 
     def __init__(self, program: Program, roots: Mapping[str, Root], pieces: list[Piece], name: str) -> None:
         self.program, self.roots, self.pieces, self.name = program, roots, pieces, name
@@ -109,16 +109,13 @@ class RegionWriter:
         self.used: dict[Instance, None] = {}
         self.n = 0
 
-    def text(self) -> str:
+    def function(self) -> str:
         for piece in self.pieces:
             self._block(piece)
         chained = [self._instance(dispatch.chain_target, ()), self._instance(dispatch.chain_fall, ())]
         self.used.update(dict.fromkeys(chained))
         head = f'define tailcc void @"{self.name}"(ptr noalias %s, ptr %o) nounwind {{\nentry:\n  br label %b0\n'
-        holder = Instance("holder", dispatch.dead, ())
-        holder.calls = self.used
-        support = self.program.support(holder)
-        return "\n".join([*self.globals, support, head + "\n".join(self.body), "}", ""])
+        return "\n".join([*self.globals, head + "\n".join(self.body), "}", ""])
 
     def _instance(self, fn: Any, consts: tuple[Any, ...]) -> Instance:
         extra = (u64,) if fn in (dispatch.chain_target, dispatch.chain_fall) else ()
@@ -136,9 +133,11 @@ class RegionWriter:
         for step in piece.steps:
             wrapper, params = self.roots[step.root]
             if wrapper is dispatch.fused:  # the jump behind it is an op of its own here
-                self._call(step, params[:4])
-            elif wrapper in (dispatch.plain, dispatch.plain_cc):
-                self._call(step, params)
+                self._call(step, params[2].value, (*params[:2], params[3]))
+            elif wrapper in (dispatch.plain, dispatch.plain_cc) and step is not piece.steps[-1]:
+                self._call(step, params[2].value, (*params[:2], *params[3:]))
+            elif wrapper is dispatch.within_limit:
+                self._within_limit(step)
             elif wrapper is dispatch.branch:
                 self._branch(step, params)
                 return
@@ -147,21 +146,35 @@ class RegionWriter:
                 bits = 64 if params[2].value else 32
                 self._go(step, source, step.ip, bits, step.fall, dispatch.chain_fall, _FALL)
                 return
-            else:
+            else:  # leaves by itself, as does what can only fault and so ends a block (UD2)
                 self._emit(f"musttail call tailcc void inttoptr (i64 {step.handler} to ptr)"
                            f"(ptr %s, ptr inttoptr (i64 {step.address} to ptr))")
                 self._emit("ret void")
                 return
-        raise AssertionError("a block ends in an op that leaves it")
 
-    def _call(self, step: Step, params: tuple[Any, ...]) -> str:
-        """Call the semantics with the op as a constant; the name of the bool result, if there is one."""
-        fn = params[2].value
-        instance = self.program.request(fn, (*params[:2], *params[3:]))
-        self.used[instance] = None
-        constant = self._fresh("@op")
+    def _constant(self, step: Step) -> str:
+        """The op as a constant; its name."""
+        name = self._fresh(f"@{self.name}.op")
         data = "".join(f"\\{byte:02X}" for byte in step.raw)
-        self.globals.append(f'{constant} = internal constant [{Op.size} x i8] c"{data}", align 64')
+        self.globals.append(f'{name} = internal constant [{Op.size} x i8] c"{data}", align 64')
+        return name
+
+    def _within_limit(self, step: Step) -> None:
+        instance = self._instance(dispatch.beyond_limit, ())
+        self.used[instance] = None
+        beyond, out, on = self._fresh("%limit"), self._fresh("out"), self._fresh("on")
+        self._emit(f'{beyond} = call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {self._constant(step)})')
+        self._emit(f"br i1 {beyond}, label %{out}, label %{on}, !prof !1")
+        self.body.append(f"{out}:")
+        self._emit(f"store i32 {EXIT_SMC}, ptr {self._state(_REASON)}")
+        self._emit("ret void")
+        self.body.append(f"{on}:")
+
+    def _call(self, step: Step, fn: Any, params: tuple[Any, ...]) -> str:
+        """Call a function with the op as a constant, which may raise; the name of the bool result, if there is one."""
+        instance = self.program.request(fn, params)
+        self.used[instance] = None
+        constant = self._constant(step)
         call = f'call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {constant})'
         if not instance.raises:
             if instance.result is None:
@@ -191,7 +204,7 @@ class RegionWriter:
 
     def _branch(self, step: Step, params: tuple[Any, ...]) -> None:
         source = self._load_rip()
-        taken = self._call(step, params)
+        taken = self._call(step, dispatch.decide, params)
         yes, no = self._fresh("taken"), self._fresh("fall")
         self._emit(f"br i1 {taken or '1'}, label %{yes}, label %{no}")
         form = params[3].value
@@ -266,7 +279,16 @@ class RegionWriter:
         self._emit(f"store i64 {total}, ptr {place}")
 
 
-METADATA = '!1 = !{!"branch_weights", i32 1, i32 4000}\n!2 = !{!"branch_weights", i32 4000, i32 1}\n'
+_METADATA = '!1 = !{!"branch_weights", i32 1, i32 4000}\n!2 = !{!"branch_weights", i32 4000, i32 1}\n'
+
+
+def module_text(program: Program, roots: Mapping[str, Root], regions: Mapping[str, list[Piece]]) -> str:
+    """LLVM text of regions by name, with all that they call."""
+    writers = [RegionWriter(program, roots, pieces, name) for name, pieces in regions.items()]
+    functions = [writer.function() for writer in writers]
+    holder = Instance("holder", dispatch.dead, ())
+    holder.calls = {instance: None for writer in writers for instance in writer.used}
+    return "\n".join([program.support(holder), *functions, _METADATA])
 
 
 class CompiledRegion:
@@ -282,7 +304,7 @@ def compile_region(program: Program, roots: Mapping[str, Root], pieces: list[Pie
     from pellucid.native.linker import lay_out
     from pellucid.native.target import compile_object
 
-    return lay_out([compile_object(RegionWriter(program, roots, pieces, name).text() + METADATA)])
+    return lay_out([compile_object(module_text(program, roots, {name: pieces}))])
 
 
 def serve() -> None:

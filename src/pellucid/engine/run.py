@@ -10,9 +10,9 @@ from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_EXCEPTION, EXIT_HLT, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC,
-    EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS,
-    SOFT_NONE, CodeCache, CpuState, Mailbox, Op)
+    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN,
+    EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
+    SHADOW_MOV_SS, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import (
@@ -96,6 +96,70 @@ def debug_trap_due(s):
 @native
 def run(s: ptr[CpuState]) -> u32:
     """Run the guest until Python is needed; the exit reason."""
+    return loop(s, False)
+
+
+@native
+def run_traced(s: ptr[CpuState]) -> u32:
+    """`run` for whoever looks on: also leaves for what CpuState.trace says, before it happens.
+
+    EXIT_BLOCK: the block at RIP has just been translated (TRACE_NEW), or it or an instruction comes next
+    (TRACE_BLOCKS); the next call executes it. EXIT_EXCEPTION: `deliver` comes next (TRACE_EVENTS).
+    """
+    return loop(s, True)
+
+
+@native(inline=False)
+def announce(s) -> bool:
+    """Whether to leave with EXIT_BLOCK before what comes next: where each of them is asked for, every second time."""
+    s.announced = u32((s.trace & TRACE_BLOCKS) != 0 and s.announced == 0)
+    return s.announced != 0
+
+
+@native(inline=False)
+def run_next_block(s) -> u32:
+    """`run_blocks` with TRACE_*: a new block is told of before it runs, and with TRACE_BLOCKS only one runs."""
+    translated = s.count_translated
+    try:
+        ops = lookup(s)
+    except Stop:
+        return s.exit_reason
+    if ops == 0:
+        return u32(EXIT_TRANSLATE)
+    fresh = (s.trace & TRACE_NEW) != 0 and s.count_translated != translated
+    if announce(s) or (fresh and (s.trace & TRACE_BLOCKS) == 0):
+        return u32(EXIT_BLOCK)
+    alone = (s.trace & TRACE_BLOCKS) != 0
+    if alone:
+        atomic_or(ref(s, "pending"), u64(PENDING_TRACE))
+    reason = run_blocks(s)
+    if alone:
+        atomic_and(ref(s, "pending"), ~u64(PENDING_TRACE))
+    return reason
+
+
+@native
+def step_traced(s) -> u32:
+    """`step` with TRACE_*; what is executed again after a device's answer was told of before."""
+    if s.replay_count == 0 and announce(s):
+        return u32(EXIT_BLOCK)
+    reason = step(s)
+    if reason == EXIT_TRANSLATE:
+        s.announced = u32((s.trace & TRACE_BLOCKS) != 0)
+    return reason
+
+
+@native
+def asked_to_leave(s, traced):
+    """Whether someone wants the processor. What has been announced is executed before."""
+    asked = s.pending != 0 or (s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0)
+    if traced:
+        asked = asked and s.announced == 0
+    return asked
+
+
+@native
+def loop(s, traced) -> u32:
     enter_guest_float(s)
     reason: u32 = EXIT_NONE
     box = ptr[Mailbox](s.mail)
@@ -108,23 +172,25 @@ def run(s: ptr[CpuState]) -> u32:
         if unlikely(s.delivering != 0):
             reason = EXIT_EXCEPTION
         elif s.step_once != 0 or s.replay_count != 0:
-            reason = step(s)
+            reason = step_traced(s) if traced else step(s)
         elif unlikely(debug_trap_due(s)):
             debug_exception(s, s.db_pending, u32(SOFT_NONE))
             reason = EXIT_EXCEPTION
-        elif s.pending != 0:
-            reason = EXIT_PENDING
-            break
-        elif s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0:
+        elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
         elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0:
-            reason = step(s)
+            reason = step_traced(s) if traced else step(s)
+        elif traced:
+            reason = run_next_block(s)
         else:
             reason = run_blocks(s)
         if reason == EXIT_EXCEPTION:
             if s.trap_exceptions != 0:
                 break
+            if traced:
+                if (s.trace & TRACE_EVENTS) != 0 and s.delivering == 0:
+                    break
             outcome = deliver_exception(s)
             if outcome != DELIVERED:
                 reason = EXIT_MMIO if outcome == WAITS else u32(EXIT_SHUTDOWN)
@@ -136,6 +202,15 @@ def run(s: ptr[CpuState]) -> u32:
     leave_guest_float(s)
     s.exit_reason = reason
     return reason
+
+
+@native
+def deliver(s: ptr[CpuState]) -> u32:
+    """Deliver the exception that `run_traced` left with; the exit reason, EXIT_NONE when `run_traced` comes next."""
+    outcome = deliver_exception(s)
+    if outcome == DELIVERED:
+        return u32(EXIT_NONE)
+    return u32(EXIT_MMIO) if outcome == WAITS else u32(EXIT_SHUTDOWN)
 
 
 @native
@@ -232,7 +307,8 @@ def current_block(s: ptr[CpuState]) -> u64:
 
 _S = (ptr[CpuState],)
 ROOTS = {
-    "run": (run, _S), "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
+    "run": (run, _S), "run_traced": (run_traced, _S), "deliver": (deliver, _S),
+    "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
     "memory_written": (memory_written, (ptr[CpuState], u64, u64)),

@@ -7,16 +7,15 @@ every instruction of that shape, at any address in any process, translates here 
 address, so they serve the next boot as they are.
 """
 
-from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import claim_code, granules, jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.state import (
-    CS, EXIT_SMC, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
-    OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op,
-    Template, TrieEdge)
+    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH,
+    OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block,
+    CodeCache, Op, Template, TrieEdge)
 from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
@@ -69,6 +68,15 @@ def match(c, code, available, root):
                 result = SHORT
             break
     return result
+
+
+@native
+def template_for(s, c, number):
+    """Template `number`, or the one that counts where CPUID does not show all that it needs."""
+    t = ptr[Template](c.templates + u64(number) * Template.size)
+    if (t.needs & ~s.features[FEATURES_ISA]) != 0 and t.without != 0:
+        t = ptr[Template](c.templates + u64(t.without) * Template.size)
+    return t
 
 
 @native(inline=False)
@@ -208,7 +216,14 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
                     return u64(NEEDS_SECOND_PAGE)
                 break
             return ask_python(c, code + ip, available - ip, mode)
-        t = ptr[Template](c.templates + u64(number) * Template.size)
+        t = template_for(s, c, number)
+        if (t.needs & ~s.features[FEATURES_ISA]) != 0:
+            closing(c, out + count * Op.size, c.ud_handler, ip)
+            count += 1
+            ip += u64(t.length)
+            reach = ip
+            ended = True
+            break
         emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc)
         fuse(c, out + count * Op.size, t, previous)
         previous = last_handler(c, t)
@@ -279,11 +294,11 @@ def alone(s) -> None:
 
 @native(inline=False)
 def find_block(s, lin: u64) -> u64:
-    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code that is executed
-    one instruction at a time: on a device, or on a page with a breakpoint.
+    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code on a device, which
+    is executed one instruction at a time.
     """
     host = fill(s, lin, u32(FETCH), s.tlb_index)
-    if host == 0 or (s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK)):
+    if host == 0:
         alone(s)
     gpa = s.mmio_gpa
     slot = find_slot(s, gpa)

@@ -3,11 +3,11 @@
 from typing import Any
 
 from pellucid.cpu.operands import slot_pointer
-from pellucid.cpu.simd import join, lanes, left, operand, put, put_anywhere, right, scalar
+from pellucid.cpu.simd import (
+    by_immediate, join, lanes, left, operand, permute_halves, put, put_anywhere, right, scalar)
 from pellucid.cpu.state import MODE_64, MODE_SIZE
 from pellucid.isa.simd import avx, by_mnemonic, element
-from pellucid.isa.sse_float import double_by
-from pellucid.native import ptr, bitcast, native, select, shuffle, sint, static, u64, u128, uint, vec
+from pellucid.native import ptr, bitcast, native, permute, select, shuffle, sint, static, u64, u128, uint, vec
 
 H: Any = vec[u64, 2]
 Y: Any = vec[u64, 4]
@@ -93,8 +93,7 @@ def permute_128(s, o, f):
 @avx("PERMQ", "PERMPD")
 @native
 def permute_quads(s, o, f):
-    a = operand(s, o, f, 1, Y)
-    put(s, o, f, Y, Y([a[(o.imm >> (lane * 2)) & 3] for lane in range(4)]))
+    put(s, o, f, Y, permute(operand(s, o, f, 1, Y), by_immediate(o.imm, Y, 2)))
 
 
 @avx("PERMD", "PERMPS")
@@ -102,9 +101,8 @@ def permute_quads(s, o, f):
 def permute_doubles(s, o, f):
     """The lanes of the second source, by the first one's low three bits."""
     V = lanes(f, uint(4))
-    i = left(s, o, f, V) & 7
-    a = right(s, o, f, V)
-    put(s, o, f, V, V([a[i[lane]] for lane in range(8)]))
+    i = left(s, o, f, V)
+    put(s, o, f, V, permute(right(s, o, f, V), i))
 
 
 def by_register(code):
@@ -118,8 +116,7 @@ def permilps(s, o, f):
     """Every 16 bytes by themselves."""
     V = lanes(f, uint(4))
     a = left(s, o, f, V)
-    i = right(s, o, f, V) & 3
-    put(s, o, f, V, V([a[i[lane] + (lane & 4)] for lane in range(V.count)]))
+    put(s, o, f, V, permute_halves(a, right(s, o, f, V), V))
 
 
 @avx("PERMILPD", codes=by_register)
@@ -127,16 +124,14 @@ def permilps(s, o, f):
 def permilpd(s, o, f):
     V = lanes(f, u64)
     a = left(s, o, f, V)
-    i = right(s, o, f, V) & 2
-    put(s, o, f, V, V([a[(i[lane] >> 1) + (lane & 2)] for lane in range(V.count)]))
+    put(s, o, f, V, permute_halves(a, right(s, o, f, V) >> 1, V))
 
 
 @avx("PERMILPD", codes=lambda code: code.endswith("IMM8"))
 @native
 def permilpd_by_immediate(s, o, f):
     V = lanes(f, u64)
-    a = operand(s, o, f, 1, V)
-    put(s, o, f, V, V([double_by(a, a, o.imm, lane) for lane in range(V.count)]))
+    put(s, o, f, V, permute_halves(operand(s, o, f, 1, V), by_immediate(o.imm, V, 1), V))
 
 
 # --- shifts by as many counts as lanes -------------------------------------------------------------------

@@ -7,7 +7,7 @@ with a meaningless prefix.
 from pellucid.cpu.faults import general_protection
 from pellucid.cpu.flags import CC_ADD, CC_LOGIC, CC_SUB, CC_UNKNOWN, set_cc, set_eflags, status_flags
 from pellucid.cpu.host_crc import crc32c
-from pellucid.cpu.memory import load, load_rw, locked_pointer, store
+from pellucid.cpu.memory import load, load_locked, load_rw, locked_pointer, store
 from pellucid.cpu.operands import address, gpr, offset, read, read_rw, register, set_gpr, slot_pointer, update, write
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.state import RFLAGS_AF, RFLAGS_CF, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_ZF
@@ -104,7 +104,7 @@ def bit_in_string(s, o, f, index):
         a = load(s, lin, T)
     else:
         while True:
-            a = load_rw(s, lin, T)
+            a = load_locked(s, lin, T) if f.lock else load_rw(s, lin, T)
             if store_update(s, f, lin, a, changed_bit(a, T(1) << n, f.extra), T):
                 break
     set_carry(s, u64(a >> n) & 1)

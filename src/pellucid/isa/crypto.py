@@ -51,7 +51,7 @@ def aeskeygenassist(s, o, f):
 # --- carry-less products -------------------------------------------------------------------------------
 
 
-@either("PCLMULQDQ", needs="pclmul")
+@either("PCLMULQDQ", needs="pclmulqdq")
 @native
 def pclmulqdq(s, o, f):
     """Bits 0 and 4 of the immediate choose the halves."""
@@ -66,19 +66,19 @@ def pclmulqdq(s, o, f):
 SHA = ("SHA1NEXTE", "SHA1MSG1", "SHA1MSG2", "SHA256MSG1", "SHA256MSG2")
 
 
-@either(*SHA, needs="sha", extra=numbered(SHA))
+@either(*SHA, needs="sha_ni", extra=numbered(SHA))
 @native
 def sha_step(s, o, f):
     put(s, o, f, F, host_mix(SHA[f.extra].lower(), left(s, o, f, F), right(s, o, f, F)))
 
 
-@either("SHA256RNDS2", needs="sha")
+@either("SHA256RNDS2", needs="sha_ni")
 @native
 def sha256rnds2(s, o, f):
     put(s, o, f, F, host_mix_by_xmm0("sha256rnds2", left(s, o, f, F), right(s, o, f, F), xmm(s, 0, F)))
 
 
-@either("SHA1RNDS4", needs="sha")
+@either("SHA1RNDS4", needs="sha_ni")
 @native
 def sha1rnds4(s, o, f):
     put(s, o, f, F, host_mix_by("sha1rnds4", 4, left(s, o, f, F), right(s, o, f, F), o.imm & 3))
@@ -98,7 +98,7 @@ def random(mnemonic, needs):
     return register
 
 
-@random("RDRAND", "rdrnd")
+@random("RDRAND", "rdrand")
 @random("RDSEED", "rdseed")
 @native
 def rdrand(s, o, f):

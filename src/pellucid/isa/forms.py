@@ -90,13 +90,13 @@ def all_forms(row: Row) -> list[Form]:
 def _wanted(row: Row, info: Any, name: str) -> bool:
     """Legacy and VEX encodings that this processor may meet; Knights and EVEX ones are not built."""
     return bool(info.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.VEX) and info.is_instruction
-                and row.codes(name))
+                and not name.startswith("VEX_KNC_") and row.codes(name))
 
 
 def _variants(row: Row, code: int, info: Any, chosen: Any) -> list[Form]:
     locks = (False, True) if row.lock and chosen and chosen[0][0] == "m" and info.can_use_lock_prefix else (False,)
     modes = []
-    if info.mode64:
+    if info.mode64 and info.intel_decoder64:  # AMD's 16-bit branches in 64-bit mode are not decoded
         modes.append(True)
     if info.mode32 or info.mode16:
         modes.append(False)
@@ -105,7 +105,13 @@ def _variants(row: Row, code: int, info: Any, chosen: Any) -> list[Form]:
         sizes = (2, 4, 8)
     return [make_form(row, code, chosen, lock=lock, rep=rep, asize=asize, m64=m64)
             for lock in locks for rep in row.rep for m64 in modes for asize in sizes
-            if not row.asize or not (asize == 2 and m64 and row.stack or asize == 8 and not m64)]
+            if not row.asize or _has_address_size(row, asize, m64)]
+
+
+def _has_address_size(row: Row, asize: int, m64: bool) -> bool:
+    """Whether the mode has it; forms of rows that do not depend on the mode serve all modes."""
+    by_mode = row.stack or row.ends == BRANCH
+    return not (asize == 2 and m64 and by_mode or asize == 8 and not m64)
 
 
 def root_name(row: Row, form: Form) -> str:

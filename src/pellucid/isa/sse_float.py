@@ -3,9 +3,10 @@
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.host_sse import (
     F, host_binary, host_by_immediate, host_compare, host_unary, host_vex_by_immediate)
-from pellucid.cpu.simd import blend_mask, lanes, left, loosely, operand, put, right, second
+from pellucid.cpu.simd import (
+    blend_mask, by_immediate, lanes, left, loosely, operand, permute_halves, put, right, second)
 from pellucid.isa.simd import by_mnemonic, numbered, vector
-from pellucid.native import i32, i64, native, select, u32, u64, uint
+from pellucid.native import i32, i64, native, select, shuffle, u32, u64, uint
 
 # --- arithmetic ----------------------------------------------------------------------------------------
 
@@ -162,36 +163,15 @@ def vector_xor(s, o, f):
 # --- shuffles and blends -------------------------------------------------------------------------------
 
 
+@vector("SHUFPS", "SHUFPD", extra=by_mnemonic({"SHUFPS": 4, "SHUFPD": 8}))
 @native
-def single_by(a, b, i, lane):
-    """Lane `lane` of SHUFPS: by two bits of the immediate, the same ones in every 16 bytes."""
-    source = a if lane & 2 == 0 else b
-    return source[((i >> ((lane & 3) * 2)) & 3) + (lane & 4)]
-
-
-@vector("SHUFPS")
-@native
-def shufps(s, o, f):
-    V = lanes(f, u32)
-    a = left(s, o, f, V)
-    b = right(s, o, f, V)
-    put(s, o, f, V, V([single_by(a, b, o.imm, lane) for lane in range(V.count)]))
-
-
-@native
-def double_by(a, b, i, lane):
-    """Lane `lane` of SHUFPD: by the immediate's bit of that number."""
-    source = a if lane & 1 == 0 else b
-    return source[((i >> lane) & 1) + (lane & 2)]
-
-
-@vector("SHUFPD")
-@native
-def shufpd(s, o, f):
-    V = lanes(f, u64)
-    a = left(s, o, f, V)
-    b = right(s, o, f, V)
-    put(s, o, f, V, V([double_by(a, b, o.imm, lane) for lane in range(V.count)]))
+def shufp(s, o, f):
+    """Every 16 bytes: the lower half from the first source, the upper from the second, by 2 bits a lane, or 1."""
+    V = lanes(f, uint(f.extra))
+    numbers = by_immediate(o.imm, V, 2 if f.extra == 4 else 1)
+    a = permute_halves(left(s, o, f, V), numbers, V)
+    b = permute_halves(right(s, o, f, V), numbers, V)
+    put(s, o, f, V, shuffle(a, b, [lane + (V.count if lane * f.extra & 8 else 0) for lane in range(V.count)]))
 
 
 @vector("BLENDPS", "BLENDPD", "PBLENDW", "PBLENDD",

@@ -1,10 +1,11 @@
 """Packed integers across lanes: pack, unpack, shuffle, align, horizontal sums, sums of differences, blend."""
 
-from pellucid.cpu.simd import blend_mask, extended, half, join, lanes, left, loosely, operand, put, right
+from pellucid.cpu.simd import (
+    blend_mask, by_immediate, extended, half, join, lanes, left, loosely, operand, permute_halves, put, right)
 from pellucid.isa.simd import avx, by_mnemonic, element, vector
 from pellucid.isa.sse_int import even, odd
 from pellucid.native import (
-    add_sat, bitcast, i8, i16, i32, insert, maximum, minimum, native, select, shuffle, sint, static, sub_sat, u8, u16,
+    add_sat, bitcast, i8, i16, i32, maximum, minimum, native, select, shuffle, sint, static, sub_sat, u8, u16,
     u32, u64, u128, uint, vec)
 
 # --- pack and unpack -----------------------------------------------------------------------------------
@@ -81,41 +82,29 @@ def unpack_high(s, o, f):
 # --- shuffles ------------------------------------------------------------------------------------------
 
 
-@vector("PSHUFD")
-@avx("PERMILPS", codes=lambda code: code.endswith("IMM8"))
+_LANE = by_mnemonic({"PSHUFD": 4, "PSHUFW": 2, "PERMILPS": 4})
+
+
+@vector("PSHUFD", "PSHUFW", extra=_LANE)
+@avx("PERMILPS", codes=lambda code: code.endswith("IMM8"), extra=_LANE)
 @native
 def pshufd(s, o, f):
     """Every 16 bytes by themselves."""
-    V = lanes(f, u32)
-    a = operand(s, o, f, 1, V)
-    put(s, o, f, V, V([a[((o.imm >> ((lane & 3) * 2)) & 3) + (lane & 4)] for lane in range(V.count)]))
-
-
-@native
-def four_words(word, i):
-    """The words of a 64-bit value that the immediate names, by shifts: a vector of four would go through memory."""
-    r: u64 = 0
-    for lane in static(range(4)):
-        r = r | (((word >> (((i >> (lane * 2)) & 3) << 4)) & 0xFFFF) << (lane * 16))
-    return r
-
-
-@vector("PSHUFW")
-@native
-def pshufw(s, o, f):
-    V = lanes(f, u64)
-    put(s, o, f, V, V(four_words(operand(s, o, f, 1, V)[0], o.imm)))
+    V = lanes(f, uint(f.extra))
+    put(s, o, f, V, permute_halves(operand(s, o, f, 1, V), by_immediate(o.imm, V, 2), V))
 
 
 @vector("PSHUFLW", "PSHUFHW", extra=by_mnemonic({"PSHUFLW": 0, "PSHUFHW": 1}))
 @native
 def pshuf_half(s, o, f):
-    V = lanes(f, u64)
-    a = operand(s, o, f, 1, V)
-    r = insert(a, f.extra, four_words(a[f.extra], o.imm))
-    if V.count == 4:
-        r = insert(r, f.extra + 2, four_words(a[f.extra + 2], o.imm))
-    put(s, o, f, V, r)
+    V = lanes(f, u16)
+    numbers = by_immediate(o.imm, V, 2)
+    straight = V([lane & 7 for lane in range(V.count)])
+    if f.extra == 0:
+        numbers = shuffle(numbers, straight, [lane + (lane & 4) // 4 * V.count for lane in range(V.count)])
+    else:
+        numbers = shuffle(straight, numbers + 4, [lane + (lane & 4) // 4 * V.count for lane in range(V.count)])
+    put(s, o, f, V, permute_halves(operand(s, o, f, 1, V), numbers, V))
 
 
 @vector("PSHUFB")
@@ -124,30 +113,19 @@ def pshufb(s, o, f):
     V = lanes(f, u8)
     a = left(s, o, f, V)
     b = right(s, o, f, V)
-    i = b & (min(V.count, 16) - 1)
-    chosen = V([a[i[lane] + (lane & 16)] for lane in range(V.count)])
-    put(s, o, f, V, select(b > V(127), V(0), chosen))
+    put(s, o, f, V, select(b > V(127), V(0), permute_halves(a, b, V)))
 
 
 @vector("PALIGNR")
 @native
 def palignr(s, o, f):
-    V = lanes(f, u64)
-    a = left(s, o, f, V)
-    b = right(s, o, f, V)
-    if f.widths[0] == 32:
-        put(s, o, f, V, join(aligned_right(half(a, 0), half(b, 0), o, u128),
-                             aligned_right(half(a, 1), half(b, 1), o, u128)))
-    else:
-        T = uint(f.widths[0])
-        put(s, o, f, T, aligned_right(bitcast(T, a), bitcast(T, b), o, T))
-
-
-@native
-def aligned_right(high, low, o, T):
-    """high:low shifted right by as many bytes as the immediate says, truncated to T."""
-    n = (o.imm & 0xFF) << 3
-    return (low >> n) | (high << (T.bits - n)) if n <= T.bits else high >> (n - T.bits)
+    """Of every 16 bytes (8 of MMX) of both, the low half of what remains shifted right by that many bytes."""
+    V = lanes(f, u8)
+    size = min(V.count, 16)
+    n = V(u8(minimum(o.imm & 0xFF, u64(32)))) + V([lane % 16 for lane in range(V.count)])
+    high = permute_halves(left(s, o, f, V), n, V)
+    low = permute_halves(right(s, o, f, V), n, V)
+    put(s, o, f, V, select(n < size, low, select(n < 2 * size, high, V(0))))
 
 
 # --- horizontal ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pellucid.cpu.memory import check_canonical, flush_page, flush_tlb, select_t
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_iopl
 from pellucid.cpu.state import (
-    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_RSM, FEATURE_SMAP, FS, GS, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
+    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_RSM, FS, GS, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, rdtsc, u32, u64, u128, uint
 
@@ -60,7 +60,7 @@ def wbinvd(s, o, f):
 @instruction("STAC", "CLAC", ends=LEAVE, extra=lambda c: int(c == "STAC"))
 @native
 def stac(s, o, f):
-    if s.cpl != 0 or (s.features[0] & FEATURE_SMAP) == 0:
+    if s.cpl != 0:
         undefined(s)
     if f.extra == 1:
         s.flags = s.flags | RFLAGS_AC

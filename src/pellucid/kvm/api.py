@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pellucid.cpu.observe import CodeBlock, Event, Observer
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.events import VcpuEvents
 from pellucid.kvm.exits import (
@@ -51,10 +52,12 @@ __all__ = [
     "KVM_REQ_TRIPLE_FAULT",
     "KVM_REQ_UNBLOCK",
     "ClockData",
+    "CodeBlock",
     "CpuidEntry",
     "DTable",
     "DebugExit",
     "DebugRegs",
+    "Event",
     "Exit",
     "FailEntryExit",
     "FerrExit",
@@ -71,6 +74,7 @@ __all__ = [
     "MmioExit",
     "MpState",
     "MsiRoute",
+    "Observer",
     "PicState",
     "PitState",
     "Regs",
@@ -171,12 +175,32 @@ class Vcpu(Protocol):
         """Set them; reserved bits of MXCSR and FCW are dropped."""
         ...
 
+    def get_xsave(self) -> bytes:
+        """x87, SSE, AVX and PKRU as XSAVE's standard format, 4096 bytes (KVM_GET_XSAVE)."""
+        ...
+
+    def set_xsave(self, image: bytes) -> None:
+        """Set them; components that XSTATE_BV leaves out take their initial values. Raises InvalidRequestError."""
+        ...
+
+    def get_xcr0(self) -> int:
+        """XCR0 (KVM_GET_XCRS)."""
+        ...
+
+    def set_xcr0(self, value: int) -> None:
+        """Set XCR0; raises InvalidRequestError for what XSETBV would refuse."""
+        ...
+
     def get_debugregs(self) -> DebugRegs:
         """Debug registers."""
         ...
 
     def set_debugregs(self, debugregs: DebugRegs) -> None:
         """Set them."""
+        ...
+
+    def set_log(self, log: Observer | None) -> None:
+        """Have `log` hear what the vCPU does; None: nobody. On the vCPU's own thread, or while it does not run."""
         ...
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:

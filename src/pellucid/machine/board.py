@@ -7,6 +7,7 @@ from pellucid.errors import UserError
 from pellucid.machine.boards.microvm import build_microvm
 from pellucid.machine.boards.none import build_none
 from pellucid.machine.boards.pc import build_pc
+from pellucid.machine.boards.q35 import build_q35
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.machine import Machine
 
@@ -30,13 +31,14 @@ BOARDS = {
     board.name: board
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, IDE drives, started by SeaBIOS; no display yet", build_pc, has_firmware=True),
+        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", build_pc, has_firmware=True),
+        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", build_q35, has_firmware=True),
         Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False),
     )
 }
 
 
-DEFAULT_BOARD = "microvm"
+DEFAULT_BOARD = "pc"
 
 
 def find_board(name: str) -> Board:

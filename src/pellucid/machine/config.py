@@ -114,6 +114,32 @@ class CpuConfig:
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DeviceOption:
+    """One `-device`: its text as given, for messages, and the items in it. `option` is the option's own name."""
+
+    text: str
+    items: tuple[tuple[str, str], ...]
+    option: str = "device"
+
+    @property
+    def driver(self) -> str:
+        """The device's type."""
+        return dict(self.items).get("driver", "")
+
+
+@dataclass(frozen=True)
+class GlobalOption:
+    """One `-global DRIVER.PROPERTY=VALUE`."""
+
+    driver: str
+    property: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.driver}.{self.property}={self.value}"
+
+
 MAX_CPUS = 255
 """Guest CPUs with APIC ids that fit eight bits, 255 being the broadcast."""
 
@@ -155,11 +181,12 @@ class MachineConfig:
     escape: the byte behind which keys on a shared terminal are commands (-echr).
     uuid: the guest's (-uuid), zeros when none was given.
     panic_action: what becomes of a guest that says it has crashed.
+    devices, globals: -device (and -debugcon) and -global, in order, still unchecked.
     reboot: False makes a guest reset end the process (-no-reboot).
     exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
     start_paused: wait for `cont` before the first instruction (-S).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
-    log_items, log_file: -d and -D; no file means standard error.
+    log_items, log_ranges, log_file: -d, -dfilter (first and last addresses) and -D; no file means standard error.
     smbios, acpi_tables: one per option, which the board's firmware part checks.
     fw_cfg_files: -fw_cfg.
     """
@@ -184,6 +211,8 @@ class MachineConfig:
     escape: int = ESCAPE
     uuid: str = NO_UUID
     panic_action: PanicAction = PanicAction.SHUTDOWN
+    devices: tuple[DeviceOption, ...] = ()
+    globals: tuple[GlobalOption, ...] = ()
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
@@ -191,6 +220,7 @@ class MachineConfig:
     process_name: str = ""
     debug_threads: bool = False
     log_items: frozenset[str] = frozenset()
+    log_ranges: tuple[tuple[int, int], ...] = ()
     log_file: Path | None = None
     smbios: tuple[Pairs, ...] = ()
     acpi_tables: tuple[Pairs, ...] = ()

@@ -32,6 +32,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from pellucid.errors import UserError
 from pellucid.machine.firmware.aml import Resources
+from pellucid.machine.properties import PropertyType
+from pellucid.machine.qdev import Gpios, QdevNode
 from pellucid.machine.state import Integer, Kind, Plain, StateError
 from pellucid.memory.access import AccessSizes, Endianness, IoOps
 from pellucid.memory.region import MemoryRegion
@@ -173,14 +175,16 @@ class State(Generic[T]):
 
 
 class Property(Generic[T]):
-    """What the user or the board chooses for a device, checked where it is set. Raises UserError for a bad value."""
+    """What the user or the board chooses for a device, checked where it is set. Raises UserError for a bad value.
 
-    def __init__(self, kind: Kind[T], default: T, *, doc: str = "") -> None:
-        self.kind, self.default, self.doc = kind, default, doc
-        self.name = ""
+    `name` is the user's word for it where that is no Python name (`x-speed`).
+    """
+
+    def __init__(self, kind: PropertyType[T], default: T, *, name: str = "", doc: str = "") -> None:
+        self.kind, self.default, self.doc, self.name = kind, default, doc, name
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name = self.name or name
 
     @overload
     def __get__(self, device: None, owner: type) -> "Property[T]": ...
@@ -214,6 +218,11 @@ class Device:
     registers: ClassVar[tuple[Register, ...]] = ()
     states: ClassVar[tuple[State[Any], ...]] = ()
     properties: ClassVar[tuple[Property[Any], ...]] = ()
+    """A class's own before those of its bases, as listings have them."""
+    gpios: ClassVar[Gpios] = ()
+    """Wires that `info qtree` shows."""
+    fixed_properties: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """(name, value as shown) of what QEMU lets a user choose and this device does not: listed before the others."""
     _readers: ClassVar[dict[tuple[int, int], tuple[Register, ...]]] = {}
     _writers: ClassVar[dict[tuple[int, int], tuple[Register, ...]]] = {}
 
@@ -222,7 +231,8 @@ class Device:
         declared = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         cls.registers = tuple(value for value in declared.values() if isinstance(value, Register))
         cls.states = tuple(value for value in declared.values() if isinstance(value, State))
-        cls.properties = tuple(value for value in declared.values() if isinstance(value, Property))
+        own_first = {name: value for base in cls.__mro__ for name, value in vars(base).items() if name in declared}
+        cls.properties = tuple(value for value in own_first.values() if isinstance(value, Property))
         cls._readers = _by_place(register for register in cls.registers if register.access != "wo")
         cls._writers = _by_place(register for register in cls.registers if register.access != "ro")
 
@@ -320,11 +330,23 @@ class Device:
     def after_load(self) -> None:
         """Recompute what is not declared (timers, line levels) from the state just loaded."""
 
+    def set_properties(self, values: Mapping[str, object]) -> None:
+        """Take over values of declared properties by the user's names, before the device is on its bus."""
+        by_name = {declared.name: declared for declared in self.properties}
+        for name, value in values.items():
+            by_name[name].__set__(self, value)
+
     def describe(self) -> Iterator[tuple[str, str]]:
         """(property name, value in words), for `info qtree`."""
+        yield from self.fixed_properties
         for declared in self.properties:
-            value = declared.__get__(self, type(self))
-            yield declared.name, f"{value} ({value:#x})" if type(value) is int else str(value).lower()
+            yield declared.name, declared.kind.show(declared.__get__(self, type(self)))
+
+    def qdev_node(self, ident: str = "") -> QdevNode:
+        """The device's node in the tree of `info qtree`."""
+        return QdevNode(
+            self.kind, ident, self.gpios, lambda: (f"{name} = {value}" for name, value in self.describe())
+        )
 
 
 @dataclass(frozen=True, slots=True)

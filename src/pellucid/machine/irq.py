@@ -34,3 +34,36 @@ class GsiLine:
     def pulse(self) -> None:
         self._vm.irq_line(self.gsi, True)
         self._vm.irq_line(self.gsi, False)
+
+
+class SharedLine:
+    """A line that several sources drive: high while any of them is. `gsi` is its global number, for who asks."""
+
+    def __init__(self, line: IrqLine, gsi: int = 0) -> None:
+        self._line, self.gsi = line, gsi
+        self._high: set[int] = set()
+        self._inputs = 0
+
+    def input(self) -> "SharedInput":
+        """One more source."""
+        self._inputs += 1
+        return SharedInput(self, self._inputs)
+
+    def drive(self, source: int, level: bool) -> None:
+        """What a source asks for changed."""
+        (self._high.add if level else self._high.discard)(source)
+        self._line.set(bool(self._high))
+
+
+class SharedInput:
+    """One source's end of a `SharedLine`."""
+
+    def __init__(self, line: SharedLine, number: int) -> None:
+        self._line, self._number, self.gsi = line, number, line.gsi
+
+    def set(self, level: bool) -> None:
+        self._line.drive(self._number, level)
+
+    def pulse(self) -> None:
+        self.set(True)
+        self.set(False)

@@ -21,12 +21,42 @@ class LogItem:
 
 
 LOG_ITEMS = {
+    "in_asm": LogItem("instructions of each newly translated block", ("pellucid.cpu.in_asm",)),
+    "int": LogItem("interrupts and exceptions, with the CPU's state", ("pellucid.cpu.int",)),
+    "exec": LogItem("a line before each executed block (lots of lines)", ("pellucid.cpu.exec",)),
+    "cpu": LogItem("registers before each block (lots of lines)", ("pellucid.cpu.cpu",)),
+    "fpu": LogItem("floating-point registers too, with 'cpu'", ("pellucid.cpu.fpu",)),
+    "cpu_reset": LogItem("registers before a CPU is reset", ("pellucid.cpu.cpu_reset",)),
+    "nochain": LogItem("accepted: 'exec' and 'cpu' are complete without it", ("pellucid.cpu.nochain",)),
     "unimp": LogItem("instructions that the guest used and that are not built", ("pellucid.translate",)),
     "guest_errors": LogItem("accesses of the guest to where nothing answers", ("pellucid.memory.invalid",)),
 }
-LOG_ITEMS_NOT_BUILT = """
-in_asm out_asm op op_opt op_ind int exec cpu fpu mmu pcall cpu_reset page nochain plugin strace tid vpu
-""".split()
+LOG_ITEMS_NOT_BUILT = "out_asm op op_opt op_ind mmu pcall page plugin strace tid vpu".split()
+
+AddressRange = tuple[int, int]
+"""First and last address."""
+_U64 = (1 << 64) - 1
+
+
+def parse_log_ranges(text: str) -> tuple[AddressRange, ...]:
+    """-dfilter's RANGE,...: FIRST..LAST, START+SIZE or END-SIZE (bytes up to and including END), as QEMU has them."""
+    return tuple(_range(word) for word in text.split(","))
+
+
+def _range(text: str) -> AddressRange:
+    for sign in ("..", "+", "-"):
+        first, found, second = text.partition(sign)
+        if not found:
+            continue
+        try:
+            a, b = int(first, 0), int(second, 0)
+        except ValueError:
+            break
+        low, high = {"..": (a, b), "+": (a, a + b - 1), "-": (a - b + 1, a)}[sign]
+        if 0 <= low <= high <= _U64:
+            return low, high
+        break
+    raise UserError(f"-dfilter {text}: not a range: write FIRST..LAST, START+SIZE or END-SIZE, such as 0x1000..0x1fff")
 
 
 def configure_logging(items: Iterable[str], file: Path | None) -> None:

@@ -7,6 +7,7 @@ everything here, except run() and close().
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
@@ -17,8 +18,9 @@ from pellucid.machine.drives import Drives
 from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
 from pellucid.machine.part import Part
-from pellucid.machine.pci import PciFunction
+from pellucid.machine.pci import PciBus, PciFunction
 from pellucid.machine.power_on import PowerOnState
+from pellucid.machine.qdev import QdevBus
 from pellucid.machine.smm import SystemManagement
 from pellucid.memory import (
     AddressSpace,
@@ -106,8 +108,15 @@ class Machine:
         self.coprocessor_error: Callable[[], None] | None = None
         """What the processors' FERR# is wired to; without it they wait there, as hardware does."""
         self.parts: list[Part] = []
+        self.qdev = QdevBus("main-system-bus", "System")
+        self.pci: PciBus | None = None
+        """The root bus, on boards that have one."""
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
+        self.exit_status: int | None = None
+        """What the process is to end with, when a guest has said it."""
+        self.on_log_items: list[Callable[[], None]] = []
+        """Called when other log items were chosen."""
         self._power_on: PowerOnState | None = None
         self._closed = False
 
@@ -159,7 +168,11 @@ class Machine:
         """The processors, the first with APIC id 0; `cpuid(apic_id)` says what CPUID answers on each."""
         for index, apic_id in enumerate(apic_ids):
             vcpu = self.vm.create_vcpu(apic_id)
-            vcpu.set_cpuid(cpuid(apic_id))
+            leaves = cpuid(apic_id)
+            vcpu.set_cpuid(leaves)
+            for leaf in leaves:
+                if leaf.function == 1:  # a reset leaves family, model and stepping in EDX (SDM vol. 3, table 10-1)
+                    vcpu.set_regs(replace(vcpu.get_regs(), rdx=leaf.eax))
             self.vcpus.add(
                 VcpuThread(
                     vcpu,
@@ -232,6 +245,13 @@ class Machine:
     def request_shutdown(self) -> None:
         """A device's power switch: the guest asks."""
         self.system.request_shutdown(ShutdownCause.GUEST_SHUTDOWN)
+
+    def exit(self, status: int) -> None:
+        """End the process with `status`, whatever -no-shutdown says: a test's guest asks. The first call counts."""
+        if self.exit_status is None:
+            self.exit_status = status
+        self.system.no_shutdown = False
+        self.request_shutdown()
 
     def run(self) -> ShutdownCause:
         """Run until the machine goes down; why it did. On the main thread, without the lock."""

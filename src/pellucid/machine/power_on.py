@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from pellucid.kvm.api import (
     DebugRegs,
-    Fpu,
     IoapicState,
     LapicState,
     MpState,
@@ -59,7 +58,8 @@ class VcpuState:
 
     regs: Regs
     sregs: Sregs
-    fpu: Fpu
+    xsave: bytes
+    xcr0: int
     debugregs: DebugRegs
     msrs: dict[int, int]
     lapic: LapicState
@@ -72,7 +72,8 @@ class VcpuState:
         return cls(
             vcpu.get_regs(),
             vcpu.get_sregs(),
-            vcpu.get_fpu(),
+            vcpu.get_xsave(),
+            vcpu.get_xcr0(),
             vcpu.get_debugregs(),
             _existing_msrs(vcpu),
             vcpu.get_lapic(),
@@ -84,7 +85,8 @@ class VcpuState:
         """Set all of it. The APIC base comes first: it says which mode the LAPIC's registers are in."""
         vcpu.set_sregs(self.sregs)
         vcpu.set_regs(self.regs)
-        vcpu.set_fpu(self.fpu)
+        vcpu.set_xsave(self.xsave)
+        vcpu.set_xcr0(self.xcr0)
         vcpu.set_debugregs(self.debugregs)
         vcpu.set_lapic(self.lapic)
         vcpu.set_msrs(self.msrs)

@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
+from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import configured_model, cpuid_entries
 from pellucid.machine.machine import Machine
+from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
 from pellucid.runtime import BigLock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
@@ -32,11 +34,13 @@ def run_machine(
     accelerator: Accelerator | None = None,
     progress: Progress | None = None,
     ready: Callable[[], None] | None = None,
+    attach_log: Callable[[Machine], None] | None = None,
 ) -> int:
     """Run the machine until it goes down; the process's exit status. Call it on the main thread.
 
     `progress(what, done, total)` hears how far a first compile of the processor is. `accelerator` replaces the one that
-    the configuration names. `ready` is called when all is made and the guest is about to run.
+    the configuration names. `attach_log` is given the machine before its processors' threads start;
+    `ready` is called when all is made and the guest is about to run.
     Raises UserError (nothing has been started then) for what the machine cannot be built from.
     """
     board = find_board(config.board)
@@ -56,7 +60,10 @@ def run_machine(
         cleanup.enter_context(SignalHandlers(loop, streams.stdio, lambda number: _signalled(machine, number)))
         with loop.bql:
             board.build(machine, streams.serials)
+            plug_devices(machine, config, streams.for_device)
             machine.create_vcpus(config.topology.apic_ids if board.has_cpus else (), cpuid)
+            if attach_log is not None:
+                attach_log(machine)
             machine.power_on()
             machine.system.on_failure.append(lambda thread, exit: _failed(machine, streams, thread, exit))
             if attach_control is not None:
@@ -65,7 +72,17 @@ def run_machine(
                 ready()
             if not config.start_paused:
                 machine.system.vm_start()
-        return EXIT_STATUS.get(machine.run(), 0)
+        status = EXIT_STATUS.get(machine.run(), 0)
+        return status if machine.exit_status is None else machine.exit_status
+
+
+def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str], Chardev | None]) -> None:
+    """What -device, -debugcon and -global ask for. Raises UserError."""
+    plugger = DevicePlugger(machine, config.globals, chardev)
+    for warning in plugger.set_board_globals():
+        print(f"pellucid: {warning}", file=sys.stderr, flush=True)
+    for option in config.devices:
+        plugger.plug(option)
 
 
 def _accelerator(progress: Progress | None) -> Accelerator:

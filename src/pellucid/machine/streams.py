@@ -71,6 +71,12 @@ class Streams:
         if config.qtest is not None:
             self.qtest = self._connect(config.qtest, "qtest")
 
+    def for_device(self, label: str) -> Chardev | None:
+        """The -chardev that a device's property names; None when there is none. Raises UserError when it is in use."""
+        if label not in self.named:
+            return None
+        return self._connect(CharBackend(CharBackendKind.CHARDEV, id=label), label)
+
     def _open(self, backend: CharBackend, label: str) -> None:
         if label in self.named:
             raise UserError(f"Duplicate ID '{label}' for chardev: give each -chardev a name of its own")

@@ -122,6 +122,16 @@ def disassembly(count: int, address: int, read: Reader, bits: int) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def block_text(address: int, code: bytes, bits: int) -> str:
+    """All instructions of `code`, which stands at `address`, each line ended."""
+    text, at = [], 0
+    while at < len(code):
+        here = address + at
+        text.append(disassembly(1, here, lambda a, size: code[a - address:a - address + size], bits))
+        at += max(1, Decoder(bits, code[at:], ip=here).decode().len)
+    return "".join(text)
+
+
 def _readable_bytes(address: int, read: Reader) -> bytes:
     """Up to 15 bytes from `address`: as far as they can be read, since an instruction may end where memory does."""
     first = min(MAX_INSTRUCTION, PAGE - address % PAGE)

@@ -30,7 +30,7 @@ NOT_BUILT = frozenset(
 INFO_NOT_BUILT = frozenset(
     """
     balloon block-jobs blockstats capture dirty_rate dump iothreads lapic memdev memory-devices mice migrate
-    migrate_capabilities migrate_parameters network numa opcount pci profile qdm qom-tree qtree rdma replay rocker
+    migrate_capabilities migrate_parameters network numa opcount profile qdm qom-tree rdma replay rocker
     rocker-of-dpa-flows rocker-of-dpa-groups rocker-ports sev sgx snapshots spice stats sync-profile tpm trace-events
     usb usbhost usernet vcpu_dirty_limit virtio virtio-queue-element virtio-queue-status virtio-status
     virtio-vhost-queue-status vm-generation-id vnc

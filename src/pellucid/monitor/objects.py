@@ -15,6 +15,7 @@ from pellucid.machine.board import BOARDS
 from pellucid.machine.device import Device, Property
 from pellucid.machine.machine import Machine
 from pellucid.machine.pci import PciFunction
+from pellucid.machine.properties import PropertyType
 from pellucid.machine.state import Boolean, Integer, Plain
 from pellucid.machine.streams import Streams
 from pellucid.monitor.errors import DeviceNotFound
@@ -146,6 +147,8 @@ def is_a(types: list[QomType], name: str, ancestor: str) -> bool:
 def property_type(declared: Property[object]) -> str:
     """A declared property's type in QOM's words."""
     kind = declared.kind
+    if isinstance(kind, PropertyType):
+        return kind.name
     if isinstance(kind, Boolean):
         return "bool"
     if isinstance(kind, Integer):

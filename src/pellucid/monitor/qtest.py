@@ -23,7 +23,7 @@ from typing import TextIO
 from pellucid.errors import PellucidError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
 from pellucid.machine.device import Device
-from pellucid.machine.irq import GsiLine
+from pellucid.machine.irq import GsiLine, SharedInput
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.objects import find
 from pellucid.monitor.session import Control
@@ -267,12 +267,12 @@ class QtestServer:
         raise Failure("there are no modules to load")
 
 
-def _output_lines(device: Device) -> list[GsiLine]:
+def _output_lines(device: Device) -> list[GsiLine | SharedInput]:
     """The lines that a device drives, in the order of its constructor."""
-    found: list[GsiLine] = []
+    found: list[GsiLine | SharedInput] = []
     for value in vars(device).values():
         several = value if isinstance(value, tuple | list) else (value,)
-        found += [line for line in several if isinstance(line, GsiLine)]
+        found += [line for line in several if isinstance(line, GsiLine | SharedInput)]
     return found
 
 

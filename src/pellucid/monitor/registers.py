@@ -9,6 +9,7 @@ from pellucid.monitor.guest_state import CpuRegisters
 
 EFER_LMA = 1 << 10
 CR0_PE = 1 << 0
+RFLAGS_STATUS = 0x8D5
 GENERAL = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
 NUMBERED = tuple(f"r{number}" for number in range(8, 16))
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
@@ -62,13 +63,22 @@ def register_value(state: CpuRegisters, name: str) -> int | None:
 
 def registers_text(index: int, state: CpuRegisters) -> str:
     """The whole block of `info registers` for CPU number `index`."""
+    return f"\nCPU#{index}\n{state_text(state)}"
+
+
+def state_text(state: CpuRegisters, *, fpu: bool = True, lazy_flags: bool = False) -> str:
+    """That block less its heading; `lazy_flags` adds the line that QEMU's log has."""
     sregs = state.sregs
     wide = in_64_bit_mode(sregs)
-    lines = ["", f"CPU#{index}", *_general_lines(state.regs, wide), _instruction_line(state, wide)]
+    lines = [*_general_lines(state.regs, wide), _instruction_line(state, wide)]
     lines += [_segment_line(f"{name.upper():<3}", _segment(sregs, name), sregs, wide) for name in SEGMENTS]
     lines += [_segment_line("LDT", sregs.ldt, sregs, wide), _segment_line("TR ", sregs.tr, sregs, wide)]
     lines += _system_lines(state, 16 if long_mode_active(sregs) else 8)
-    lines += _fpu_lines(state.fpu, 16 if wide else 8)
+    if lazy_flags:
+        digits = 16 if wide else 8
+        lines.insert(-1, f"CCS={state.regs.rflags & RFLAGS_STATUS:0{digits}x} CCD={0:0{digits}x} CCO=EFLAGS")
+    if fpu:
+        lines += _fpu_lines(state.fpu, 16 if wide else 8)
     return "\n".join(lines) + "\n"
 
 

@@ -22,3 +22,10 @@ def _processor() -> list[str]:
     """The lines of /proc/cpuinfo that say which processor the first one is and what it can do."""
     first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     return [line for line in first.splitlines() if line.split("\t")[0].split(":")[0].strip() in _WORDS]
+
+
+@functools.cache
+def flags() -> frozenset[str]:
+    """What this host's processor can do, by the names of /proc/cpuinfo."""
+    words = next((line for line in _processor() if line.split(":")[0].strip() in ("flags", "Features")), "")
+    return frozenset(words.partition(":")[2].split())

@@ -16,6 +16,7 @@ from pellucid.native.bits import (
     add_sat, bitcast, bswap, clz, ctz, insert, maximum, minimum, movemask, popcount, rotl, rotr, sdiv, select, shuffle,
     sqrt, srem, sub_sat)
 from pellucid.native.operation import Intrinsic, Lowering, intrinsic, pointer, static_kind, typed
+from pellucid.native.permute import permute
 from pellucid.native.types import _PtrType, array, element_size, f32, f64, f80, literal, ptr, size_of, u8, u64, uint
 from pellucid.native.values import VOID, Const, Val, ir_type, is_float, is_int, is_struct, is_vec, name_of
 
@@ -377,6 +378,6 @@ def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
 __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and",
            "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
            "element_size", "f32", "f64", "f80", "fence", "insert", "invoke", "is_float", "is_int", "is_vec", "likely",
-           "local", "maximum", "memcpy", "memset", "minimum", "movemask", "popcount", "rdtsc", "ref", "rotl", "rotr",
-           "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail", "uint", "unlikely",
+           "local", "maximum", "memcpy", "memset", "minimum", "movemask", "permute", "popcount", "rdtsc", "ref", "rotl",
+           "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail", "uint", "unlikely",
            "volatile_load", "volatile_store"]

@@ -1,17 +1,20 @@
 """The specializations of native functions that a set of roots needs, and their LLVM text.
 
 An `Instance` is one function with its argument types and compile-time arguments fixed. Inline instances are
-repeated in every module that uses them; the others stand in one module and are declared in the rest.
+repeated in every module that uses them; the others stand in one module and are declared in the rest. Their symbols
+say what they are, not when they were asked for: code that is compiled later, by another process, links to them.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from pellucid.native.errors import NativeError
 from pellucid.native.function import NativeFunction
 from pellucid.native.values import Const, ir_type
 
@@ -86,6 +89,8 @@ class Program:
         words += [_word(p.value) for p in params if isinstance(p, Const)]
         types = [_word(p) for p in params if not isinstance(p, Const)]
         base = re.sub(r"[^A-Za-z0-9_.<>-]", "_", ".".join(words) + ("(" + ",".join(types) + ")" if types else ""))
+        if not fn.inline and not fn.tail:
+            base += _digest([p.value for p in params if isinstance(p, Const)])
         name, n = base, 1
         while name in self._symbols:
             n += 1
@@ -116,7 +121,13 @@ class Program:
         return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', ""])
 
     def support(self, caller: Instance) -> str:
-        """What a hand-made function that makes `caller.calls` needs: inlined definitions, declarations, metadata."""
+        """What a hand-made function that makes `caller.calls` needs: inlined definitions, declarations, metadata.
+
+        What is declared stands in an image made from another Program: NativeError where its symbol is not unique.
+        """
+        for callee in out_of_line([caller]):
+            if "~" in callee.symbol and not callee.fn.tail:
+                raise NativeError(f"{callee.symbol} has no name of its own that another image could link to")
         return self.module([caller]).replace("\n".join(_definition(caller, True)), "")
 
 
@@ -153,6 +164,29 @@ def _key(param: Any) -> Any:
     except TypeError:
         return ("id", id(value))
     return ("const", type(value), value)
+
+
+def _digest(consts: list[Any]) -> str:
+    """A suffix that tells compile-time values apart where their words do not: those with parts, and odd types."""
+    spelled = [_spelling(value) for value in consts if not isinstance(value, NativeFunction)]
+    if not any("(" in text for text in spelled):
+        return ""
+    return "." + hashlib.sha256(repr(spelled).encode()).hexdigest()[:12]
+
+
+def _spelling(value: Any) -> str:
+    """A compile-time value in words that every process finds for it."""
+    if value is None or type(value) in (bool, int, str):
+        return repr(value) if "(" not in str(value) else f"({value!r})"
+    if isinstance(value, (NativeFunction, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if is_dataclass(value):
+        return f"{type(value).__qualname__}({', '.join(_spelling(getattr(value, f.name)) for f in fields(value))})"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_spelling, value))})"
+    return f"({type(value).__qualname__}: {_word(value)})"
 
 
 def _word(value: Any) -> str:

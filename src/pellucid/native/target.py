@@ -32,6 +32,7 @@ def features() -> str:
     return ",".join(("+" if on and not name.startswith("avx512") else "-") + name for name, on in sorted(found.items()))
 
 
+@functools.cache
 def compile_object(text: str) -> bytes:
     """Verify and optimize LLVM text, and give its object image."""
     module = llvm.parse_assembly(text, llvm.create_context())

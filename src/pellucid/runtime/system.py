@@ -137,6 +137,10 @@ class System:
             fails = action is PanicAction.EXIT_FAILURE
             self.requests.shutdown(ShutdownCause.HOST_ERROR if fails else ShutdownCause.GUEST_PANIC)
 
+    def guest_crash_loaded(self) -> None:
+        """The guest says that it has crashed, and that its crash kernel takes over: only told."""
+        self._emit("GUEST_CRASHLOADED", action="run")
+
     def vcpu_event(self, thread: VcpuThread, outcome: Outcome, exit: Exit) -> None:
         """The `on_event` of the machine's vCPU threads."""
         if outcome is Outcome.RESET:

@@ -17,6 +17,7 @@ from pellucid.cpu.state import (
     CS,
     EFER_NXE,
     FEATURE_PDPE1GB,
+    FEATURES_PAGING,
     RFLAGS_AC,
     SS,
 )
@@ -297,7 +298,7 @@ def test_gigabyte_pages_are_a_feature() -> None:
     space = Space(4, 30, [places[0] | P | W | U, P | W | U | PS])
     prober.install(space)
     assert prober.access(READ, True, False) is None
-    prober.m.state.features[0] &= ~FEATURE_PDPE1GB
+    prober.m.state.features[FEATURES_PAGING] &= ~FEATURE_PDPE1GB
     prober.m.processor.flush_tlb()
     assert prober.access(READ, True, False) == 0xD
 
@@ -431,6 +432,18 @@ def test_wrpkru_takes_effect_at_once() -> None:
     remap(m, 0x4000_0000, DATA, P | W | U | 1 << 59)
     m.state.gpr[3] = 0x4000_0000
     assert m.catch() == 14 and m.stack(1, 8) == [0x21] and m.state.gpr[6] == 4
+
+
+def test_a_fetch_opens_nothing_to_reads() -> None:
+    """Keys do not bind fetches; the translation that one leaves in the TLB serves no data access."""
+    for pkru, ways in ((4, ("mov al, [rbx]", "mov [rbx], al")), (8, ("mov [rbx], al",))):
+        for way in ways:
+            m = Machine()
+            m.long(f"call rbx\n{way}", cr4=CR4_PKE)
+            remap(m, 0x4000_0000, DATA, P | W | U | A | D | 1 << 59)
+            m.write(DATA, 0xC3, 1)
+            m.state.gpr[3], m.state.pkru = 0x4000_0000, pkru
+            assert m.catch() == 14 and m.stack(1, 8)[0] & 0x21 == 0x21, (pkru, way)
 
 
 def test_protection_keys_need_pke() -> None:

@@ -1,7 +1,7 @@
 """Single-stepping, and the debug registers (SDM vol. 3, chapter 17)."""
 
 import pytest
-from pellucid.cpu.state import CR4_DE, DR6_FIXED, EXIT_HLT, RFLAGS_RF, RFLAGS_TF
+from pellucid.cpu.state import CR4_DE, CS, DR6_FIXED, EXIT_HLT, RFLAGS_RF, RFLAGS_TF
 
 from .machine import CODE, CODE64, DATA, DATA0, DEVICE, STACK0, USER64, USER_DATA, Machine
 
@@ -213,6 +213,23 @@ def test_instruction_breakpoint(mode: str) -> None:
     assert not frame[2] & RFLAGS_RF
     resume(m, frame[0], frame[2] | RFLAGS_RF, m.state.gpr[4] + 3 * size)
     assert m.run().vector is None and m.state.gpr[3] == 1
+
+
+@pytest.mark.parametrize("beyond", ["limit", "page"])
+def test_breakpoint_comes_before_faults_of_the_fetch(beyond: str) -> None:
+    """SDM vol. 3, table 6-2: a code breakpoint has priority over the code segment's limit and page faults."""
+    m = watched("nop", (CODE + 1, EXECUTE, 1), mode="protected" if beyond == "limit" else "long")
+    m.gate(1)
+    if beyond == "limit":
+        m.state.seg_limit[CS] = CODE
+    else:
+        target = 0x7000_0000
+        m.load(f"mov eax, {target}\njmp rax")
+        m.state.dr[0] = target
+    m.refresh()
+    m.state.trap_exceptions = 1
+    m.run()
+    assert (m.state.exc_vector, m.state.dr[6] & 0xF) == (1, B0)
 
 
 def test_breakpoint_comes_back() -> None:

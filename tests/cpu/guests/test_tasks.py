@@ -168,6 +168,16 @@ def test_virtual_8086_task() -> None:
     assert m.stack(9, 4)[1:4] == [0x1200, RFLAGS_VM | 0x3002, 0x100]
 
 
+def test_a_virtual_8086_task_that_faults_at_once() -> None:
+    """It has CPL 3 from the start, whatever the low bits of its CS are: its LDT is loaded before its segments."""
+    m = machine("jmp NEW:0", cs=0x1200, ss=0x800, ds=0x2000, ip=0, flags=RFLAGS_VM | 2, ldt=LDT)
+    m.describe(LDT, tables.segment(tables.DATA))
+    m.state.trap_exceptions = 1
+    m.run()
+    s = m.state
+    assert (s.exc_vector, s.exc_error, s.cpl) == (10, LDT, 3) and s.flags & RFLAGS_VM
+
+
 def test_16_bit_tss() -> None:
     m = machine("mov eax, 0x12345678\ncall NEW:0\nback: hlt", task="hlt")
     m.describe(NEW, tables.system_segment(tables.TSS16, TSS2_AT, 0x2B))

@@ -113,7 +113,7 @@ def telling_line(text: str, word: str) -> str:
     """The first failure that the test printed; else its summary; else its last words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     failed = next((line for line in lines if line.startswith(("FAIL", "Unhandled", "pellucid:", "qemu"))
-                   or "assert failed" in line), None)  # fmt: skip
+                   and ": warning: " not in line or "assert failed" in line), None)  # fmt: skip
     summary = next((line for line in reversed(lines) if line.startswith("SUMMARY")), None)
     good = word in (PASS, SKIP)
     return ((summary if good else failed or summary) or (lines[-1] if lines else "printed nothing"))[:SHOWN]

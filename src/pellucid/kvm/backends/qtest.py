@@ -20,6 +20,7 @@ from pellucid.kvm.api import (
     IoapicState,
     LapicState,
     MpState,
+    Observer,
     PicState,
     PitState,
     Regs,
@@ -67,6 +68,7 @@ class QtestVcpu:
 
     def __init__(self, apic_id: int) -> None:
         self.apic_id = apic_id
+        self._xsave, self._xcr0 = bytes(4096), 1
         self.cpuid: tuple[CpuidEntry, ...] = ()
         self._kicked = threading.Event()
         self._regs = Regs(rip=0xFFF0)
@@ -119,6 +121,21 @@ class QtestVcpu:
 
     def set_fpu(self, fpu: Fpu) -> None:
         self._fpu = replace(fpu)
+
+    def get_xsave(self) -> bytes:
+        return self._xsave
+
+    def set_xsave(self, image: bytes) -> None:
+        self._xsave = image
+
+    def get_xcr0(self) -> int:
+        return self._xcr0
+
+    def set_xcr0(self, value: int) -> None:
+        self._xcr0 = value
+
+    def set_log(self, log: Observer | None) -> None:
+        """It executes nothing that could be heard."""
 
     def get_debugregs(self) -> DebugRegs:
         return replace(self._debugregs)

@@ -22,6 +22,7 @@ INDEX_AT, DATA_AT = 0x10, 0x14
 MSI_AT, SATA_AT = 0x80, 0xA8
 MEMORY_BAR, INDEX_DATA_BAR = 5, 4
 _WORDS = AccessSizes(4, 4)
+_PORT_PLACES = frozenset(register.offset for register in AhciPort.registers)
 
 
 class SataCapability(Capability):
@@ -55,10 +56,8 @@ class Hba(Device):
     def region_read(self, region: int, offset: int, size: int) -> int:
         if region == 0 and offset >= PORT_BASE:
             number, place = divmod(offset - PORT_BASE, PORT_SIZE)
-            found = number < PORTS and any(register.offset == place for register in AhciPort.registers)
-            return self.ports[number].read(place, size) if found else 0
-        known = any(register.offset == offset and register.region == region for register in self.registers)
-        return super().region_read(region, offset, size) if known else 0
+            return self.ports[number].read(place, size) if number < PORTS and place in _PORT_PLACES else 0
+        return super().region_read(region, offset, size) if (region, offset) in self._readers else 0
 
     def region_write(self, region: int, offset: int, size: int, value: int) -> None:
         if region == 0 and offset >= PORT_BASE:
@@ -103,10 +102,11 @@ class Hba(Device):
 
         A message is sent for a new bit, and where the guest has `cleared` bits and some are left (AHCI 1.3.1, 10.7.2).
         """
-        before = self.interrupt_status
-        for number, port in enumerate(self.ports):
-            if port.pending:
-                self.interrupt_status |= 1 << number
+        before = status = self.interrupt_status
+        for bit, port in enumerate(self.ports):
+            if port.interrupt_status & port.interrupt_enable:
+                status |= 1 << bit
+        self.interrupt_status = status
         level = bool(self.interrupt_status and self.control & GHC_INTERRUPTS)
         self._set_line(level, level and (cleared or self.interrupt_status != before))
 
@@ -120,18 +120,17 @@ class Ich9Ahci(PciFunction):
 
     kind = "ich9-ahci"
     vendor_id, device_id, revision, class_code = 0x8086, 0x2922, 0x02, 0x010601
-    multifunction = True
+    is_multifunction = True
     interrupt_pin = 1
 
     def __init__(self) -> None:
         super().__init__()
-        self.put_template(0x0C, 1, 0)
         self.put_template(0x90, 1, 0x40, writable=0xFF)
-        # The list begins with the capability at the lower address.
-        self.msi = Msi(self, MSI_AT, maskable=False)
         self.add_capability(SATA_AT, 8, SataCapability())
         self.put_template(SATA_AT + 2, 2, 0x0010)
         self.put_template(SATA_AT + 4, 4, INDEX_DATA_BAR + 4 | INDEX_AT // 4 << 4)
+        # The capability added last heads the list, as QEMU's MSI does.
+        self.msi = Msi(self, MSI_AT, maskable=False)
         self.ports = [AhciPort(f"ide.{n}", self.dma, self._port_changed) for n in range(PORTS)]
         self.hba = Hba(self.ports, self._set_line)
         for number, region in ((MEMORY_BAR, 0), (INDEX_DATA_BAR, 1)):

@@ -26,8 +26,6 @@ ENABLE, LEGACY = 0x1, 0x2
 LEVEL, INTERRUPT_ENABLE, PERIODIC, PERIODIC_CAPABLE, SIZE_64 = 0x02, 0x04, 0x08, 0x10, 0x20
 SET_VALUE, MODE_32, ROUTE = 0x40, 0x100, 0x3E00
 CONFIG_WRITABLE = LEVEL | INTERRUPT_ENABLE | PERIODIC | SET_VALUE | MODE_32 | ROUTE
-ROUTES = 0x04
-"""The only free route of a PC: global interrupt 2."""
 SHORTEST_LOOK_NS = 50_000
 LONGEST_TICKS = 1 << 56
 MASK_32, MASK_64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
@@ -47,7 +45,10 @@ class Words:
 
 
 class Hpet(Device):
-    """`lines` are the interrupt lines by global number: 0, 8 and those of ROUTES."""
+    """`lines` are interrupt lines by global number: 0 and 8 for legacy replacement, and those that timers may choose.
+
+    `routes` has a bit for each of the latter.
+    """
 
     kind = "hpet"
     regions = (Region("hpet", 0x400, valid=AccessSizes(4, 4), impl=AccessSizes(4, 4)),)
@@ -61,9 +62,13 @@ class Hpet(Device):
     rtc_level = State(BOOL, False, survives_reset=True, doc="what the RTC asks of interrupt 8")
 
     def __init__(
-        self, clock: Clock, lines: Mapping[int, IrqLine], set_legacy: Callable[[bool], None] | None = None
+        self,
+        clock: Clock,
+        lines: Mapping[int, IrqLine],
+        set_legacy: Callable[[bool], None] | None = None,
+        routes: int = 0x04,
     ) -> None:
-        self._clock, self._lines, self._set_legacy = clock, lines, set_legacy
+        self._clock, self._lines, self._set_legacy, self._routes = clock, lines, set_legacy, routes
         self._due = [clock.timer(lambda number=number: self._fired(number)) for number in range(TIMERS)]  # type: ignore[misc]
         super().__init__()
 
@@ -109,7 +114,7 @@ class Hpet(Device):
             return self.counter()
         number, which = divmod(offset - 0x100, 0x20)
         if 0 <= number < TIMERS and which == 0x00:
-            return ROUTES << 32 | Words(self.configs)[number] | PERIODIC_CAPABLE | SIZE_64
+            return self._routes << 32 | Words(self.configs)[number] | PERIODIC_CAPABLE | SIZE_64
         if 0 <= number < TIMERS and which == 0x08:
             return Words(self.comparators)[number]
         return 0
@@ -223,7 +228,7 @@ class Hpet(Device):
             route = 8 * number
         else:
             route = (Words(self.configs)[number] & ROUTE) >> 9
-            if not ROUTES >> route & 1:
+            if not self._routes >> route & 1:
                 return
         if route in self._lines:
             self._lines[route].set(level)

@@ -1,20 +1,16 @@
-"""PIIX3, the PCI-to-ISA bridge (Intel 82371SB data sheet, 290550): interrupt routing and the reset control register.
+"""PIIX3, the PCI-to-ISA bridge (Intel 82371SB data sheet, 290550): interrupt routing.
 
 Four PIRQ lines come from the bus's pins; each of the registers 0x60-0x63 sends one of them to an ISA interrupt, or
-nowhere. Several may share one, so an ISA interrupt is high while any line that leads to it is.
+nowhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from pellucid.machine.device import Device, Region, Register
+from pellucid.machine.devices.pirq import PirqLines
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.pci import ConfigRegister, PciFunction
 from pellucid.machine.pci import config as cfg
 from pellucid.machine.pci.bus import PINS
-
-ROUTING_DISABLED, ROUTED_TO = 0x80, 0x0F
-UNROUTABLE = (0, 1, 2, 8, 13)
-FULL_RESET, SYSTEM_RESET, RESET_CPU = 0x08, 0x02, 0x04
 
 
 class Piix3(PciFunction):
@@ -22,7 +18,7 @@ class Piix3(PciFunction):
 
     kind = "PIIX3"
     vendor_id, device_id, class_code = 0x8086, 0x7000, 0x060100
-    multifunction = True
+    is_multifunction = True
     hotpluggable = False
     status_reset = cfg.STATUS_DEVSEL_MEDIUM
 
@@ -38,31 +34,18 @@ class Piix3(PciFunction):
     fast_off_timer = ConfigRegister(0xA8, 1, reset=0x0F, writable=0xFF)
 
     def __init__(self, isa_irqs: Sequence[IrqLine]) -> None:
-        self._isa_irqs = isa_irqs
-        self._pirq = [0] * PINS
-        self._high: set[int] = set()
+        self._pirqs = PirqLines(
+            PINS, lambda slot, pin: (slot + pin - 1) % PINS, lambda line: self.config[0x60 + line], isa_irqs
+        )
         super().__init__()
 
     def route(self, slot: int, pin: int, level: bool) -> None:
         """A pin of a function on the root bus rose or fell; slots are wired to the PIRQ lines in rotation."""
-        self._pirq[(pin + slot - 1) % PINS] += 1 if level else -1
-        self._drive()
-
-    def routed_to(self, pirq: int) -> int | None:
-        """The ISA interrupt that PIRQ line leads to; reserved ones are as good as none."""
-        register = self.config[0x60 + pirq]
-        irq = register & ROUTED_TO
-        return None if register & ROUTING_DISABLED or irq in UNROUTABLE else irq
+        self._pirqs.change(slot, pin, level)
 
     @pirq_routing.after_write
     def _drive(self) -> None:
-        routes = [self.routed_to(pirq) for pirq in range(PINS) if self._pirq[pirq]]
-        high = {irq for irq in routes if irq is not None}
-        for irq in self._high - high:
-            self._isa_irqs[irq].set(False)
-        for irq in high - self._high:
-            self._isa_irqs[irq].set(True)
-        self._high = high
+        self._pirqs.drive()
 
     def reset(self) -> None:
         super().reset()
@@ -71,23 +54,3 @@ class Piix3(PciFunction):
     def after_load(self) -> None:
         super().after_load()
         self._drive()
-
-
-class ResetControl(Device):
-    """Port 0xCF9: bit 1 chooses between the processor's INIT and a reset of all, a rise of bit 2 does it."""
-
-    kind = "piix3-reset-control"
-    regions = (Region("piix3-reset-control", 1),)
-
-    control = Register(0, writable=FULL_RESET | SYSTEM_RESET, doc="bit 1 system reset, bit 2 do it, bit 3 full reset")
-
-    def __init__(self, request_reset: Callable[[], None]) -> None:
-        super().__init__()
-        self._request_reset = request_reset
-
-    @control.on_write
-    def _write(self, value: int) -> None:
-        if value & RESET_CPU:
-            self._request_reset()
-        else:
-            self.control = value & (FULL_RESET | SYSTEM_RESET)

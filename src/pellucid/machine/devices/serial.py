@@ -16,7 +16,8 @@ from pellucid.machine.chardev.base import Chardev, ChardevEvent
 from pellucid.machine.device import Device, Property, Region, Register, State
 from pellucid.machine.firmware import aml
 from pellucid.machine.irq import IrqLine
-from pellucid.machine.state import BOOL, Integer, Queue
+from pellucid.machine.properties import UINT32
+from pellucid.machine.state import BOOL, Queue
 
 FIFO_SIZE = 16
 TRIGGER_LEVELS = (1, 4, 8, 14)
@@ -49,8 +50,8 @@ class Serial(Device):
     kind = "isa-serial"
     regions = (Region("serial", 8),)
 
-    index = Property(Integer(0, 3), 0, doc="which COM port it is, counted from 0")
-    baudbase = Property(Integer(1, 1 << 30), 115200, doc="baud rate at divisor 1")
+    index = Property(UINT32, 0, doc="which COM port it is, counted from 0")
+    baudbase = Property(UINT32, 115200, doc="baud rate at divisor 1")
 
     rbr = Register(0, access="ro", bank=_dlab_clear, stored=False, doc="receiver buffer")
     thr = Register(0, access="wo", bank=_dlab_clear, stored=False, doc="transmitter holding")

@@ -36,10 +36,6 @@ class PcFirmwareConfig:
     serial_console: bool = False
     has_acpi: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
-    boot_devices: Sequence[str] = ()
-    """Firmware's paths of the devices with a boot index, in order."""
-    disks: Mapping[int, Geometry] = field(default_factory=dict)
-    """IDE disks by number: 0 and 1 on the first channel, 2 and 3 on the second."""
 
 
 def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
@@ -56,7 +52,7 @@ def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
     fw_cfg.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820(config)))
     if config.has_acpi:
         fw_cfg.add_file("etc/system-states", bytes((0x80, 0, 0, S3_SUPPORTED, S4_SUPPORTED, 0x80)))
-    fw_cfg.add_file("bootorder", boot_order_file(config))
+    fw_cfg.add_file("bootorder", boot_order_file((), strict=config.boot.strict))
     fw_cfg.add_file("bios-geometry", b"")
     timeout = -1 if config.boot.reboot_timeout is None else config.boot.reboot_timeout
     fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", timeout))
@@ -66,9 +62,9 @@ def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
         fw_cfg.add_file("etc/sercon-port", struct.pack("<H", SERIAL_CONSOLE_PORT))
 
 
-def boot_order_file(config: PcFirmwareConfig) -> bytes:
-    """One path on each line, ended by a zero byte; HALT keeps firmware from trying anything else."""
-    lines = [*config.boot_devices, *(["HALT"] if config.boot.strict else [])]
+def boot_order_file(devices: Sequence[str], *, strict: bool) -> bytes:
+    """Firmware's path of each device, a line each, ended by a zero byte; HALT keeps it from trying anything else."""
+    lines = [*devices, *(["HALT"] if strict else [])]
     return "\n".join(lines).encode() + b"\0" if lines else b""
 
 
@@ -104,7 +100,6 @@ def cmos_bytes(config: PcFirmwareConfig) -> Iterator[tuple[int, int]]:
     yield 0x14, fpu | ps2_mouse
     yield 0x5F, min(config.cpu_count - 1, 0xFF)
     yield from boot_bytes(config.boot.once or config.boot.order)
-    yield from disk_bytes(config.disks)
 
 
 def boot_bytes(order: str) -> Iterator[tuple[int, int]]:
@@ -115,7 +110,10 @@ def boot_bytes(order: str) -> Iterator[tuple[int, int]]:
 
 
 def disk_bytes(disks: Mapping[int, Geometry]) -> Iterator[tuple[int, int]]:
-    """(index, byte) of the AT's disk types and of the tables behind the type that says "see there", 47."""
+    """(index, byte) of the AT's disk types and of the tables behind the type that says "see there", 47.
+
+    Disks by number: 0 and 1 on the first IDE channel, 2 and 3 on the second.
+    """
     yield 0x12, (0xF0 if 0 in disks else 0) | (0x0F if 1 in disks else 0)
     for number, type_at, table in ((0, 0x19, 0x1B), (1, 0x1A, 0x24)):
         if number in disks:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pellucid.block import BlockBackend, Buffers
-from pellucid.machine.device import Device, Property, State
+from pellucid.machine.device import Device, State
 from pellucid.machine.floppy.formats import LARGEST_DRIVE, SECTOR, Format, find_format
 from pellucid.machine.state import BOOL, U8, Integer
 
@@ -36,8 +36,6 @@ class FloppyDrive(Device):
     last_sector = State(U8, 0, survives_reset=True, doc="of a track: the format's, or what a command made of it")
     perpendicular = State(Integer(0, 7), 0, survives_reset=True)
     changed = State(BOOL, True, survives_reset=True, doc="the disk change line: a medium came or went")
-
-    bootindex = Property(Integer(-1, 0x7FFF_FFFF), -1, doc="place in the firmware's boot order; -1 for none")
 
     def __init__(
         self, backend: BlockBackend | None, unit: int, drive_type: str = "auto", fallback: str = LARGEST_DRIVE
@@ -120,11 +118,11 @@ class FloppyDrive(Device):
 
     def _access(self, request: Callable[[int, Buffers, Callable[[int], None]], None], buffers: Buffers) -> bool:
         form, backend = self.format, self.backend
-        if form is None or backend is None or self.sector == 0:
+        if form is None or backend is None:
             return False
         errors: list[int] = []
         offset = ((self.track * form.heads + self.head) * form.sectors + self.sector - 1) * SECTOR
-        if request == backend.read and offset + SECTOR > backend.size:
+        if request == backend.read and not 0 <= offset <= backend.size - SECTOR:
             buffers[0][:] = bytes(SECTOR)
             return True
         request(offset, buffers, errors.append)

@@ -98,11 +98,6 @@ class AhciPort(Device):
         drive.transport = self
         self.sata_status = LINK_UP
 
-    @property
-    def pending(self) -> bool:
-        """Whether the port asks for an interrupt."""
-        return bool(self.interrupt_status & self.interrupt_enable)
-
     # Registers.
 
     @interrupt_status.on_write

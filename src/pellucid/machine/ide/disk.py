@@ -7,6 +7,7 @@ from pellucid.machine.ide import smart
 from pellucid.machine.ide.drive import BUFFER_TRANSFER, DISK_TRANSFER, AtaDrive
 from pellucid.machine.ide.geometry import guess_geometry
 from pellucid.machine.ide.identify import MULTIPLE_MOST, Modes, identify_disk
+from pellucid.machine.properties import UINT16
 from pellucid.machine.state import BOOL, U16, U64, Buffer
 
 SECTOR = 512
@@ -60,7 +61,7 @@ class IdeHd(AtaDrive):
     queue_error = State(Buffer(512), b"", doc="log page 10h: the queued command that failed")
     multiple = State(U16, MULTIPLE_MOST)
 
-    rotation_rate = Property(U16, 0, doc="in turns a minute; 1 for none")
+    rotation_rate = Property(UINT16, 0, doc="in turns a minute; 1 for none")
 
     def __init__(self, backend: BlockBackend, number: int) -> None:
         super().__init__(backend, number)

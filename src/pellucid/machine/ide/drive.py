@@ -16,6 +16,7 @@ from pellucid.machine.device import Device, Property, State
 from pellucid.machine.dma import ScatterList
 from pellucid.machine.ide import registers as reg
 from pellucid.machine.ide.identify import MODES, Modes, Names
+from pellucid.machine.properties import BOOT_INDEX, STRING, UINT64
 from pellucid.machine.state import BOOL, U8, U32, U64, Buffer, Integer, Text
 
 LONGEST_BUFFER = 1 << 20
@@ -92,11 +93,11 @@ class AtaDrive(Device):
     transfer_in = State(BOOL, False, doc="to memory")
     transfer_pio = State(BOOL, False, doc="the guest thinks of it as PIO")
 
-    serial = Property(Text(20), "", doc="serial number; QMnnnnn by default")
-    ver = Property(Text(8), "2.5+", doc="firmware revision")
-    model = Property(Text(40), "", doc="model name")
-    wwn = Property(U64, 0, doc="world wide name")
-    bootindex = Property(Integer(-1, 0x7FFF_FFFF), -1, doc="place in the firmware's boot order; -1 for none")
+    serial = Property(STRING, "", doc="serial number; QMnnnnn by default")
+    ver = Property(STRING, "2.5+", doc="firmware revision")
+    model = Property(STRING, "", doc="model name")
+    wwn = Property(UINT64, 0, doc="world wide name")
+    bootindex = Property(BOOT_INDEX, -1, doc="place in the firmware's boot order; -1 for none")
 
     def __init__(self, backend: BlockBackend, number: int) -> None:
         self.backend = backend

@@ -13,7 +13,8 @@ from pellucid.memory import MemoryRegion
 PORT_SPACE_LAST = 0xFFFF
 LAST_32_BIT = 0xFFFF_FFFF
 LAST_64_BIT = 0xFFFF_FFFF_FFFF_FFFF
-SMALLEST_IO, SMALLEST_MEMORY = 4, 16
+SMALLEST_IO, SMALLEST_MEMORY = 4, 2
+"""Bytes. The specification has 16 for memory; QEMU's pvpanic-pci has 2, and drivers size what they find."""
 
 
 class BarKind(Enum):

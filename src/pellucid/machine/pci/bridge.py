@@ -4,6 +4,8 @@ PCI-to-PCI Bridge Architecture Specification 1.2. A window is an alias: it shows
 that lies between base and limit at the same addresses on the primary side, while the command register lets it.
 """
 
+from typing import ClassVar
+
 from pellucid.machine.pci import config as cfg
 from pellucid.machine.pci.bus import PciBus, PciSpaces, swizzle
 from pellucid.machine.pci.config import ConfigRegister
@@ -11,26 +13,26 @@ from pellucid.machine.pci.function import PciFunction
 from pellucid.memory import ADDRESS_SPACE_SIZE, MemoryRegion, MemoryTransaction
 
 PORT_SPACE_SIZE = 0x1_0000
-IO_32_BIT, PREFETCHABLE_64_BIT = 0x01, 0x01
+PREFETCHABLE_64_BIT = 0x01
 BUS_RESET = 0x40
 WINDOW_PRIORITY = 1
 
 
 class PciBridge(PciFunction):
-    """The bridge. `bus_behind` is there once the bridge is on a bus itself."""
+    """The bridge. `bus_behind` is there once the bridge is on a bus itself; `bus_name` is what users call it."""
 
-    kind = "pci-bridge"
-    vendor_id, device_id, class_code = 0x1B36, 0x0001, 0x060400
+    class_code = 0x060400
     header_type = cfg.HEADER_BRIDGE
     vendor_bytes_writable = False
     status_reset = cfg.STATUS_FAST_BACK
+    express_behind: ClassVar[bool] = False
 
     primary = ConfigRegister(0x18, 1, writable=0xFF, doc="number of the bus that the bridge is on")
     secondary_number = ConfigRegister(0x19, 1, writable=0xFF, doc="number of the bus behind")
     subordinate = ConfigRegister(0x1A, 1, writable=0xFF, doc="highest number behind")
-    secondary_latency = ConfigRegister(0x1B, 1, writable=0xF8)
-    io_base = ConfigRegister(0x1C, 1, reset=IO_32_BIT, writable=0xF0)
-    io_limit = ConfigRegister(0x1D, 1, reset=IO_32_BIT, writable=0xF0)
+    secondary_latency = ConfigRegister(0x1B, 1, writable=0xFF)
+    io_base = ConfigRegister(0x1C, 1, writable=0xF0)
+    io_limit = ConfigRegister(0x1D, 1, writable=0xF0)
     secondary_status = ConfigRegister(0x1E, 2, write_clears=cfg.STATUS_ERRORS)
     memory_base = ConfigRegister(0x20, 2, writable=0xFFF0)
     memory_limit = ConfigRegister(0x22, 2, writable=0xFFF0)
@@ -38,11 +40,10 @@ class PciBridge(PciFunction):
     prefetchable_limit = ConfigRegister(0x26, 2, reset=PREFETCHABLE_64_BIT, writable=0xFFF0)
     prefetchable_base_high = ConfigRegister(0x28, 4, writable=0xFFFF_FFFF)
     prefetchable_limit_high = ConfigRegister(0x2C, 4, writable=0xFFFF_FFFF)
-    io_base_high = ConfigRegister(0x30, 2, writable=0xFFFF)
-    io_limit_high = ConfigRegister(0x32, 2, writable=0xFFFF)
-    bridge_control = ConfigRegister(0x3E, 2, writable=0x00EF)
+    bridge_control = ConfigRegister(0x3E, 2, writable=0x0BFF)
 
-    def __init__(self) -> None:
+    def __init__(self, bus_name: str = "") -> None:
+        self._bus_name = bus_name
         self._bus_behind: PciBus | None = None
         self._levels: dict[int, int] = {}
         self._memory = MemoryRegion.new_container("pci_bridge_pci")
@@ -60,13 +61,21 @@ class PciBridge(PciFunction):
         above = self.bus.spaces
         with MemoryTransaction():
             for name, window in self._windows.items():
-                window.set_enabled(False)
                 container = above.io if name == "pci_bridge_io" else above.memory
                 container.add_subregion_overlap(0, window, WINDOW_PRIORITY)
             spaces = PciSpaces(self._memory, self._io, above.dma, self.signal_msi)
-            self._bus_behind = PciBus(f"{self.kind}.{self.devfn:02x}", spaces, self._route)
+            self._bus_behind = PciBus(
+                self._bus_name or self.kind, spaces, self._route, express=self.express_behind, bridge=self
+            )
         super().attached()
         self._update_windows()
+
+    def detached(self) -> None:
+        super().detached()
+        with MemoryTransaction():
+            for window in self._windows.values():
+                if window.container is not None:
+                    window.container.del_subregion(window)
 
     def secondary(self) -> PciBus | None:
         return self._bus_behind
@@ -92,8 +101,7 @@ class PciBridge(PciFunction):
     def window(self, name: str) -> tuple[int, int]:
         """(base, limit) as the registers have them; a limit below the base closes the window."""
         if name == "pci_bridge_io":
-            base = self.io_base_high << 16 | (self.io_base & 0xF0) << 8
-            return base, self.io_limit_high << 16 | (self.io_limit & 0xF0) << 8 | 0xFFF
+            return (self.io_base & 0xF0) << 8, (self.io_limit & 0xF0) << 8 | 0xFFF
         if name == "pci_bridge_mem":
             return (self.memory_base & 0xFFF0) << 16, (self.memory_limit & 0xFFF0) << 16 | 0xF_FFFF
         base = self.prefetchable_base_high << 32 | (self.prefetchable_base & 0xFFF0) << 16
@@ -109,11 +117,9 @@ class PciBridge(PciFunction):
                 enable = cfg.COMMAND_IO if is_io else cfg.COMMAND_MEMORY
                 space = PORT_SPACE_SIZE if is_io else ADDRESS_SPACE_SIZE
                 is_open = bool(self.command & enable) and base <= limit < space
-                if is_open:
-                    region.set_address(base)
-                    region.set_alias_offset(base)
-                    region.set_size(limit - base + 1)
-                region.set_enabled(is_open)
+                region.set_address(base if is_open else 0)
+                region.set_alias_offset(base if is_open else 0)
+                region.set_size(limit - base + 1 if is_open else 0)
 
     def _route(self, slot: int, pin: int, level: bool) -> None:
         """A pin behind the bridge comes out of one of its own four, with whoever shares it."""

@@ -1,13 +1,14 @@
 """A PCI bus: functions by slot, the spaces they decode in, and where their interrupt pins lead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from pellucid.machine.pci import config as cfg
+from pellucid.machine.qdev import QdevBus, QdevNode
 from pellucid.memory import MemoryRegion
 
 SLOTS, FUNCTIONS, PINS = 32, 8, 4
+SECONDARY_BUS, SUBORDINATE_BUS = 0x19, 0x1A
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Function(Protocol):
 
     bus: "PciBus | None"
     devfn: int
+    config_size: ClassVar[int]
 
     def config_read(self, offset: int, size: int) -> int: ...
     def config_write(self, offset: int, size: int, value: int) -> None: ...
     def attached(self) -> None: ...
+    def detached(self) -> None: ...
+    def qdev_node(self, ident: str = "") -> QdevNode: ...
+    def info_lines(self) -> Iterator[str]: ...
     def secondary(self) -> "PciBus | None": ...
     def reset(self) -> None: ...
 
@@ -39,22 +44,59 @@ def swizzle(slot: int, pin: int) -> int:
 
 
 class PciBus:
-    """`route(slot, pin, level)` takes each change of a function's pin; the bus itself does not wire them together."""
+    """`route(slot, pin, level)` takes each change of a function's pin; the bus itself does not wire them together.
 
-    def __init__(self, name: str, spaces: PciSpaces, route: Callable[[int, int, bool], None]) -> None:
-        self.name = name
-        self.spaces = spaces
+    `express` says which of QEMU's two types it is; `bridge` is the function that it is behind.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spaces: PciSpaces,
+        route: Callable[[int, int, bool], None],
+        *,
+        express: bool = False,
+        bridge: "Function | None" = None,
+    ) -> None:
+        self.spaces, self.express, self.bridge = spaces, express, bridge
         self._route = route
         self.functions: dict[int, Function] = {}
+        self.nodes: dict[int, QdevNode] = {}
+        self.qdev = QdevBus(name, "PCIE" if express else "PCI", host=self)
 
-    def add(self, slot: int, function: int, device: Function) -> None:
+    @property
+    def shown_number(self) -> int:
+        """The bus's number as the guest has set it in the bridge; 0 for the root."""
+        return 0 if self.bridge is None else self.bridge.config_read(SECONDARY_BUS, 1)
+
+    @property
+    def name(self) -> str:
+        """As users say it."""
+        return self.qdev.name
+
+    def add(self, slot: int, function: int, device: Function, ident: str = "") -> None:
         """Put `device` at SLOT.FUNCTION. Raises ValueError when the place is taken or does not exist."""
         devfn = slot << 3 | function
         if not (0 <= slot < SLOTS and 0 <= function < FUNCTIONS) or devfn in self.functions:
             raise ValueError(f"PCI bus {self.name}: no free place {slot:02x}.{function}")
         self.functions[devfn] = device
         device.bus, device.devfn = self, devfn
+        self.nodes[devfn] = self.qdev.plug(device.qdev_node(ident))
         device.attached()
+        behind = device.secondary()
+        if behind is not None:
+            self.nodes[devfn].buses.append(behind.qdev)
+
+    def remove(self, device: Function) -> None:
+        """Take a function out; what it had mapped is gone."""
+        device.detached()
+        del self.functions[device.devfn]
+        self.qdev.unplug(self.nodes.pop(device.devfn))
+        device.bus = None
+
+    def node(self, device: Function) -> QdevNode:
+        """The node of a function that is on the bus."""
+        return self.nodes[device.devfn]
 
     def set_intx(self, devfn: int, pin: int, level: bool) -> None:
         """A function's pin (0 is INTA#) rose or fell."""
@@ -63,14 +105,14 @@ class PciBus:
     def config_read(self, bus: int, devfn: int, offset: int, size: int) -> int:
         """Read configuration space on bus number `bus`, this one being 0 for it; all ones where nobody is."""
         found = self._find(bus, devfn)
-        if found is None or offset + size > cfg.CONFIG_SIZE:
+        if found is None or offset + size > found.config_size:
             return (1 << 8 * size) - 1
         return found.config_read(offset, size)
 
     def config_write(self, bus: int, devfn: int, offset: int, size: int, value: int) -> None:
         """Write configuration space; dropped where nobody is."""
         found = self._find(bus, devfn)
-        if found is not None and offset + size <= cfg.CONFIG_SIZE:
+        if found is not None and offset + size <= found.config_size:
             found.config_write(offset, size, value)
 
     def _find(self, number: int, devfn: int) -> Function | None:
@@ -98,5 +140,5 @@ class PciBus:
         for function in self.functions.values():
             behind = function.secondary()
             if behind is not None:
-                found.append((function.config_read(0x19, 1), function.config_read(0x1A, 1), behind))
+                found.append((function.config_read(SECONDARY_BUS, 1), function.config_read(SUBORDINATE_BUS, 1), behind))
         return found

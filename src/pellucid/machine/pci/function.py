@@ -12,12 +12,16 @@ Saved is the configuration space; what follows from it (mappings, lines) is rebu
 bits keep the values that this function has.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from pellucid.machine.device import Device, State
+from pellucid.machine.device import Device, Property, State
 from pellucid.machine.pci import config as cfg
+from pellucid.machine.pci import details
 from pellucid.machine.pci.bar import Bar
 from pellucid.machine.pci.config import ConfigRegister
+from pellucid.machine.properties import BIT, PCI_ADDRESS, STRING, UINT32
+from pellucid.machine.qdev import QdevNode
 from pellucid.machine.state import BOOL, Memory
 from pellucid.memory import ADDRESS_SPACE_SIZE, AddressSpace, MemoryRegion, MemoryTransaction
 
@@ -51,7 +55,7 @@ class PciFunction(Device):
     subsystem: ClassVar[tuple[int, int]] = (0x1AF4, 0x1100)
     """Subsystem vendor and subsystem id; QEMU's, by which SeaBIOS knows on what it runs."""
     header_type: ClassVar[int] = 0
-    multifunction: ClassVar[bool] = False
+    is_multifunction: ClassVar[bool] = False
     interrupt_pin: ClassVar[int] = 0
     """1 to 4 for INTA# to INTD#, 0 for none."""
     status_reset: ClassVar[int] = 0
@@ -61,6 +65,18 @@ class PciFunction(Device):
     hotpluggable: ClassVar[bool] = True
     """Whether ACPI hot-plug may eject it; what the board is soldered to says False."""
     config_registers: ClassVar[tuple[ConfigRegister, ...]] = ()
+    config_size: ClassVar[int] = cfg.CONFIG_SIZE
+    """Bytes of configuration space; an express function has 4096."""
+
+    addr = Property(PCI_ADDRESS, -1)
+    romfile = Property(STRING, "")
+    romsize = Property(UINT32, 0xFFFF_FFFF)
+    rombar = Property(UINT32, 1)
+    multifunction = Property(BIT, False)
+    lnksta_dllla = Property(BIT, True, name="x-pcie-lnksta-dllla")
+    extcap_init = Property(BIT, True, name="x-pcie-extcap-init")
+    failover_pair_id = Property(STRING, "")
+    acpi_index = Property(UINT32, 0, name="acpi-index")
 
     config = State(Memory(cfg.CONFIG_SIZE), bytes(cfg.CONFIG_SIZE), survives_reset=True, doc="configuration space")
     intx_level = State(BOOL, False, doc="what the function asks of its interrupt pin")
@@ -81,11 +97,10 @@ class PciFunction(Device):
         self.bars: list[Bar] = []
         self.capabilities: dict[int, Capability] = {}
         self._places: list[tuple[int, int, Capability]] = []
-        self._last_capability = cfg.CAPABILITY_LIST
-        self._template = bytearray(cfg.CONFIG_SIZE)
-        self._writable = bytearray(cfg.CONFIG_SIZE)
-        self._clears = bytearray(cfg.CONFIG_SIZE)
-        self._dynamic = bytearray(cfg.CONFIG_SIZE)
+        self._template = bytearray(self.config_size)
+        self._writable = bytearray(self.config_size)
+        self._clears = bytearray(self.config_size)
+        self._dynamic = bytearray(self.config_size)
         self.bus_master = MemoryRegion.new_container("bus master container")
         self._bus_master_alias: MemoryRegion | None = None
         self.dma = AddressSpace(self.kind, self.bus_master)
@@ -100,14 +115,13 @@ class PciFunction(Device):
         put(cfg.DEVICE_ID, 2, self.device_id)
         put(cfg.REVISION_ID, 1, self.revision)
         put(cfg.CLASS_CODE, 3, self.class_code)
-        multifunction = cfg.HEADER_MULTIFUNCTION if self.multifunction else 0
-        put(cfg.HEADER_TYPE, 1, self.header_type | multifunction)
+        self.set_multifunction(self.is_multifunction)
         put(cfg.INTERRUPT_PIN, 1, self.interrupt_pin)
         if self.header_type == 0:
             put(cfg.SUBSYSTEM_VENDOR_ID, 2, self.subsystem[0])
             put(cfg.SUBSYSTEM_ID, 2, self.subsystem[1])
         if self.vendor_bytes_writable:
-            self._writable[cfg.HEADER_SIZE :] = b"\xff" * (cfg.CONFIG_SIZE - cfg.HEADER_SIZE)
+            self._writable[cfg.HEADER_SIZE :] = b"\xff" * (self.config_size - cfg.HEADER_SIZE)
         for register in self.config_registers:
             put(register.offset, register.size, register.reset, register.writable, register.write_clears)
         put(cfg.COMMAND, 2, self.command_reset, self.command_writable)
@@ -142,15 +156,15 @@ class PciFunction(Device):
         return cfg.FIRST_BAR + 4 * bar.index
 
     def add_capability(self, offset: int, size: int, capability: Capability) -> None:
-        """Put `capability` at `offset`, with `size` bytes, at the end of the list. From constructors only.
+        """Put `capability` at `offset`, with `size` bytes, at the head of the list. From constructors only.
 
         Its bytes are read-only until `put_template` says otherwise.
         """
-        self.put_template(offset, size, capability.id)
-        self._template[self._last_capability] = offset
+        head = self._template[cfg.CAPABILITY_LIST]
+        self.put_template(offset, size, capability.id | head << 8)
+        self._template[cfg.CAPABILITY_LIST] = offset
         status = int.from_bytes(self._template[cfg.STATUS : cfg.STATUS + 2], "little") | cfg.STATUS_CAPABILITIES
         self._template[cfg.STATUS : cfg.STATUS + 2] = status.to_bytes(2, "little")
-        self._last_capability = offset + 1
         self._writable[offset : offset + size] = bytes(size)
         self.capabilities[capability.id] = capability
         self._places.append((offset, size, capability))
@@ -164,7 +178,7 @@ class PciFunction(Device):
         self._update()
 
     def after_load(self) -> None:
-        for offset in range(cfg.CONFIG_SIZE):
+        for offset in range(self.config_size):
             # Bits that software can neither set nor clear are not taken from a stream, the status register's apart.
             free = self._writable[offset] | self._clears[offset] | self._dynamic[offset]
             fixed = ~free & 0xFF
@@ -182,7 +196,7 @@ class PciFunction(Device):
     def config_write(self, offset: int, size: int, value: int) -> None:
         """A guest's write, byte by byte through the masks, and what follows from it."""
         old_command = self.command
-        for at in range(offset, min(offset + size, cfg.CONFIG_SIZE)):
+        for at in range(offset, min(offset + size, self.config_size)):
             byte = value & 0xFF
             value >>= 8
             writable = self._writable[at]
@@ -204,6 +218,28 @@ class PciFunction(Device):
             for bar in self.bars
         )
 
+    # The tree of devices.
+
+    def set_multifunction(self, on: bool) -> None:
+        """Say in the header that the slot has more functions (`multifunction=on`). Before the function is on a bus."""
+        self.__dict__["multifunction"] = on
+        header = self.header_type | (cfg.HEADER_MULTIFUNCTION if on else 0)
+        self.put_template(cfg.HEADER_TYPE, 1, header)
+
+    def qdev_node(self, ident: str = "") -> QdevNode:
+        node = super().qdev_node(ident)
+        node.details = lambda: details.qtree_lines(self)
+        return node
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        self.__dict__["addr"] = self.devfn
+        return super().describe()
+
+    def info_lines(self) -> Iterator[str]:
+        """The function's lines in `info pci`."""
+        assert self.bus is not None
+        return details.function_lines(self, self.bus.node(self).id)
+
     # What follows from the registers.
 
     def attached(self) -> None:
@@ -214,6 +250,17 @@ class PciFunction(Device):
         self._bus_master_alias.set_enabled(False)
         self.bus_master.add_subregion(0, self._bus_master_alias)
         self._update()
+
+    def detached(self) -> None:
+        """The function is being taken from `self.bus`: unmap everything, let go of the pin."""
+        with MemoryTransaction():
+            for bar in self.bars:
+                if bar.address is not None:
+                    self._unmap(bar)
+            if self._bus_master_alias is not None:
+                self.bus_master.del_subregion(self._bus_master_alias)
+                self._bus_master_alias = None
+        self.set_intx(False)
 
     def _update(self) -> None:
         if self.bus is None:
@@ -240,12 +287,17 @@ class PciFunction(Device):
         address = self.bar_address(bar)
         if address == bar.address:
             return
-        container = self.bus.spaces.io if bar.is_io else self.bus.spaces.memory
         if bar.address is not None:
-            container.del_subregion(bar.region)
-        bar.address = address
+            self._unmap(bar)
         if address is not None:
+            bar.address = address
+            container = self.bus.spaces.io if bar.is_io else self.bus.spaces.memory
             container.add_subregion_overlap(address, bar.region, BAR_PRIORITY)
+
+    def _unmap(self, bar: Bar) -> None:
+        assert bar.region.container is not None
+        bar.region.container.del_subregion(bar.region)
+        bar.address = None
 
     def secondary(self) -> "PciBus | None":
         """The bus behind a bridge; None for everything else."""

@@ -5,6 +5,7 @@ from pellucid.monitor.commands import (
     chardevs,
     chips,
     cpus,
+    devices,
     keys,
     logs,
     machine,
@@ -16,5 +17,19 @@ from pellucid.monitor.commands import (
     run,
 )
 
-__all__ = ["block", "chardevs", "chips", "cpus", "keys", "logs", "machine", "memory", "meta", "paging", "ports", "qom",
-           "run"]  # fmt: skip
+__all__ = [
+    "block",
+    "chardevs",
+    "chips",
+    "cpus",
+    "devices",
+    "keys",
+    "logs",
+    "machine",
+    "memory",
+    "meta",
+    "paging",
+    "ports",
+    "qom",
+    "run",
+]

@@ -19,6 +19,8 @@ def log(session: Session, items: str) -> str:
         if item not in LOG_ITEMS:
             return log_items_text()
     choose_log_items(chosen)
+    for tell in session.machine.on_log_items:
+        tell()
     return ""
 
 

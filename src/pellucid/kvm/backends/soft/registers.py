@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import Any
 
+from pellucid.cpu.cpuid import CpuidEntry
 from pellucid.cpu.flags import CC_EFLAGS
 from pellucid.cpu.state import (
-    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CS, DS, ES, FS, GS, LDTR, RFLAGS_STATUS, RFLAGS_VM, SS, TR, XMM_BYTES, slot_of)
+    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CS,
+    DS, ES, FS, GS, LDTR, RFLAGS_STATUS, RFLAGS_VM, SS, TR, XMM_BYTES, slot_of)
 from pellucid.engine.processor import Processor
+from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.regs import DebugRegs, DTable, Fpu, Regs, Segment, Sregs
 
 _GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS, "ldt": LDTR, "tr": TR}
 _ST, _XMM = slot_of("st"), slot_of("xmm")
+XSAVE_BYTES = 4096
+"""Size of an XSAVE image (struct kvm_xsave)."""
+XFEATURE_X87, XFEATURE_SSE, XFEATURE_AVX, XFEATURE_PKRU = 1, 2, 4, 1 << 9
+_XSTATE_BV, _YMM_HIGH, _PKRU = 512, 576, 2688   # where they stand in the image
+CR0_CACHE = CR0_CD | CR0_NW
 
 
 def get_regs(cpu: Processor) -> Regs:
@@ -116,18 +125,92 @@ def set_debugregs(cpu: Processor, value: DebugRegs) -> None:
     dr = cpu.state.dr
     dr[0], dr[1], dr[2], dr[3] = value.db
     dr[6], dr[7] = value.dr6, value.dr7
+    cpu.refresh_mode()
 
 
-def reset(cpu: Processor) -> None:
-    """Registers after RESET (SDM vol. 3, table 9-1)."""
+def get_xsave(cpu: Processor) -> bytes:
+    """All of x87, SSE, AVX and PKRU in the standard format of XSAVE, XSAVE_BYTES long (SDM vol. 1, 13.4)."""
+    s, fpu = cpu.state, get_fpu(cpu)
+    image = bytearray(XSAVE_BYTES)
+    struct.pack_into("<HHBxHQQII", image, 0, fpu.fcw, fpu.fsw, s.fpu_tags, fpu.last_opcode, fpu.last_ip, fpu.last_dp,
+                     fpu.mxcsr, 0xFFFF)
+    for i in range(8):
+        image[32 + 16 * i:42 + 16 * i] = fpu.fpr[s.fpu_top + i & 7].to_bytes(10, "little")
+    for i in range(16):
+        low = cpu.address + _XMM + i * XMM_BYTES
+        image[160 + 16 * i:176 + 16 * i] = ctypes.string_at(low, 16)
+        image[_YMM_HIGH + 16 * i:_YMM_HIGH + 16 + 16 * i] = ctypes.string_at(low + 16, 16)
+    struct.pack_into("<Q", image, _XSTATE_BV, XFEATURE_X87 | XFEATURE_SSE | XFEATURE_AVX | XFEATURE_PKRU)
+    struct.pack_into("<I", image, _PKRU, s.pkru)
+    return bytes(image)
+
+
+def set_xsave(cpu: Processor, image: bytes) -> None:
+    """Set all of it; a component that XSTATE_BV leaves out takes its initial value. Raises InvalidRequestError."""
+    if len(image) != XSAVE_BYTES:
+        raise InvalidRequestError(f"an XSAVE image of {len(image)} bytes, not {XSAVE_BYTES}")
+    present, = struct.unpack_from("<Q", image, _XSTATE_BV)
+    fpu = Fpu()
+    mxcsr, = struct.unpack_from("<I", image, 24)
+    tags = 0
+    if present & XFEATURE_X87:
+        fpu.fcw, fpu.fsw, tags, fpu.last_opcode, fpu.last_ip, fpu.last_dp = struct.unpack_from("<HHBxHQQ", image)
+        for i in range(8):
+            fpu.fpr[(fpu.fsw >> 11) + i & 7] = int.from_bytes(image[32 + 16 * i:42 + 16 * i], "little")
+    if present & (XFEATURE_SSE | XFEATURE_AVX):
+        fpu.mxcsr = mxcsr
+    if present & XFEATURE_SSE:
+        fpu.xmm = [int.from_bytes(image[160 + 16 * i:176 + 16 * i], "little") for i in range(16)]
+    set_fpu(cpu, fpu)
+    cpu.state.fpu_tags = tags
+    for i in range(16):
+        at = _YMM_HIGH + 16 * i
+        high = image[at:at + 16] if present & XFEATURE_AVX else bytes(16)
+        ctypes.memmove(cpu.address + _XMM + i * XMM_BYTES + 16, high, 16)
+    cpu.state.pkru = struct.unpack_from("<I", image, _PKRU)[0] if present & XFEATURE_PKRU else 0
+    cpu.flush_tlb()
+
+
+def set_xcr0(cpu: Processor, value: int) -> None:
+    """Set XCR0; raises InvalidRequestError for a value that XSETBV would refuse."""
+    refused = value & ~cpu.state.xcr0_allowed or not value & XFEATURE_X87
+    if value != 1 and (refused or value & (XFEATURE_SSE | XFEATURE_AVX) == XFEATURE_AVX):
+        raise InvalidRequestError(f"XCR0 cannot be {value:#x}")
+    cpu.state.xcr0 = value
+    cpu.refresh_mode()
+
+
+def reset(cpu: Processor, *, init: bool = False) -> None:
+    """Registers after RESET or, with `init`, INIT, which leaves floating-point and vector state, XCR0, PKRU and the
+    MSRs, and CR0.CD and NW, as they were (SDM vol. 3, table 10-1).
+    """
+    s = cpu.state
+    cr0 = s.cr0 & CR0_CACHE | CR0_ET if init else CR0_CACHE | CR0_ET
     segment = Segment(base=0, limit=0xFFFF, selector=0, type=3)
     code = Segment(base=0xFFFF_0000, limit=0xFFFF, selector=0xF000, type=11)
     system = Segment(base=0, limit=0xFFFF, selector=0, type=11, s=False)
+    # What the interrupted instruction or event had begun is forgotten.
+    s.replay_count = s.step_once = s.delivering = s.shadow = s.nmi_blocked = s.irq_window = s.msr_fault = 0
+    s.db_pending = s.announced = 0
+    set_rflags(cpu, 0)
     set_sregs(cpu, Sregs(cs=code, ds=segment, es=segment, fs=segment, gs=segment, ss=segment, tr=system,
-                         ldt=Segment(limit=0xFFFF, type=2, s=False), gdt=DTable(), idt=DTable(), cr0=0x6000_0010,
+                         ldt=Segment(limit=0xFFFF, type=2, s=False), gdt=DTable(), idt=DTable(), cr0=cr0,
                          cr2=0, cr3=0, cr4=0, cr8=0, efer=0, apic_base=0))
-    set_regs(cpu, Regs(rip=0xFFF0, rdx=0x600))
-    set_fpu(cpu, Fpu(fcw=0x40, ftw=0x5555))
+    set_regs(cpu, Regs(rip=0xFFF0, rdx=_signature(cpu)))
     set_debugregs(cpu, DebugRegs())
-    cpu.state.xcr0 = 1
-    cpu.state.pat = 0x0007_0406_0007_0406
+    if not init:
+        s.xcr0 = 1
+        s.pat = 0x0007_0406_0007_0406
+        s.pkru = 0
+        ctypes.memset(cpu.address + _XMM, 0, 16 * XMM_BYTES)
+        set_fpu(cpu, Fpu(fcw=0x40, ftw=0x5555))
+    cpu.refresh_mode()
+
+
+def _signature(cpu: Processor) -> int:
+    """EDX after a reset: family, model and stepping as CPUID leaf 1 has them."""
+    for n in range(cpu.state.cpuid_count):
+        entry = CpuidEntry.view(cpu.state.cpuid + n * CpuidEntry.size)
+        if entry.leaf == 1:
+            return int(entry.eax)
+    return 0x600

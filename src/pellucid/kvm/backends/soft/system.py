@@ -77,7 +77,7 @@ class SoftVm:
         return int(self.engine.read_tsc() + self.tsc_offset) & U64
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
-        with self._stopped():
+        with self.stopped():
             try:
                 self.memory.set_slot(slot, gpa, size, hva, readonly)
             except ValueError as error:
@@ -85,15 +85,19 @@ class SoftVm:
             for vcpu in self.vcpus:
                 vcpu.processor.flush_code()
 
-    def _stopped(self) -> _Stopped:
-        return _Stopped(self)
+    def stopped(self, *, flush: bool = True) -> _Stopped:
+        """A context in which every vCPU is outside native code; with `flush` each drops its translations of addresses.
+
+        Not within a vCPU's `run`, unless it is outside native code itself.
+        """
+        return _Stopped(self, flush)
 
     def create_vcpu(self, apic_id: int) -> SoftVcpu:
         if any(other.apic_id == apic_id for other in self.vcpus):
             raise InvalidRequestError(f"a vCPU with APIC id {apic_id} is there already")
         if len(self.vcpus) >= MAX_PROCESSORS:
             raise InvalidRequestError(f"more than {MAX_PROCESSORS} vCPUs")
-        with self._stopped():
+        with self.stopped():
             vcpu = SoftVcpu(self, apic_id)
         self.vcpus.append(vcpu)
         return vcpu
@@ -178,7 +182,7 @@ class SoftVm:
             vcpu.request(KVM_REQ_CLOCK_UPDATE)
 
     def _move_tscs(self, ticks: int) -> None:
-        with self._stopped():
+        with self.stopped():
             self.tsc_offset = self.tsc_offset + ticks & U64
             for vcpu in self.vcpus:
                 vcpu.move_tsc(ticks)
@@ -247,15 +251,21 @@ class Gate:
 
 
 class _Stopped:
-    """Every vCPU outside native code: what a change of memory slots needs. Not on a vCPU that is inside `run`."""
+    """Every vCPU outside native code: what a change of memory slots needs, and LOCK across two pages.
 
-    def __init__(self, vm: SoftVm) -> None:
-        self._gate, self._vcpus = vm.gate, list(vm.vcpus)
+    Locks are taken in the order of the vCPUs, so that two who want this come one after the other.
+    """
+
+    def __init__(self, vm: SoftVm, flush: bool) -> None:
+        self._gate, self._vcpus, self._flush = vm.gate, list(vm.vcpus), flush
 
     def __enter__(self) -> None:
         self._gate.close()
         for vcpu in self._vcpus:
-            vcpu.request(KVM_REQ_TLB_FLUSH)
+            if self._flush:
+                vcpu.request(KVM_REQ_TLB_FLUSH)
+            else:
+                vcpu.processor.kick()
         for vcpu in self._vcpus:
             # A kick is lost where the vCPU was between looking at its requests and native code.
             while not vcpu.guest_lock.acquire(timeout=KICK_AGAIN):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
-    EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, RFLAGS_IF)
+    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN,
+    PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry,
-    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Regs,
+    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Observer, Regs,
     ShutdownExit, Sregs, VcpuEvents)
 from pellucid.kvm.backends.soft import registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
@@ -59,6 +60,7 @@ class SoftVcpu:
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._closed = False
+        self._log: Observer | None = None
         self.cpuid_table: object = None
         self.arch_capabilities = ARCH_CAPABILITIES
         self.has_lapic = vm.irqchip is not None
@@ -76,7 +78,7 @@ class SoftVcpu:
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
-            EXIT_RSM: self._on_rsm}
+            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive}
 
     @property
     def apic_id(self) -> int:
@@ -203,8 +205,15 @@ class SoftVcpu:
             self.processor.refresh_mode()
         self._mp_state = outcome.mp_state
 
+    def set_log(self, log: Observer | None) -> None:
+        self._log = log
+        with self.guest_lock:
+            self.processor.observe(log)
+
     def _init_reset(self) -> None:
-        registers.reset(self.processor)
+        if self._log is not None:
+            self._log.reset()
+        registers.reset(self.processor, init=True)
         self.lapic.init_reset()
         self._halted = self._frozen = False
 
@@ -343,6 +352,16 @@ class SoftVcpu:
         self.requests.make(KVM_REQ_EVENT)
         return None
 
+    def _on_exclusive(self) -> Exit | None:
+        """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
+        state = self.state
+        with self._vm.stopped(flush=False):
+            state.exclusive = state.step_once = 1
+            state.pending = PENDING_REQUEST  # nothing behind that instruction
+            reason = self.processor.run()
+            state.exclusive = 0
+        return None if reason == EXIT_EXCLUSIVE else self._handlers[reason]()
+
     def _on_ferr(self) -> Exit:
         """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
         self._frozen = True
@@ -390,6 +409,18 @@ class SoftVcpu:
 
     def set_fpu(self, fpu: Fpu) -> None:
         registers.set_fpu(self.processor, fpu)
+
+    def get_xsave(self) -> bytes:
+        return registers.get_xsave(self.processor)
+
+    def set_xsave(self, image: bytes) -> None:
+        registers.set_xsave(self.processor, image)
+
+    def get_xcr0(self) -> int:
+        return int(self.state.xcr0)
+
+    def set_xcr0(self, value: int) -> None:
+        registers.set_xcr0(self.processor, value)
 
     def get_debugregs(self) -> DebugRegs:
         return registers.get_debugregs(self.processor)

@@ -1,0 +1,54 @@
+"""Which CPUID features an encoding needs, as bits: where a CPU model hides one, the encoding raises #UD.
+
+The bits are our own, in the order of `GATES`; a template carries those that its instruction needs, `CpuState.features`
+those that CPUID shows (`FEATURES_ISA`), and the translator compares them (SDM vol. 2: "#UD if CPUID... = 0").
+Encodings that are another instruction without their feature (TZCNT, LZCNT, WBNOINVD) have a second template.
+What needs a control register besides, as AVX does, is a matter of the mode.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import iced_x86 as iced
+
+from pellucid.cpu.models.features import FEATURES, Place
+
+GATES = {
+    "tsc": "TSC", "msr": "MSR", "cx8": "CX8", "sep": "SEP", "cmov": "CMOV", "clflush": "CLFSH", "mmx": "MMX",
+    "fxsr": "FXSR", "sse": "SSE", "sse2": "SSE2", "pni": "SSE3", "ssse3": "SSSE3", "cx16": "CMPXCHG16B",
+    "sse4.1": "SSE4_1", "sse4.2": "SSE4_2", "movbe": "MOVBE", "popcnt": "POPCNT", "xsave": "XSAVE",
+    "fsgsbase": "FSGSBASE", "smap": "SMAP", "clflushopt": "CLFLUSHOPT", "clwb": "CLWB", "rdpid": "RDPID",
+    "xsaveopt": "XSAVEOPT", "xsavec": "XSAVEC", "syscall": "SYSCALL", "rdtscp": "RDTSCP", "abm": "LZCNT",
+    "wbnoinvd": "WBNOINVD", "aes": "AES", "pclmulqdq": "PCLMULQDQ", "avx": "AVX", "avx2": "AVX2", "bmi1": "BMI1",
+    "bmi2": "BMI2", "f16c": "F16C", "fma": "FMA", "rdrand": "RDRAND", "rdseed": "RDSEED", "adx": "ADX",
+    "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "lahf-lm": "LAHF and SAHF in 64-bit mode",
+}
+"""Feature by QEMU's name, and the encodings it stands for by iced-x86's name of a feature."""
+
+_BITS = {gate: 1 << number for number, gate in enumerate(GATES)}
+_ICED = {bit: value for gate, bit in _BITS.items()
+         if (value := getattr(iced.CpuidFeature, GATES[gate], None)) is not None}
+_LAHF: tuple[int, ...] = (iced.Code.LAHF, iced.Code.SAHF)
+
+
+@functools.cache
+def needs(code: int, long_mode: bool) -> int:
+    """The bits of the features that an encoding needs, all of them; `long_mode`: in 64-bit mode."""
+    instruction: Any = iced.Instruction()
+    instruction.code = code
+    wanted: Any = instruction.cpuid_features()
+    bits = sum(bit for bit, feature in _ICED.items() if feature in wanted)
+    return bits | (_BITS["lahf-lm"] if long_mode and code in _LAHF else 0)
+
+
+def shown(has: Callable[[Place, int], bool]) -> int:
+    """The bits of the features that CPUID shows; `has` looks at a place (leaf, subleaf, register) and a bit."""
+    return sum(bit for gate, bit in _BITS.items() if has(*FEATURES[gate]))
+
+
+def bit_of(gate: str) -> int:
+    """The bit of a feature by QEMU's name."""
+    return _BITS[gate]

@@ -1,0 +1,107 @@
+"""What -d tells of CPUs: new code, executed blocks, registers, events, resets; laid out as QEMU does.
+
+QEMU's `CCO=` line names its lazy flags' state; here they are always told as computed, `EFLAGS`.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+from pellucid.kvm.api import CodeBlock, Event, Vcpu
+from pellucid.machine.log import AddressRange, logged_items
+from pellucid.machine.machine import Machine
+from pellucid.monitor.dump import block_text
+from pellucid.monitor.guest_state import read_registers
+from pellucid.monitor.registers import state_text
+from pellucid.runtime import ShutdownCause
+
+CPU_ITEMS = frozenset(("in_asm", "int", "exec", "cpu", "cpu_reset"))
+NO_EXCEPTION = 0xFFFF_FFFF
+PAGE_FAULT = 14
+
+
+def _tell(item: str, text: str, *values: object) -> None:
+    logging.getLogger(f"pellucid.cpu.{item}").debug(text, *values)
+
+
+class CpuLog:
+    """Hears one vCPU (an `Observer`) and writes what `items` ask for. `ranges`: only code there; none: all."""
+
+    def __init__(self, index: int, vcpu: Vcpu, items: frozenset[str], ranges: Sequence[AddressRange],
+                 numbers: "itertools.count[int]") -> None:
+        self._index, self._vcpu, self._items, self._ranges, self._numbers = index, vcpu, items, ranges, numbers
+        self.new_blocks = "in_asm" in items
+        self.blocks = bool(items & {"exec", "cpu"})
+        self.events = "int" in items
+
+    def block(self, block: CodeBlock, fresh: bool) -> None:
+        """in_asm, exec, cpu."""
+        if self._ranges and not any(first <= block.pc <= last for first, last in self._ranges):
+            return
+        if fresh and self.new_blocks and block.code:
+            _tell("in_asm", "----------------\nIN: \n%s", block_text(block.pc, block.code, block.bits))
+        if "exec" in self._items:
+            _tell("exec", "Trace %d: 0x%x [%016x/%016x/%08x/00000000] ", self._index, block.host, block.cs_base,
+                  block.pc, block.mode)
+        if "cpu" in self._items:
+            _tell("cpu", "%s", self._state(fpu="fpu" in self._items))
+
+    def event(self, event: Event) -> None:
+        """int."""
+        if event.external:
+            _tell("int", "Servicing hardware INT=0x%02x", event.vector)
+        elif not event.software:
+            old = NO_EXCEPTION if event.during is None else event.during
+            _tell("int", "check_exception old: 0x%x new 0x%x", old, event.vector)
+        state = read_registers(self._vcpu)
+        if event.merged or not state.sregs.cr0 & 1:
+            return
+        regs, cs = state.regs, state.sregs.cs
+        more = f"CR2={state.sregs.cr2:016x}" if event.vector == PAGE_FAULT else f"env->regs[R_EAX]={regs.rax:016x}"
+        _tell("int", "%6d: v=%02x e=%04x i=%d cpl=%d IP=%04x:%016x pc=%016x SP=%04x:%016x %s\n%s", next(self._numbers),
+                   event.vector, event.error, event.software, state.sregs.ss.dpl, cs.selector, regs.rip,
+                   cs.base + regs.rip & (1 << 64) - 1, state.sregs.ss.selector, regs.rsp, more, self._state(fpu=False))
+
+    def reset(self) -> None:
+        """cpu_reset."""
+        if "cpu_reset" in self._items:
+            _tell("cpu_reset", "CPU Reset (CPU %d)\n%s", self._index, self._state(fpu=True))
+
+    def _state(self, *, fpu: bool) -> str:
+        return state_text(read_registers(self._vcpu), fpu=fpu, lazy_flags=True).rstrip("\n")
+
+
+class MachineLog:
+    """The log of a machine's CPUs: what is logged follows the items chosen."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._numbers = itertools.count()
+        self._logs: list[CpuLog] = []
+
+    def choose(self) -> list[tuple[Vcpu, CpuLog | None]]:
+        """Who hears each vCPU by the items that are chosen now."""
+        items, ranges = frozenset(logged_items()), self._machine.config.log_ranges
+        vcpus = [thread.vcpu for thread in self._machine.vcpus.threads]
+        self._logs = [CpuLog(n, vcpu, items, ranges, self._numbers) for n, vcpu in enumerate(vcpus)]
+        return list(zip(vcpus, self._logs if items & CPU_ITEMS else [None] * len(vcpus), strict=True))
+
+    def follow(self) -> None:
+        """Other items were chosen while the machine runs. The big lock is held."""
+        for thread, (vcpu, log) in zip(self._machine.vcpus.threads, self.choose(), strict=True):
+            thread.run_on_cpu(lambda vcpu=vcpu, log=log: vcpu.set_log(log))  # type: ignore[misc]
+
+    def before_reset(self, _: ShutdownCause | None = None) -> None:
+        """The machine is about to be reset, or has just been made."""
+        for log in self._logs:
+            log.reset()
+
+
+def attach_log(machine: Machine) -> None:
+    """Hear the CPUs of `machine`, which have just been made; their threads do not run yet."""
+    log = MachineLog(machine)
+    machine.system.on_reset.insert(0, log.before_reset)
+    machine.on_log_items.append(log.follow)
+    for vcpu, hears in log.choose():
+        vcpu.set_log(hears)
+    log.before_reset()
