@@ -44,6 +44,8 @@ class FdcCore(Device):
         self._turn = clock.timer(self._turned)
         self._clock = clock
         super().__init__()
+        for drive in drives:
+            drive.recalibrate()
 
     def _turned(self) -> None:
         raise NotImplementedError

@@ -50,7 +50,7 @@ class SectorTransfers(FdcCore):
         self.multi_track, self.end_of_track, self.kind_of_transfer = bool(first & MULTI_TRACK), end, kind.value
         if size:
             sectors = end - sector + 1
-            if sectors <= 0:
+            if sectors < 0:
                 self.finish(ST0_ABNORMAL, ST1_MISSING_MARK)
                 return
             length = (128 << min(size, LARGEST_SIZE)) * (sectors + (end if self.multi_track else 0))
@@ -85,7 +85,7 @@ class SectorTransfers(FdcCore):
                 if found is not None:
                     st2 = found
                     break
-            elif error := self._move(kind, size):
+            elif (error := self._move(kind, size)) is not None:
                 self.finish(ST0_ABNORMAL | ST0_SEEK_END, error)
                 return
             done += size
@@ -93,20 +93,20 @@ class SectorTransfers(FdcCore):
                 break
         self.finish(0, 0, st2)
 
-    def _move(self, kind: Transfer, size: int) -> int:
-        """One sector, or its beginning; what goes wrong, as bits of ST1."""
+    def _move(self, kind: Transfer, size: int) -> int | None:
+        """One sector, or its beginning; None, or ST1 for what goes wrong."""
         drive, content = self.drive, bytearray(SECTOR)
         if kind is Transfer.VERIFY:
-            return 0
+            return None
         if kind is Transfer.WRITE and drive.read_only:
             return ST1_NOT_WRITABLE
         if (kind is Transfer.READ or size < SECTOR) and not drive.read_sector(content):
             return ST1_DATA_ERROR
         if kind is Transfer.READ:
             self.dma.to_memory(content[:size])
-            return 0
+            return None
         content[:size] = self.dma.from_memory(size).ljust(size, b"\0")
-        return 0 if drive.write_sector(content) else ST1_DATA_ERROR
+        return None if drive.write_sector(content) else 0
 
     def _scan(self, kind: Transfer, size: int) -> int | None:
         """Compare a sector with memory; ST2 where that ends the scan."""
