@@ -31,7 +31,8 @@ def test_closed_streams(closed: tuple[int, ...]) -> None:
     assert (b"pellucid" in process.stdout.lower()) == (1 not in closed)
 
 
-def test_a_reader_that_has_enough() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough(unbuffered: str) -> None:
     """As under `| head -1`: no traceback."""
     read, write = os.pipe()
     os.close(read)
@@ -40,7 +41,7 @@ def test_a_reader_that_has_enough() -> None:
         stdin=subprocess.DEVNULL,
         stdout=write,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": unbuffered},
         timeout=60,
     )
     os.close(write)

@@ -101,7 +101,9 @@ def _guarded(run: Callable[[], int]) -> int:
     """run()'s status; the errors that are the user's to mend become one line and status 1."""
     _open_closed_streams()
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()  # here, where an error can still be told
+        return status
     except PellucidError as error:
         line = " ".join(str(error).split())
         print(f"pellucid: {line}", file=sys.stderr)

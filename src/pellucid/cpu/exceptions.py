@@ -18,7 +18,12 @@ from pellucid.native import local, native, u16, u32, u64
 
 RSP = 4
 # Results of deliver_exception().
-TRIPLE_FAULT, DELIVERED, WAITS = 0, 1, 2
+TRIPLE_FAULT, DELIVERED, WAITS, INTERRUPTED = 0, 1, 2, 3
+# CpuState.delivering.
+IDLE, UNDER_WAY, NEXT = 0, 1, 2
+# Events in one go after which a delivery looks whether someone wants the processor: a guest can have the delivery of
+# #AC raise #GP and that of #GP raise #AC for ever, and hardware does no better.
+PATIENCE = 8
 
 
 @native
@@ -41,7 +46,9 @@ def note(s, vector, error):
 
 @native(inline=False)
 def deliver_exception(s) -> u32:
-    """Deliver the event in s.exc_*, and those that its delivery raises: TRIPLE_FAULT, DELIVERED or WAITS."""
+    """Deliver the event in s.exc_*, and those that its delivery raises: TRIPLE_FAULT, DELIVERED, WAITS for a device, or
+    INTERRUPTED: it goes on when the processor runs again.
+    """
     s.alone = 1  # no block runs: a push over translated code need not leave
     outcome = deliver_until_done(s)
     s.alone = 0
@@ -50,25 +57,26 @@ def deliver_exception(s) -> u32:
 
 @native(inline=False)
 def deliver_until_done(s) -> u32:
+    rounds: u32 = 0
     while True:
         vector = s.exc_vector
         soft = s.exc_soft
-        if s.delivering == 0:
+        if s.delivering != UNDER_WAY:
             note(s, vector, s.exc_error)
-        s.delivering = 1
+        s.delivering = UNDER_WAY
         s.replay_at = 0
         try:
             if vector == PF and soft == SOFT_NONE:
                 s.cr2 = s.exc_address
             deliver_event(s, vector, s.exc_error, s.exc_has_error != 0, soft)
-            s.delivering = 0
+            s.delivering = IDLE
             s.replay_count = 0
             s.shadow = 0
             return u32(DELIVERED)
         except Stop:
             if s.exit_reason == EXIT_MMIO:
                 return u32(WAITS)
-            s.delivering = 0
+            s.delivering = IDLE
             s.replay_count = 0
             if s.exc_vector == PF:
                 s.cr2 = s.exc_address  # also where the two become a double fault (SDM vol. 3, 6.15)
@@ -76,6 +84,10 @@ def deliver_until_done(s) -> u32:
                 note(s, s.exc_vector, s.exc_error)
                 return u32(TRIPLE_FAULT)
             combine(s, vector, soft)
+            rounds += 1
+            if rounds > PATIENCE and s.pending != 0:
+                s.delivering = NEXT
+                return u32(INTERRUPTED)
 
 
 @native

@@ -360,7 +360,7 @@ class CpuState(Struct):
     xcr0_allowed: u64
     table_limit: u32       # limit read by LGDT or LIDT
     msr_fault: u32         # the MSR access in flight raises #GP(0)
-    delivering: u32        # 1: the event in exc_* is half delivered and goes on when a device has answered
+    delivering: u32        # 1: the event in exc_* is half delivered and goes on when a device answered; 2: not begun
     step_trap: u32         # the instruction that runs alone ends in a single-step trap
     db_pending: u64        # DR6 bits of a #DB that is due behind the current instruction
     watch_code: u32        # bit n: DRn is an instruction breakpoint; likewise for data and for ports

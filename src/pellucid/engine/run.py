@@ -2,7 +2,7 @@
 
 from pellucid.cpu.breakpoints import debug_exception, match_code, update_breakpoints
 from pellucid.cpu.code_pages import read_mail, written_outside
-from pellucid.cpu.exceptions import DELIVERED, WAITS, deliver_exception, deliver_interrupt
+from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception, deliver_interrupt
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
@@ -193,7 +193,7 @@ def loop(s, traced) -> u32:
                     break
             outcome = deliver_exception(s)
             if outcome != DELIVERED:
-                reason = EXIT_MMIO if outcome == WAITS else u32(EXIT_SHUTDOWN)
+                reason = undelivered(outcome)
                 break
         elif reason == EXIT_SMC:
             s.step_once = 1
@@ -210,7 +210,18 @@ def deliver(s: ptr[CpuState]) -> u32:
     outcome = deliver_exception(s)
     if outcome == DELIVERED:
         return u32(EXIT_NONE)
-    return u32(EXIT_MMIO) if outcome == WAITS else u32(EXIT_SHUTDOWN)
+    return undelivered(outcome)
+
+
+@native
+def undelivered(outcome):
+    """The exit reason for an event that has not been delivered."""
+    reason: u32 = EXIT_SHUTDOWN
+    if outcome == WAITS:
+        reason = EXIT_MMIO
+    if outcome == INTERRUPTED:
+        reason = EXIT_PENDING
+    return reason
 
 
 @native

@@ -122,7 +122,7 @@ class Guest:
                     return trace    # it was kicked: a loop
             elif not self._answer(reason, trace, rng):
                 return trace
-            if events and rng.randrange(8) == 0 and not s.replay_count and not self._event(rng):
+            if events and rng.randrange(8) == 0 and not s.replay_count and not s.delivering and not self._event(rng):
                 trace.exits.append((EXIT_SHUTDOWN,))
                 trace.ended = True
                 return trace

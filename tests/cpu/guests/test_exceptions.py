@@ -1,12 +1,15 @@
 """Exceptions and interrupts through every kind of gate: vector, error code, frame, flags, stack."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
 from pellucid.cpu.state import (
+    CR0_AM,
     CR0_TS,
     CS,
     EXIT_MMIO,
+    EXIT_PENDING,
     EXIT_SHUTDOWN,
     RFLAGS_AC,
     RFLAGS_IF,
@@ -24,6 +27,7 @@ from .machine import (
     CODE32,
     CODE64,
     CONFORMING,
+    DATA,
     DATA0,
     DATA16,
     DEVICE,
@@ -633,3 +637,23 @@ def test_user_stack_data16(data: int = DATA16) -> None:
     m.refresh()
     m.state.gpr[4] = 0xABCD_0004
     assert m.run().reason == EXIT_SHUTDOWN or m.state.gpr[4] >> 16 == 0xABCD
+
+
+def test_events_that_raise_each_other_for_ever_can_be_interrupted() -> None:
+    """#AC's gate is absent: #NP; its handler's frame on the user's misaligned stack: #AC; and so on."""
+    m = Machine()
+    m.protected("mov eax, [ebx]", cpl=3)
+    m.state.cr0 |= CR0_AM
+    m.state.gpr[3], m.state.gpr[4] = DATA + 1, STACK3 - 2
+    m.rflags = 2 | RFLAGS_AC
+    m.gate(17, present=False)
+    m.gate(11, selector=USER32)
+    kick = threading.Timer(0.05, m.processor.kick)
+    kick.start()
+    while not m.state.count_exceptions:  # a kick may come before the first instruction
+        assert m.run().reason == EXIT_PENDING
+        m.state.pending = 0
+    kick.join()
+    assert m.state.delivering and m.state.count_exceptions > 8 and m.state.exc_vector in (11, 17)
+    m.gate(17)
+    assert m.catch() == 17

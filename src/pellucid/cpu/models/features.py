@@ -5,6 +5,8 @@ Naming and places are facts of the manuals (SDM vol. 2, CPUID; APM vol. 3, appen
 
 import functools
 
+from pellucid.native.host import flags
+
 Place = tuple[int, int, str]
 """(leaf, subleaf, register) of a word of feature bits."""
 
@@ -88,18 +90,17 @@ _BUILT = frozenset(
 """What this processor carries out whole on every host."""
 
 _BY_HOST = {
-    "avx": ("avx", "avx2"), "fma": ("fma",), "f16c": ("f16c",), "aes": ("aes",), "pclmul": ("pclmulqdq",),
-    "sha": ("sha-ni",), "rdrnd": ("rdrand",), "rdseed": ("rdseed",),
+    "avx": ("avx", "avx2"), "fma": ("fma",), "f16c": ("f16c",), "aes": ("aes",), "pclmulqdq": ("pclmulqdq",),
+    "sha_ni": ("sha-ni",), "rdrand": ("rdrand",), "rdseed": ("rdseed",),
 }
-"""By LLVM's name of a host's feature: what we do by the host's own instructions, where it has them."""
+"""By the host's feature in /proc/cpuinfo: what we do by the host's own instructions, where it has them."""
 
 
 @functools.cache
 def built() -> frozenset[str]:
     """What this processor carries out whole on this host; nothing else is ever announced."""
-    from pellucid.cpu.host_sse import HOST  # late: it loads LLVM, which most words about CPU models can do without
-
-    return _BUILT.union(*(names for host, names in _BY_HOST.items() if host in HOST))
+    host = flags()
+    return _BUILT.union(*(names for name, names in _BY_HOST.items() if name in host))
 
 UNMIGRATABLE = frozenset(("invtsc",))
 """Features that a machine cannot take along to another host; left out unless asked for by name."""

@@ -174,7 +174,7 @@ class SoftVcpu:
             self._accept_apic_events()
             if self._mp_state is not MpState.RUNNABLE:
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
-            if self.state.replay_count == 0:
+            if self.state.replay_count == 0 and not self.state.delivering:
                 return self._inject()
             self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
             self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
@@ -392,7 +392,7 @@ class SoftVcpu:
         return registers.get_regs(self.processor)
 
     def set_regs(self, regs: Regs) -> None:
-        self.state.replay_count = self.state.step_once = 0
+        self.state.replay_count = self.state.step_once = self.state.delivering = 0
         registers.set_regs(self.processor, regs)
 
     def get_sregs(self) -> Sregs:
