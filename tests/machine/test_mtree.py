@@ -41,8 +41,8 @@ SPACES_NOT_BUILT: dict[str, set[str]] = {}
 """Address spaces, likewise."""
 
 BLOCKS_NOT_BUILT: dict[str, set[str]] = {
-    "pc": {"/rom@etc/acpi/tables", "/rom@etc/table-loader", "/rom@etc/acpi/rsdp"},
-    "q35": {"/rom@etc/acpi/tables", "/rom@etc/table-loader", "/rom@etc/acpi/rsdp"},
+
+
 }
 """RAM blocks, likewise."""
 

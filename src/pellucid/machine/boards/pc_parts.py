@@ -192,7 +192,7 @@ def add_isa(
     _add_keyboard(machine, isa)
     if options.vmport:
         _add_vmport(machine, isa)
-    machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
+    machine.add(Part(Port92(machine.request_reset, machine.set_a20), ports=(0x92,)))
     isa.qdev.plug(QdevNode("port92", gpios=(("out", "a20", 1),)))
     machine.add(Part(PostPort(), ports=(0x80,)))
     _add_coprocessor(machine, isa)
@@ -337,7 +337,7 @@ def _add_keyboard(machine: Machine, isa: IsaBus) -> None:
     machine.qdev.plug(QdevNode("ps2-kbd", gpios=(("out", "", 1),)))
     machine.qdev.plug(QdevNode("ps2-mouse", gpios=(("out", "", 1),)))
     keyboard_irq, mouse_irq = isa.gsi[KEYBOARD_GSI].input(), isa.gsi[MOUSE_GSI].input()
-    controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset)
+    controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset, machine.set_a20)
     machine.parts += [Part(keyboard), Part(mouse)]
     machine.add(Part(controller, ports=(0x60, 0x64)))
     gpios = (("in", "ps2-mouse-input-irq", 1), ("in", "ps2-kbd-input-irq", 1), ("out", "", 2), ("out", "a20", 1))

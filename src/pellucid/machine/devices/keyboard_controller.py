@@ -47,7 +47,7 @@ class KeyboardController(Device):
     """The controller. `keyboard_irq` and `mouse_irq` are ISA interrupts 1 and 12; `set_a20` hears of the gate."""
 
     kind = "i8042"
-    regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
+    regions = (Region("i8042-data", 1, one_port=True), Region("i8042-cmd", 1, one_port=True))
 
     data = Register(0, doc="output buffer on read, data on write")
     status = Register(0, region=1, reset=NOT_INHIBITED | WAS_COMMAND, access="ro", doc="status")
