@@ -24,7 +24,10 @@ def run_firmware(
     drives: tuple[DriveOptions, ...] = (),
     then: Callable[[Machine], None] = lambda machine: None,
 ) -> bytes:
-    """A board with these drives only: the serial output, when it has `until` in it or the time is over; before the end, `then(machine)`, locked."""
+    """A board with these drives only: the serial output, when it has `until` in it or the time is over.
+
+    Before the end, `then(machine)`, locked.
+    """
     output = folder / "serial"
     machines: list[Machine] = []
     ended = threading.Event()

@@ -5,8 +5,8 @@ The machine knows this file and nothing below it. Two backends stand behind it: 
 `gva` guest-virtual, `hva` addresses in this process.
 
 Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's thread (or to any one thread while the
-vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error`, `set_a20` and all of `Vm` may be called from any
-thread.
+vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error`, `set_a20` and all of `Vm` may be called
+from any thread.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -21,6 +21,7 @@ from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.hpet import Hpet
 from pellucid.machine.devices.keyboard_controller import KeyboardController
+from pellucid.machine.devices.kvmvapic import KvmVapic
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.pm_smbus import SmbusEeprom, SmbusSlave
 from pellucid.machine.devices.port92 import Port92
@@ -30,6 +31,7 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.devices.vmport import VmPort
 from pellucid.machine.firmware.fw_cfg_files import offer_user_files
+from pellucid.machine.firmware.image import option_rom
 from pellucid.machine.firmware.kernel_loader import offer_kernel
 from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables
 from pellucid.machine.firmware.pc_config import (
@@ -62,6 +64,7 @@ VMPORT = 0x5658
 CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0xCF8, 0xCF9, 0xCFC
 FIRST_EEPROM, EEPROMS = 0x50, 8
 ISA_BIOS_MOST = 0x2_0000
+VAPIC_PORT, VAPIC_ROM = 0x7E, "kvmvapic.bin"
 OPTION_ROMS, OPTION_ROMS_SIZE = 0xC_0000, 0x2_0000
 
 IN_HYPERVISOR = (
@@ -200,7 +203,23 @@ def add_isa(
     fill_fw_cfg(fw_cfg, config)
     _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+    _add_vapic(machine, memory, fw_cfg)
     return fw_cfg
+
+
+def _add_vapic(machine: Machine, memory: PcMemory, fw_cfg: FwCfg) -> None:
+    """The option ROM's port, and for firmware the ROM, where QEMU's files are installed."""
+    vapic = KvmVapic(lambda: _asking(machine), machine.memory, machine.system_memory, memory.ram)
+    machine.add(Part(vapic, ports=(VAPIC_PORT,)))
+    rom = option_rom(VAPIC_ROM)
+    if rom is not None:
+        fw_cfg.add_file(f"genroms/{VAPIC_ROM}", rom)
+
+
+def _asking(machine: Machine) -> Vcpu | None:
+    """The processor whose access is being served; None when a monitor's is."""
+    thread = machine.vcpus.current()
+    return thread.vcpu if thread is not None else None
 
 
 def offer_drives(machine: Machine, fw_cfg: FwCfg, drives: Sequence[AtaDrive], controller: str) -> None:
@@ -216,12 +235,9 @@ def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:
 
 
 def _add_vmport(machine: Machine, isa: IsaBus) -> None:
-    def asking() -> Vcpu | None:
-        thread = machine.vcpus.current()
-        return thread.vcpu if thread is not None else None
-
     config = machine.config
-    machine.add(Part(VmPort(asking, config.memory_size, config.uuid, machine.wall_ns), ports=(VMPORT,)))
+    port = VmPort(lambda: _asking(machine), config.memory_size, config.uuid, machine.wall_ns)
+    machine.add(Part(port, ports=(VMPORT,)))
     isa.qdev.plug(QdevNode("vmport", properties=fixed(
         ("x-read-set-eax", "true"), ("x-signal-unsupported-cmd", "true"), ("x-report-vmx-type", "true"),
         ("x-cmds-v2", "true"), ("vmware-vmx-version", "6 (0x6)"), ("vmware-vmx-type", "2 (0x2)"),
@@ -364,6 +380,7 @@ def plug_system_devices(
 ) -> None:
     """The nodes of what is on no bus but the system's; the root `bus` hangs on the host bridge's."""
     system = machine.qdev
+    system.plug(QdevNode("kvmvapic"))
     system.plug(QdevNode("fw_cfg_io", properties=fixed(
         ("dma_enabled", "true"), ("x-file-slots", "32 (0x20)"), ("acpi-mr-restore", "true"),
     )))  # fmt: skip
