@@ -78,18 +78,22 @@ def patched(raw: bytes, at: int, format: str, value: int) -> bytes:
 def test_wrong_numbers_are_refused(learned: Shapes) -> None:
     """Native code looks at none of them: each would lead out of an array."""
     raw, learner = learned.learner.save(), learned.learner
-    ops = 16 + learner.templates * TEMPLATE
+    ops = 24 + learner.templates * TEMPLATE
     edges = ops + learner.ops * OP
+    inner, leaves = struct.unpack_from("<2I", raw, 12)
+    places = edges + 8 * (inner + leaves)
     too_far = len(learner.handlers)
     cases = {
         "nodes": (0, "I", 3), "templates": (4, "I", MAX_TEMPLATES + 1), "ops": (8, "I", MAX_TEMPLATE_OPS + 1),
-        "edges": (12, "I", TRIE_EDGES), "length": (16, "B", 16), "no length": (16, "B", 0), "count": (17, "B", 200),
-        "no ops": (17, "B", 0), "displacement": (18, "B", 14), "immediate": (16 + 5, "B", 9),
-        "first op": (16 + 8, "I", learner.ops), "kind of flags": (16 + 12, "I", 1000),
-        "other template": (16 + 24, "I", learner.templates),
+        "edges": (12, "I", TRIE_EDGES), "leaves": (16, "I", TRIE_EDGES),
+        "length": (24, "B", 16), "no length": (24, "B", 0), "count": (25, "B", 200),
+        "no ops": (25, "B", 0), "displacement": (26, "B", 14), "immediate": (24 + 5, "B", 9),
+        "first op": (24 + 8, "I", learner.ops), "kind of flags": (24 + 12, "I", 1000),
+        "other template": (24 + 24, "I", learner.templates),
         "handler": (ops, "Q", too_far), "handler, far": (ops, "Q", 1 << 60),
-        "edge": (edges, "I", TRIE_EDGES), "key": (edges + 4, "I", 0), "node": (edges + 8, "I", learner.nodes),
-        "template": (edges + 8, "I", TRIE_TERMINAL | learner.templates)}
+        "edge": (places, "I", TRIE_EDGES), "key": (edges, "I", 0), "node": (edges + 4, "I", learner.nodes),
+        "leaf for a node": (edges + 4, "I", TRIE_TERMINAL), "node for a leaf": (edges + 8 * inner + 4, "I", 0),
+        "template": (edges + 8 * inner + 4, "I", TRIE_TERMINAL | learner.templates)}
     other = Shapes()
     for name, (at, format, value) in cases.items():
         assert not other.learner.restore(patched(raw, at, format, value)), name

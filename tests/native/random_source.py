@@ -71,8 +71,7 @@ class Writer:
             self.say(depth, f"{name} = {self.literal(kind)}")
         elif roll < 0.3:
             self.say(depth, f"{name} = {self.literal(kind)} if {self.condition(1)} else {self.literal(kind)}")
-        elif roll < 0.4:
-            other = self.variable()
+        elif roll < 0.4 and (other := self.variable()) != name:  # CPython 3.11.2 reverses `a, a = x, y`
             self.say(depth, f"{name}, {other} = {self.expression(kind, 1)}, {self.expression(self.kinds[other], 1)}")
         else:
             self.say(depth, f"{name} = {self.expression(kind, 3)}")

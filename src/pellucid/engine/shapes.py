@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from array import array
 from dataclasses import dataclass
-from itertools import repeat
-from operator import add, le
+from itertools import compress, repeat
+from operator import add, and_, le
 from typing import Any
 
 from pellucid.cpu.flags import CC_KINDS, CC_SAME, CC_UNKNOWN
 from pellucid.cpu.state import (
     MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_SHAPE, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge)
 
-_HEAD = struct.Struct("<4I")
-_EDGE = struct.Struct("<III")
+_HEAD = struct.Struct("<6I")
+_INDEX, _WORD = 4, 8   # bytes of an edge: its place in the trie, and what stands there
 FIRST_NODE = MODE_SHAPE + 2
 """Nodes before it are the roots, one for each mode."""
 MAX_OPS = 8
@@ -37,13 +38,16 @@ class Counts:
 
 
 def pack(cache: Any, counts: Counts) -> bytes:
-    """The arrays of a CodeCache as bytes."""
-    raw = ctypes.string_at(cache.trie, TRIE_EDGES * TrieEdge.size)
-    edges = [_EDGE.pack(i, word & 0xFFFF_FFFF, word >> 32) for i, word in enumerate(memoryview(raw).cast("Q")) if word]
+    """The arrays of a CodeCache as bytes: the edges column by column, those to nodes before those to templates."""
+    trie = memoryview(ctypes.string_at(cache.trie, TRIE_EDGES * TrieEdge.size)).cast("Q")
+    used = [i for i, word in enumerate(trie) if word]
+    inner = [i for i in used if not trie[i] >> 32 & TRIE_TERMINAL]
+    places = array("I", inner + [i for i in used if trie[i] >> 32 & TRIE_TERMINAL])
     return b"".join((
-        _HEAD.pack(counts.nodes, counts.templates, counts.ops, len(edges)),
+        _HEAD.pack(counts.nodes, counts.templates, counts.ops, len(inner), len(used) - len(inner), 0),
         ctypes.string_at(cache.templates, counts.templates * Template.size),
-        ctypes.string_at(cache.template_ops, counts.ops * Op.size), *edges))
+        ctypes.string_at(cache.template_ops, counts.ops * Op.size),
+        array("Q", [trie[i] for i in places]).tobytes(), places.tobytes()))
 
 
 def unpack(cache: Any, raw: bytes, handlers: int) -> Counts | None:
@@ -53,22 +57,24 @@ def unpack(cache: Any, raw: bytes, handlers: int) -> Counts | None:
     """
     if len(raw) < _HEAD.size:
         return None
-    counts = Counts(*_HEAD.unpack_from(raw))
-    too_many = (counts.templates > MAX_TEMPLATES or counts.ops > MAX_TEMPLATE_OPS
-                or counts.edges > TRIE_EDGES // 2 + 16 or not FIRST_NODE <= counts.nodes < TRIE_TERMINAL)
-    ops = _HEAD.size + counts.templates * Template.size
-    edges = ops + counts.ops * Op.size
-    if too_many or len(raw) != edges + counts.edges * _EDGE.size:
+    nodes, templates, many, inner, leaves, _ = _HEAD.unpack_from(raw)
+    counts = Counts(nodes, templates, many, inner + leaves)
+    too_many = (templates > MAX_TEMPLATES or many > MAX_TEMPLATE_OPS
+                or counts.edges > TRIE_EDGES // 2 + 16 or not FIRST_NODE <= nodes < TRIE_TERMINAL)
+    ops = _HEAD.size + templates * Template.size
+    edges = ops + many * Op.size
+    places = edges + counts.edges * _WORD
+    if too_many or len(raw) != places + counts.edges * _INDEX:
         return None
-    links = list(_EDGE.iter_unpack(raw[edges:]))
-    if not (_ops_are_sound(raw[ops:edges], handlers) and _edges_are_sound(links, counts)
+    words, indices = array("Q", raw[edges:places]), array("I", raw[places:])
+    if not (_ops_are_sound(raw[ops:edges], handlers) and _edges_are_sound(words, indices, inner, counts)
             and _templates_are_sound(raw[_HEAD.size:ops], raw[ops:edges], counts)):
         return None
     ctypes.memmove(cache.templates, raw[_HEAD.size:ops], ops - _HEAD.size)
     ctypes.memmove(cache.template_ops, raw[ops:edges], edges - ops)
     trie = (ctypes.c_uint64 * TRIE_EDGES).from_address(cache.trie)
-    for i, key, value in links:
-        trie[i] = key | value << 32
+    for i, word in zip(indices, words):
+        trie[i] = word
     return counts
 
 
@@ -84,7 +90,8 @@ def _templates_are_sound(raw: bytes, ops: bytes, counts: Counts) -> bool:
             and all(map(le, map(add, first, count), repeat(counts.ops)))
             and max(without, default=0) < max(counts.templates, 1)
             and set(kinds) <= {*range(CC_KINDS), CC_SAME, CC_UNKNOWN}
-            and all(conditions[number] < 16 for number, flags in zip(first, raw[6::Template.size]) if flags & T_JCC))
+            and max(map(conditions.__getitem__, compress(first, map(and_, raw[6::Template.size], repeat(T_JCC)))),
+                    default=0) < 16)
 
 
 def _within(values: bytes, low: int, high: int) -> bool:
@@ -95,10 +102,16 @@ def _ops_are_sound(raw: bytes, handlers: int) -> bool:
     """Handler numbers are within the table; those that depend on the kind of flags have all kinds behind them."""
     numbers = memoryview(raw).cast("Q")[::Op.size // 8]
     flags = memoryview(raw).cast("I")[Op.fields["flags"].offset // 4::Op.size // 4]
-    return all(number + (CC_KINDS if flag & OP_TAKES_CC else 1) <= handlers for number, flag in zip(numbers, flags))
+    flagged = compress(numbers, map(and_, flags, repeat(OP_TAKES_CC)))
+    return max(numbers, default=0) < handlers and max(flagged, default=-CC_KINDS) + CC_KINDS <= handlers
 
 
-def _edges_are_sound(links: list[tuple[int, int, int]], counts: Counts) -> bool:
-    return all(index < TRIE_EDGES and key and (value - TRIE_TERMINAL < counts.templates
-                                               if value & TRIE_TERMINAL else value < counts.nodes)
-               for index, key, value in links)
+def _edges_are_sound(words: array[int], indices: array[int], inner: int, counts: Counts) -> bool:
+    """Keys are not 0, which is a free place's; the first `inner` edges lead to nodes, the others to templates."""
+    if not words:
+        return True
+    halves = memoryview(words).cast("B").cast("I")
+    keys, nodes, leaves = halves[::2], halves[1:2 * inner:2], halves[2 * inner + 1::2]
+    return (max(indices) < TRIE_EDGES and min(keys) > 0 and max(nodes, default=0) < counts.nodes
+            and min(leaves, default=TRIE_TERMINAL) >= TRIE_TERMINAL
+            and max(leaves, default=0) < TRIE_TERMINAL + counts.templates)
