@@ -173,6 +173,7 @@ class MachineConfig:
     append: the kernel command line.
     drives: disks and CDs in the order they were asked for; default_cdrom: an empty CD drive where none was asked for.
     boot: what firmware boots from.
+    serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
     chardevs: the named streams, which serials and monitors may mean.
     monitors: those with a stream of their own (HMP may share a serial's besides, see CharBackend.mux).
@@ -199,6 +200,7 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    serial_console: bool = True
     drives: tuple[DriveOptions, ...] = ()
     default_cdrom: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
