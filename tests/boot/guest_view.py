@@ -49,6 +49,7 @@ def sections(text: str) -> dict[str, list[str]]:
         elif found:
             found[list(found)[-1]].append(line.rstrip())
     lines = (re.fullmatch(r"\s*(\d+):[\s\d]+(.*)", line) for line in found.get("interrupts", []))
+    found["iomem"] = [line for line in found.get("iomem", []) if " : Kernel " not in line]  # another version's differ
     found["interrupts"] = [f"{match[1]}: {' '.join(match[2].split())}" for match in lines if match]
     return found
 

@@ -8,7 +8,7 @@ from tests.boot.guest_view import BOARDS, END, options, read_golden, sections
 from tests.boot.machine import OURS, run
 from tests.boot.test_power import MISSING
 
-pytestmark = pytest.mark.skipif(bool(MISSING) or not OURS, reason=f"compares ours, with Debian's firmware: no {MISSING}")
+pytestmark = pytest.mark.skipif(bool(MISSING) or not OURS, reason=f"ours, with Debian's firmware: no {MISSING}")
 
 DIFFERENT: dict[str, dict[str, str]] = {"pc": {"acpi DSDT": "no floppy controller"}}
 """Sections that are not alike, by board, with the reason."""
