@@ -38,7 +38,7 @@ def test_short_forms() -> None:
         ("e", 2, "cdrom"),
         ("f", 0, "disk"),
     ]
-    assert all(drive.snapshot for drive in config.drives) and not config.default_cdrom
+    assert all(drive.snapshot for drive in config.drives) and not config.default_drives
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,9 @@ class FakeVcpu:
     def ignore_numeric_error(self) -> None:
         self.ignored_errors += 1
 
+    def set_a20(self, a20: bool) -> None:
+        self.a20 = a20
+
     def get_regs(self) -> Regs:
         return replace(self._regs)
 

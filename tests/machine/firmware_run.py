@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pellucid.block import DriveOptions
 from pellucid.machine import board as boards
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import CharBackend, CharBackendKind, MachineConfig
@@ -20,9 +21,13 @@ def run_firmware(
     *,
     board: str = "pc",
     memory_size: int = 128 << 20,
+    drives: tuple[DriveOptions, ...] = (),
     then: Callable[[Machine], None] = lambda machine: None,
 ) -> bytes:
-    """The serial output, when it has `until` in it or the time is over; before the end, `then(machine)`, locked."""
+    """A board with these drives only: the serial output, when it has `until` in it or the time is over.
+
+    Before the end, `then(machine)`, locked.
+    """
     output = folder / "serial"
     machines: list[Machine] = []
     ended = threading.Event()
@@ -54,7 +59,9 @@ def run_firmware(
     watcher.start()
     try:
         serials = (CharBackend(CharBackendKind.FILE, path=output),)
-        run_machine(MachineConfig(board=board, serials=serials, memory_size=memory_size))
+        run_machine(
+            MachineConfig(board=board, serials=serials, memory_size=memory_size, drives=drives, default_drives=False)
+        )
     finally:
         ended.set()
         boards.BOARDS[board] = real

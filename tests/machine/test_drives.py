@@ -27,7 +27,7 @@ def drives(*texts: str) -> tuple[DriveOptions, ...]:
 def names(folder: Path, *texts: str, **changes: object) -> list[str]:
     image(folder, size=10 << 20)
     with pc_machine(folder, drives=drives(*(text.format(folder=folder) for text in texts)), **changes) as machine:
-        return list(machine.drives.by_name)
+        return [drive.backend.name for drive in machine.drives]
 
 
 DISK = "file={folder}/disk.img,format=raw,snapshot=on"
@@ -36,21 +36,22 @@ DISK = "file={folder}/disk.img,format=raw,snapshot=on"
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        ((), ["ide1-cd0"]),
-        ((DISK,), ["ide0-hd0", "ide1-cd0"]),
-        ((DISK, DISK, DISK), ["ide0-hd0", "ide0-hd1", "ide1-hd0"]),
-        ((DISK + ",index=3", DISK), ["ide1-hd1", "ide0-hd0", "ide1-cd0"]),
-        ((DISK + ",bus=1", DISK + ",bus=1"), ["ide1-hd0", "ide1-hd1"]),
-        ((DISK + ",id=mine", DISK + ",if=none"), ["mine", "none0", "ide1-cd0"]),
-        (("media=cdrom,index=0",), ["ide0-cd0"]),
+        ((), ["ide1-cd0", "floppy0"]),
+        ((DISK,), ["ide0-hd0", "ide1-cd0", "floppy0"]),
+        ((DISK, DISK, DISK), ["ide0-hd0", "ide0-hd1", "ide1-hd0", "floppy0"]),
+        ((DISK + ",index=3", DISK), ["ide1-hd1", "ide0-hd0", "ide1-cd0", "floppy0"]),
+        ((DISK + ",bus=1", DISK + ",bus=1"), ["ide1-hd0", "ide1-hd1", "floppy0"]),
+        ((DISK + ",id=mine", DISK + ",if=none"), ["mine", "none0", "ide1-cd0", "floppy0"]),
+        (("media=cdrom,index=0",), ["ide0-cd0", "floppy0"]),
+        (("if=floppy,unit=1", DISK, "if=floppy"), ["floppy1", "ide0-hd0", "floppy0", "ide1-cd0"]),
     ],
 )
 def test_places(tmp_path: Path, texts: tuple[str, ...], expected: list[str]) -> None:
     assert names(tmp_path, *texts) == expected
 
 
-def test_nodefaults_has_no_cd_drive(tmp_path: Path) -> None:
-    assert names(tmp_path, default_cdrom=False) == []
+def test_nodefaults_has_no_drives(tmp_path: Path) -> None:
+    assert names(tmp_path, default_drives=False) == []
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,8 @@ def test_nodefaults_has_no_cd_drive(tmp_path: Path) -> None:
     [
         ((DISK + ",index=1", DISK + ",bus=0,unit=1"), r"drive with bus=0, unit=1 \(index=1\) exists"),
         ((DISK + ",index=9",), "does not support if=ide,bus=4,unit=1"),
+        ((DISK + ",if=floppy,unit=2",), "does not support if=floppy,bus=0,unit=2"),
+        ((DISK + ",if=floppy",) * 3, "does not support if=floppy,bus=0,unit=2"),
         ((DISK + ",unit=2",), r"unit 2 too big \(max is 1\)"),
         ((DISK + ",index=1,unit=1",), "index cannot be used with bus and unit"),
         ((DISK,) * 5, "does not support if=ide,bus=2,unit=0"),
@@ -96,7 +99,7 @@ def test_boot_orders(tmp_path: Path) -> None:
 def test_boot_indices(tmp_path: Path) -> None:
     image(tmp_path, size=10 << 20)
     with pc_machine(tmp_path, drives=drives(DISK.format(folder=tmp_path))) as machine:
-        disk, cd = (drive.backend.user for drive in machine.drives)
+        disk, cd, _ = (drive.backend.user for drive in machine.drives)
         cd.bootindex, disk.bootindex = 1, 2  # type: ignore[union-attr]
         paths = boot_devices([disk, cd], "ide@1,1")  # type: ignore[list-item]
         assert paths == ["/pci@i0cf8/ide@1,1/drive@1/disk@0", "/pci@i0cf8/ide@1,1/drive@0/disk@0"]

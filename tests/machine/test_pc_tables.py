@@ -253,7 +253,7 @@ def test_tables_are_made_when_firmware_asks(tmp_path: Path) -> None:
         assert number(before, at + 56) == 0 and number(after, at + 56) == 0x600
         outl_config(machine, 0x0B, 0x40, 0x701)
         machine.ports.write(0x510, 2, key)
-        assert fw_cfg.files["etc/acpi/tables"] is after, "once, until the next reset"
+        assert fw_cfg.files["etc/acpi/tables"] == after, "once, until the next reset"
 
 
 def test_switches_leave_parts_out(tmp_path: Path) -> None:

@@ -95,11 +95,12 @@ def test_i8042_has_no_keyboard() -> None:
 def test_port92() -> None:
     reset, a20 = Counter(), Counter()
     port = Port92(reset, a20)
-    assert port.read(0, 1) == 0x02
+    assert port.read(0, 1) == 0x00
+    port.write(0, 1, 0x02)
+    port.write(0, 1, 0x02)
     port.write(0, 1, 0x00)
     port.write(0, 1, 0x02)
-    port.write(0, 1, 0x02)
-    assert a20.calls == [(False,), (True,)] and not reset.calls
+    assert a20.calls == [(True,), (False,), (True,)] and not reset.calls
     port.write(0, 1, 0x03)
     assert len(reset.calls) == 1 and port.read(0, 1) == 0x02
 

@@ -24,7 +24,7 @@ blkdebug blklogwrites blkverify ftp ftps fat gluster http https iscsi json nbd n
 class DriveOptions:
     """One drive. `option` is how the user asked for it, for messages.
 
-    interface: "ide" or "none"; bus, unit: its place, None for the first free one; index: both in one number.
+    interface: "ide", "floppy" or "none"; bus, unit: its place, None for the first free one; index: both in one number.
     media: "disk" or "cdrom". format: None for a guess. file: None for an empty removable drive.
     """
 
@@ -43,8 +43,13 @@ class DriveOptions:
 
     @property
     def is_cdrom(self) -> bool:
-        """Whether the drive is removable and its medium read-only."""
-        return self.media == "cdrom"
+        """Whether the drive's media can only be read."""
+        return self.media == "cdrom" and self.interface != "floppy"
+
+    @property
+    def is_removable(self) -> bool:
+        """Whether the drive can be empty."""
+        return self.is_cdrom or self.interface == "floppy"
 
 
 def warn(text: str) -> None:

@@ -109,7 +109,7 @@ class Draft:
             initrd=self._initrd(),
             append=self.append or "",
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
-            default_cdrom=not self.no_defaults,
+            default_drives=not self.no_defaults,
             boot=self.boot,
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,

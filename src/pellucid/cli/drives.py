@@ -15,8 +15,8 @@ NOT_BUILT = """
 addr auto-read-only backing cyls driver heads node-name secs trans
 bps bps_rd bps_wr bps_max bps_rd_max bps_wr_max iops iops_rd iops_wr iops_max iops_rd_max iops_wr_max iops_size group
 """.split()
-INTERFACES = ("ide", "none")
-INTERFACES_NOT_BUILT = ("scsi", "sd", "mtd", "floppy", "pflash", "virtio", "xen")
+INTERFACES = ("ide", "floppy", "none")
+INTERFACES_NOT_BUILT = ("scsi", "sd", "mtd", "pflash", "virtio", "xen")
 CACHE_NOT_BUILT = ("none", "off", "directsync")
 READ_ACTIONS = ("report", "ignore", "stop")
 FORMATS_OF_PROTOCOLS = ("file", "host_device")
@@ -32,12 +32,14 @@ def drive(draft: Draft, text: str) -> None:
 class DriveShortcut:
     """An option that takes a file's name and says where the drive is; commas in the name are the name's own."""
 
-    def __init__(self, option: str, index: int, media: str = "disk") -> None:
-        self._option, self._index, self._media = option, index, media
+    def __init__(self, option: str, index: int, media: str = "disk", interface: str = "ide") -> None:
+        self._option, self._index, self._media, self._interface = option, index, media, interface
 
     def __call__(self, draft: Draft, text: str) -> None:
-        options = DriveOptions(f"-{self._option} {text}", file=text, index=self._index, media=self._media)
-        draft.drives.append(options)
+        where = f"-{self._option} {text}"
+        draft.drives.append(
+            DriveOptions(where, file=text, interface=self._interface, index=self._index, media=self._media)
+        )
 
 
 def parse_drive(text: str) -> DriveOptions:
@@ -48,6 +50,8 @@ def parse_drive(text: str) -> DriveOptions:
         if key not in BUILT:
             raise NotBuiltError(f"{option}: {key}= is not built yet: leave it out")
     _check_fixed(option, values)
+    if values.get("if") == "floppy":
+        _check_floppy(option, values)
     return DriveOptions(
         option,
         file=values.get("file"),
@@ -79,6 +83,12 @@ def _check_fixed(option: str, values: Mapping[str, str]) -> None:
         raise NotBuiltError(f"{option}: copy-on-read is not built yet: leave it out")
 
 
+def _check_floppy(option: str, values: Mapping[str, str]) -> None:
+    for key in ("werror", "rerror"):
+        if key in values:
+            raise UserError(f"{option}: {key} is not supported by this bus type: leave it out")
+
+
 def _switch(values: Mapping[str, str], key: str) -> bool:
     return parse_switch("drive", key, values.get(key, "off"))
 
@@ -95,7 +105,7 @@ def _interface(option: str, values: Mapping[str, str]) -> str:
     if name in INTERFACES_NOT_BUILT:
         raise NotBuiltError(f"{option}: if={name} is not built yet: use if=ide")
     if name not in INTERFACES:
-        raise UserError(f"{option}: unsupported bus type '{name}': give if=ide or if=none")
+        raise UserError(f"{option}: unsupported bus type '{name}': give if=ide, if=floppy or if=none")
     return name
 
 

@@ -6,7 +6,7 @@ never mistaken for the next option.
 
 WITH_VALUE = """
 add-fd blockdev bios chroot compat dtb
-dump-vmstate fda fdb fsdev gdb icount incoming iscsi k L loadvm mem-path
+dump-vmstate fsdev gdb icount incoming iscsi k L loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
 rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid

@@ -5,8 +5,8 @@ The machine knows this file and nothing below it. Two backends stand behind it: 
 `gva` guest-virtual, `hva` addresses in this process.
 
 Threads: `Vcpu.run`, `complete_read` and the get/set calls belong to the vCPU's thread (or to any one thread while the
-vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error` and all of `Vm` may be called from any
-thread.
+vCPU does not run); `kick`, `request`, `nmi`, `smi`, `ignore_numeric_error`, `set_a20` and all of `Vm` may be called
+from any thread.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -149,6 +149,15 @@ class Vcpu(Protocol):
 
     def ignore_numeric_error(self) -> None:
         """Assert IGNNE#, the answer to `FerrExit`, until the x87 exception is cleared. From any thread."""
+        ...
+
+    @property
+    def a20(self) -> bool:
+        """Whether the A20 gate is open: address bit 20 gets through. It is after power-on."""
+        ...
+
+    def set_a20(self, a20: bool) -> None:
+        """Open or close the A20 gate, before the guest goes on. From any thread."""
         ...
 
     def get_regs(self) -> Regs:

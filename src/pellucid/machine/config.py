@@ -171,7 +171,8 @@ class MachineConfig:
     topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
-    drives: disks and CDs in the order they were asked for; default_cdrom: an empty CD drive where none was asked for.
+    drives: disks and CDs in the order they were asked for; default_drives: an empty CD
+        and an empty floppy drive, where the board has them and none was asked for.
     boot: what firmware boots from.
     serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
@@ -202,7 +203,7 @@ class MachineConfig:
     append: str = ""
     serial_console: bool = True
     drives: tuple[DriveOptions, ...] = ()
-    default_cdrom: bool = True
+    default_drives: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     chardevs: tuple[CharBackend, ...] = ()

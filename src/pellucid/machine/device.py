@@ -48,7 +48,8 @@ class Region:
     """One window of a device: `size` bytes at whatever address the board gives it.
 
     `valid` are the access sizes that a guest may use, `impl` those that reach the device: the memory floor splits and
-    widens between the two.
+    widens between the two. `one_port`: the chip does not look at the low address lines, so that a wide access is
+    several of its only register.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Region:
     valid: AccessSizes = AccessSizes(1, 4)
     impl: AccessSizes = AccessSizes(1, 1)
     endianness: Endianness = Endianness.LITTLE
+    one_port: bool = False
 
     def memory_region(self, ops: IoOps) -> MemoryRegion:
         """The node of the memory tree, with `ops` behind it."""
@@ -361,10 +363,10 @@ class RegionOps:
         return self.device.regions[self.index]
 
     def read(self, offset: int, size: int) -> int:
-        return self.device.region_read(self.index, offset, size)
+        return self.device.region_read(self.index, 0 if self.region.one_port else offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        self.device.region_write(self.index, offset, size, value)
+        self.device.region_write(self.index, 0 if self.region.one_port else offset, size, value)
 
     def read_string(self, offset: int, size: int, count: int) -> bytes:
         return self.device.region_read_string(self.index, offset, size, count)

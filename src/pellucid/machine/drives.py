@@ -1,7 +1,7 @@
 """The drives of a machine: which image is in which place, and what the machine does to them all.
 
-`-drive`, `-hda` and the like name a place (an IDE bus and a unit on it) or none; with if=none a `-device` takes the
-drive by its id.
+`-drive`, `-hda` and the like name a place (an IDE bus and a unit on it, or a floppy drive) or none; with if=none a
+`-device` takes the drive by its id.
 """
 
 import errno
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pellucid.block import BlockBackend, BlockNode, DriveOptions, ImageLocked, WorkerPool, attach, medium, open_image
 from pellucid.errors import UserError
+from pellucid.machine.floppy.drive import FloppyDrive
 from pellucid.machine.ide.atapi import IdeCd
 from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import AtaDrive
@@ -32,15 +33,19 @@ class IdePlaces(Protocol):
 
 @dataclass
 class Drive:
-    """One drive: how it was asked for, where it is (None with if=none), and its end of the block layer."""
+    """One drive: how it was asked for, where it is (None with if=none), and its end of the block layer.
+
+    rank: its number in the order of the command line.
+    """
 
     options: DriveOptions
     place: tuple[int, int] | None
     backend: BlockBackend
+    rank: int
 
 
 class Drives:
-    """All of them, by name, in the order they were asked for."""
+    """All of them, by name; one after the other in the order they were asked for, then those that nobody asked for."""
 
     def __init__(self, loop: MainLoop, system: System) -> None:
         self._system = system
@@ -49,7 +54,7 @@ class Drives:
         system.on_event.append(self._run_state_changed)
 
     def __iter__(self) -> Iterator[Drive]:
-        return iter(self.by_name.values())
+        return iter(sorted(self.by_name.values(), key=lambda drive: drive.rank))
 
     def open(self, wanted: Sequence[DriveOptions], *, buses: int, units: int, default_cdrom: bool = False) -> None:
         """Open every image, for a board with that many IDE buses and units on each.
@@ -57,36 +62,58 @@ class Drives:
         Raises UserError for a place that is taken or not there, and for what an image cannot be opened for.
         """
         places: dict[tuple[int, int], DriveOptions] = {}
-        for options in wanted:
+        for rank, options in enumerate(wanted):
+            if options.interface == "floppy":
+                continue
             place = None if options.interface == "none" else _place(options, places, buses, units)
             if place is not None:
                 places[place] = options
-            self._add(options, place)
+            self._add(options, place, rank)
         default = divmod(2, units)
         if default_cdrom and default not in places and not any(options.is_cdrom for options in wanted):
-            self._add(DriveOptions("the default CD drive", media="cdrom"), default)
+            self._add(DriveOptions("the default CD drive", media="cdrom"), default, len(wanted))
 
-    def _add(self, options: DriveOptions, place: tuple[int, int] | None) -> None:
+    def open_floppies(self, wanted: Sequence[DriveOptions], count: int, *, default: bool = False) -> list[FloppyDrive]:
+        """Open the images of the floppy drives, for a controller of `count`; its drives, some of them not connected.
+
+        default: the first one is there, empty, where it was not asked for. Raises UserError as open() does.
+        """
+        places: dict[tuple[int, int], DriveOptions] = {}
+        found: dict[int, BlockBackend] = {}
+        for rank, options in enumerate(wanted):
+            if options.interface == "floppy":
+                place = _place(options, places, 1, count)
+                places[place] = options
+                found[place[1]] = self._add(options, place, rank).backend
+        if default and 0 not in found:
+            options = DriveOptions("the default floppy drive", interface="floppy")
+            found[0] = self._add(options, (0, 0), len(wanted) + 1).backend
+        return [FloppyDrive(found.get(unit), unit) for unit in range(count)]
+
+    def _add(self, options: DriveOptions, place: tuple[int, int] | None, rank: int) -> Drive:
         name = options.id or self._default_name(options, place)
         if name in self.by_name:
             raise UserError(f"{options.option}: Duplicate ID '{name}' for drive: give it another id=")
-        if options.file is None and not options.is_cdrom:
+        if options.file is None and not options.is_removable:
             raise UserError(f"{options.option}: Device needs media, but drive is empty: give file=PATH")
         node = None if options.file is None else open_image(options, attached=place is not None)
-        backend = BlockBackend(name, self.pool, node, options.policy, removable=options.is_cdrom)
+        backend = BlockBackend(name, self.pool, node, options.policy, removable=options.is_removable)
         backend.on_stop = lambda kind, error: self._stop(backend, kind, error)
-        self.by_name[name] = Drive(replace(options, id=name), place, backend)
+        made = self.by_name[name] = Drive(replace(options, id=name), place, backend, rank)
+        return made
 
     def _default_name(self, options: DriveOptions, place: tuple[int, int] | None) -> str:
         if place is None:
             return next(name for n in range(1 << 16) if (name := f"none{n}") not in self.by_name)
+        if options.interface == "floppy":
+            return f"floppy{place[1]}"
         return f"ide{place[0]}-{'cd' if options.is_cdrom else 'hd'}{place[1]}"
 
     def connect(self, buses: Sequence[IdePlaces]) -> list[AtaDrive]:
         """Make the drives that have a place, and connect them. Returns them."""
         made = []
         for drive in self:
-            if drive.place is not None:
+            if drive.place is not None and drive.options.interface == "ide":
                 bus, unit = drive.place
                 made.append(self.make(drive, buses[bus], bus, unit))
         return made
@@ -177,18 +204,19 @@ def _place(
 ) -> tuple[int, int]:
     """(bus, unit), by QEMU's rules: both in one index, or each by itself, or the first free."""
     bus, unit = options.bus or 0, options.unit
+    most = 1 << 16 if options.interface == "floppy" else units
     if options.index is not None:
         if options.bus is not None or options.unit is not None:
             raise UserError(f"{options.option}: index cannot be used with bus and unit")
-        bus, unit = divmod(options.index, units)
+        bus, unit = divmod(options.index, most)
     if unit is None:
         unit = 0
         while (bus, unit) in taken:
-            bus, unit = (bus, unit + 1) if unit + 1 < units else (bus + 1, 0)
-    if unit >= units:
-        raise UserError(f"{options.option}: unit {unit} too big (max is {units - 1})")
+            bus, unit = (bus, unit + 1) if unit + 1 < most else (bus + 1, 0)
+    if unit >= most:
+        raise UserError(f"{options.option}: unit {unit} too big (max is {most - 1})")
     if (bus, unit) in taken:
         raise UserError(f"{options.option}: drive with bus={bus}, unit={unit} (index={bus * units + unit}) exists")
-    if bus >= buses:
-        raise UserError(f"{options.option}: machine type does not support if=ide,bus={bus},unit={unit}")
+    if bus >= buses or unit >= units:
+        raise UserError(f"{options.option}: machine type does not support if={options.interface},bus={bus},unit={unit}")
     return bus, unit

@@ -207,6 +207,8 @@ class Machine:
             device.reset()
         if self._power_on is not None:
             self._power_on.put_back()
+        for vcpu in self._vcpus():
+            vcpu.set_a20(True)
         self._guest_clock.was_reset()
 
     def port_read(self, port: int, size: int) -> int:
@@ -241,6 +243,11 @@ class Machine:
     def request_reset(self) -> None:
         """A device's reset line: the guest asks."""
         self.system.request_reset(ShutdownCause.GUEST_RESET)
+
+    def set_a20(self, a20: bool) -> None:
+        """The A20 gate, which is on the boot processor's line."""
+        for thread in self.vcpus.threads[:1]:
+            thread.vcpu.set_a20(a20)
 
     def request_shutdown(self) -> None:
         """A device's power switch: the guest asks."""

@@ -5,13 +5,13 @@ are `/machine/unattached/device[N]` there, numbered in the order in which the bo
 and not ours, is written down here for each board. What belongs to the machine itself has a parent in place of an owner.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pellucid.memory import AddressSpace, MemoryRegion
 
 _UNATTACHED = "/machine/unattached"
-_CPUS, _SERIALS = "(processors)", "(serial ports)"
+_CPUS, _SERIALS, _FLOPPIES, _DISKS = "(processors)", "(serial ports)", "(floppy drives)", "(IDE drives)"
 SERIAL_PORTS = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
 """In the order in which they are numbered."""
 
@@ -67,11 +67,12 @@ _OF_THE_MACHINE = frozenset(
     ("io", "system", "pci", "pc.bios", "pc.rom", "isa-bios", "ioport80", "ioportF0", "ide")
     + ("ram-below-4g", "ram-above-4g")
 )
-_TIMERS = ("dma", "dma-wide", "pic", "pic-slave", "hpet", "rtc", "pit", "pcspk", _SERIALS)
+_ISA = ("dma", "dma-wide", "pic", "pic-slave", "hpet", "rtc", "pit", "pcspk", _SERIALS, "fdc", _FLOPPIES)
+_INPUT = ("i8042", "vmport", "vmmouse", "port92")
 
 _BOARDS = {
     "pc": _Board(
-        order=(_CPUS, "host", "piix3", *_TIMERS, "fdc", "i8042", "vmport", "vmmouse", "port92", "ide", "power"),
+        order=(_CPUS, "host", "piix3", *_ISA, *_INPUT, "ide", _DISKS, "power"),
         paths={"bridge": "/machine/i440fx", "ioapic": "/machine/i440fx/ioapic"},
         regions={
             **dict.fromkeys((*_POWER, "piix4-pm", "pm-smbus"), "power"),
@@ -82,7 +83,7 @@ _BOARDS = {
         spaces={"i440FX": "host", "PIIX3": "piix3", "piix3-ide": "ide", "PIIX4_PM": "power"},
     ),
     "q35": _Board(
-        order=(_CPUS, "lpc", *_TIMERS, "i8042", "vmport", "vmmouse", "port92", "ahci", "smbus"),
+        order=(_CPUS, "lpc", *_ISA, *_INPUT, "ahci", _DISKS, "smbus"),
         paths={"bridge": "/machine/q35", "host": "/machine/q35/mch", "ioapic": "/machine/q35/ioapic"},
         regions={
             **dict.fromkeys((*_POWER, "ich9-pm", "acpi-smi", "sm-tco", "lpc-rcrb-mmio", "lpc-reset-control"), "lpc"),
@@ -97,13 +98,16 @@ _BOARDS = {
 }
 
 
-def name_owners(board: str, spaces: Sequence[AddressSpace], cpu_count: int) -> None:
-    """Set `owner` or `parent` of every region of `spaces` whose owner is known; an id that is there is kept."""
+def name_owners(board: str, spaces: Sequence[AddressSpace], cpu_count: int, floppies: int = 0, disks: int = 0) -> None:
+    """Set `owner` or `parent` of every region of `spaces` whose owner is known; an id that is there is kept.
+
+    floppies, disks: how many drives the board has on its floppy and its IDE or AHCI controller.
+    """
     names = _BOARDS.get(board)
     if names is None:
         return
     regions = {region for space in spaces for region in space.root.descendants()}
-    paths = _device_paths(names, regions, cpu_count)
+    paths = _device_paths(names, regions, {_CPUS: cpu_count, _FLOPPIES: floppies, _DISKS: disks})
     for region in regions:
         _name(region, names, paths)
     for space in spaces:
@@ -129,22 +133,27 @@ def _name(region: MemoryRegion, names: _Board, paths: dict[str, str]) -> None:
         region.parent = f"obj path={_UNATTACHED}"
 
 
-def _device_paths(names: _Board, regions: set[MemoryRegion], cpu_count: int) -> dict[str, str]:
+def _device_paths(names: _Board, regions: set[MemoryRegion], counts: Mapping[str, int]) -> dict[str, str]:
     """The path of each device, by its name in the tables."""
     there = {region.name for region in regions}
     serials = {region.addr for region in regions if region.name == "serial"}
     paths = {"fw_cfg": "/machine/fw_cfg", **names.paths}
-    for number, key in enumerate(_in_order(names.order, serials, cpu_count, has_hpet="hpet" in there)):
+    absent = {name for name in ("hpet", "fdc") if name not in there}
+    for number, key in enumerate(_in_order(names.order, serials, counts, absent)):
         paths[key] = f"{_UNATTACHED}/device[{number}]"
     paths["lapic"] = f"{paths['cpu0']}/lapic"
     return paths
 
 
-def _in_order(order: Sequence[str], serials: set[int], cpu_count: int, *, has_hpet: bool) -> Iterator[str]:
+def _in_order(
+    order: Sequence[str], serials: set[int], counts: Mapping[str, int], absent: Container[str]
+) -> Iterator[str]:
     for key in order:
         if key == _CPUS:
-            yield from ("cpu0", "kvmvapic", *(f"cpu{cpu}" for cpu in range(1, cpu_count)))
+            yield from ("cpu0", "kvmvapic", *(f"cpu{cpu}" for cpu in range(1, counts[_CPUS])))
         elif key == _SERIALS:
             yield from (f"serial@{port:x}" for port in SERIAL_PORTS if port in serials)
-        elif key != "hpet" or has_hpet:
+        elif key in counts:
+            yield from (f"{key} {number}" for number in range(counts[key]))
+        elif key not in absent:
             yield key

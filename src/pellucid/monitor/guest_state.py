@@ -18,7 +18,7 @@ class CpuRegisters:
     """The registers of one vCPU, all taken between the same two of its instructions.
 
     interrupt_shadow: an STI or a load of SS holds interrupts off for one instruction.
-    smm: the CPU is in system-management mode.
+    smm: the CPU is in system-management mode. a20: the A20 gate is open.
     """
 
     regs: Regs
@@ -28,6 +28,7 @@ class CpuRegisters:
     mp_state: MpState = MpState.RUNNABLE
     interrupt_shadow: bool = False
     smm: bool = False
+    a20: bool = True
 
 
 def read_registers(vcpu: Vcpu) -> CpuRegisters:
@@ -41,6 +42,7 @@ def read_registers(vcpu: Vcpu) -> CpuRegisters:
         mp_state=vcpu.get_mp_state(),
         interrupt_shadow=bool(events.interrupt_shadow),
         smm=bool(events.smi_smm),
+        a20=vcpu.a20,
     )
 
 

@@ -105,8 +105,8 @@ def _instruction_line(state: CpuRegisters, wide: bool) -> str:
     level = sregs.ss.dpl if sregs.cr0 & CR0_PE else 0
     halted = int(state.mp_state is MpState.HALTED)
     return (
-        f"{where}={regs.rflags & 0xFFFFFFFF:08x} [{letters}] CPL={level} II={int(state.interrupt_shadow)} A20=1 "
-        f"SMM={int(state.smm)} HLT={halted}"
+        f"{where}={regs.rflags & 0xFFFFFFFF:08x} [{letters}] CPL={level} II={int(state.interrupt_shadow)} "
+        f"A20={int(state.a20)} SMM={int(state.smm)} HLT={halted}"
     )
 
 

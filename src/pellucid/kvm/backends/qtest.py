@@ -104,6 +104,9 @@ class QtestVcpu:
     def ignore_numeric_error(self) -> None:
         """Nobody computes."""
 
+    def set_a20(self, a20: bool) -> None:
+        self.a20 = a20
+
     def get_regs(self) -> Regs:
         return replace(self._regs)
 

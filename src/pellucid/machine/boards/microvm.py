@@ -68,6 +68,7 @@ def build_microvm(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, kernels and sizes that do not fit the board."""
     options = parse_options(machine.config.board_options)
     machine.drives.open(machine.config.drives, buses=0, units=2)
+    machine.drives.open_floppies(machine.config.drives, 0)
     ram = add_ram(machine)
     _add_hypervisor_parts(machine)
     if has_smm(machine.hypervisor, None):
@@ -77,8 +78,8 @@ def build_microvm(machine: Machine, serials: list[Chardev | None]) -> None:
             _add_serial(machine, index, chardev)
     if options["rtc"]:
         _add_rtc(machine, ram)
-    machine.add(Part(I8042(machine.request_reset), ports=(0x60, 0x64)))
-    machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
+    machine.add(Part(I8042(machine.request_reset, machine.set_a20), ports=(0x60, 0x64)))
+    machine.add(Part(Port92(machine.request_reset, machine.set_a20), ports=(0x92,)))
     fw_cfg = FwCfg(machine.memory)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
     offer_user_files(fw_cfg, machine.config.fw_cfg_files)

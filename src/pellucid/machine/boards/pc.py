@@ -1,6 +1,6 @@
 """The board `pc`: i440FX and PIIX3, as QEMU's board of that name, started by SeaBIOS from the reset vector.
 
-Not on this board yet: floppy, and memory hot-plug.
+Not on this board yet: memory hot-plug.
 """
 
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         host = I440fx(machine.system_memory, memory.ram, memory.pci)
         bus, isa = _add_pci(machine, memory, gsi, host)
         smi = machine.add_smm(host.smram).raise_first if has_smm(machine.hypervisor, options.smm) else None
-        fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES)
+        fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES, floppy=True)
         drives = add_piix3_ide(machine, bus, 1, 1, gsi)
         pc_parts.offer_drives(machine, fw_cfg, drives, "ide@1,1")
         power = _add_power_management(machine, bus, gsi, smi) if options.acpi else None

@@ -14,6 +14,7 @@ from pellucid.kvm.api import Vcpu
 from pellucid.kvm.irqchip.state import KVM_IRQCHIP_IOAPIC
 from pellucid.kvm.irqchip.state import KVM_PIT_FLAGS_HPET_LEGACY as PIT_HPET_LEGACY
 from pellucid.kvm.routing import IrqchipRoute, default_irq_routing
+from pellucid.machine.boards.floppy import FLOPPY_GSI, add_floppy
 from pellucid.machine.boards.pc_options import PcOptions
 from pellucid.machine.boot import read_kernel
 from pellucid.machine.chardev import Chardev
@@ -21,6 +22,7 @@ from pellucid.machine.devices.dma8237 import Dma8237, Dma8237Wide
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.hpet import Hpet
 from pellucid.machine.devices.keyboard_controller import KeyboardController
+from pellucid.machine.devices.kvmvapic import KvmVapic
 from pellucid.machine.devices.legacy_ports import CoprocessorPort, PostPort
 from pellucid.machine.devices.pm_smbus import SmbusEeprom, SmbusSlave
 from pellucid.machine.devices.port92 import Port92
@@ -30,6 +32,7 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.devices.serial import Serial
 from pellucid.machine.devices.vmport import VmPort
 from pellucid.machine.firmware.fw_cfg_files import offer_user_files
+from pellucid.machine.firmware.image import option_rom
 from pellucid.machine.firmware.kernel_loader import offer_kernel
 from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables
 from pellucid.machine.firmware.pc_config import (
@@ -62,6 +65,7 @@ VMPORT = 0x5658
 CONFIG_ADDRESS, RESET_CONTROL, CONFIG_DATA = 0xCF8, 0xCF9, 0xCFC
 FIRST_EEPROM, EEPROMS = 0x50, 8
 ISA_BIOS_MOST = 0x2_0000
+VAPIC_PORT, VAPIC_ROM = 0x7E, "kvmvapic.bin"
 OPTION_ROMS, OPTION_ROMS_SIZE = 0xC_0000, 0x2_0000
 
 IN_HYPERVISOR = (
@@ -186,8 +190,10 @@ def add_isa(
     serials: list[Chardev | None],
     options: PcOptions,
     hpet_routes: int,
+    *,
+    floppy: bool = False,
 ) -> FwCfg:
-    """Everything of the AT, in the order in which QEMU has it."""
+    """Everything of the AT, in the order in which QEMU has it; a floppy controller too, or only where one is needed."""
     config = PcFirmwareConfig(
         memory.below_4g,
         memory.above_4g,
@@ -201,10 +207,11 @@ def add_isa(
     _add_timers(machine, isa, config, hpet_routes)
     for index, chardev in enumerate(serials):
         _add_serial(machine, isa, index, chardev)
+    add_floppy(machine, isa.qdev, isa.gsi[FLOPPY_GSI].input(), always=floppy)
     _add_keyboard(machine, isa)
     if options.vmport:
         _add_vmport(machine, isa)
-    machine.add(Part(Port92(machine.request_reset), ports=(0x92,)))
+    machine.add(Part(Port92(machine.request_reset, machine.set_a20), ports=(0x92,)))
     isa.qdev.plug(QdevNode("port92", gpios=(("out", "a20", 1),)))
     machine.add(Part(PostPort(), ports=(0x80,)))
     _add_coprocessor(machine, isa)
@@ -212,7 +219,23 @@ def add_isa(
     fill_fw_cfg(fw_cfg, config)
     _offer_kernel(machine, fw_cfg)
     machine.add(Part(fw_cfg, ports=(FW_CFG_PORT, FW_CFG_DMA_PORT)))
+    _add_vapic(machine, memory, fw_cfg)
     return fw_cfg
+
+
+def _add_vapic(machine: Machine, memory: PcMemory, fw_cfg: FwCfg) -> None:
+    """The option ROM's port, and for firmware the ROM, where QEMU's files are installed."""
+    vapic = KvmVapic(lambda: _asking(machine), machine.memory, machine.system_memory, memory.ram)
+    machine.add(Part(vapic, ports=(VAPIC_PORT,)))
+    rom = option_rom(VAPIC_ROM)
+    if rom is not None:
+        fw_cfg.add_file(f"genroms/{VAPIC_ROM}", rom)
+
+
+def _asking(machine: Machine) -> Vcpu | None:
+    """The processor whose access is being served; None when a monitor's is."""
+    thread = machine.vcpus.current()
+    return thread.vcpu if thread is not None else None
 
 
 def offer_drives(machine: Machine, fw_cfg: FwCfg, drives: Sequence[AtaDrive], controller: str) -> None:
@@ -228,12 +251,9 @@ def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:
 
 
 def _add_vmport(machine: Machine, isa: IsaBus) -> None:
-    def asking() -> Vcpu | None:
-        thread = machine.vcpus.current()
-        return thread.vcpu if thread is not None else None
-
     config = machine.config
-    machine.add(Part(VmPort(asking, config.memory_size, config.uuid, machine.wall_ns), ports=(VMPORT,)))
+    port = VmPort(lambda: _asking(machine), config.memory_size, config.uuid, machine.wall_ns)
+    machine.add(Part(port, ports=(VMPORT,)))
     isa.qdev.plug(QdevNode("vmport", properties=fixed(
         ("x-read-set-eax", "true"), ("x-signal-unsupported-cmd", "true"), ("x-report-vmx-type", "true"),
         ("x-cmds-v2", "true"), ("vmware-vmx-version", "6 (0x6)"), ("vmware-vmx-type", "2 (0x2)"),
@@ -349,7 +369,7 @@ def _add_keyboard(machine: Machine, isa: IsaBus) -> None:
     machine.qdev.plug(QdevNode("ps2-kbd", gpios=(("out", "", 1),)))
     machine.qdev.plug(QdevNode("ps2-mouse", gpios=(("out", "", 1),)))
     keyboard_irq, mouse_irq = isa.gsi[KEYBOARD_GSI].input(), isa.gsi[MOUSE_GSI].input()
-    controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset)
+    controller = KeyboardController(keyboard, mouse, keyboard_irq, mouse_irq, machine.request_reset, machine.set_a20)
     machine.parts += [Part(keyboard), Part(mouse)]
     machine.add(Part(controller, ports=(0x60, 0x64)))
     gpios = (("in", "ps2-mouse-input-irq", 1), ("in", "ps2-kbd-input-irq", 1), ("out", "", 2), ("out", "a20", 1))
@@ -376,6 +396,7 @@ def plug_system_devices(
 ) -> None:
     """The nodes of what is on no bus but the system's; the root `bus` hangs on the host bridge's."""
     system = machine.qdev
+    system.plug(QdevNode("kvmvapic"))
     system.plug(QdevNode("fw_cfg_io", properties=fixed(
         ("dma_enabled", "true"), ("x-file-slots", "32 (0x20)"), ("acpi-mr-restore", "true"),
     )))  # fmt: skip

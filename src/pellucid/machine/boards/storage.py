@@ -42,7 +42,7 @@ def _add(
     units: int,
 ) -> list[AtaDrive]:
     config = machine.config
-    machine.drives.open(config.drives, buses=len(places), units=units, default_cdrom=config.default_cdrom)
+    machine.drives.open(config.drives, buses=len(places), units=units, default_cdrom=config.default_drives)
     drives = machine.drives.connect(places)
     bus.add(slot, function, controller)
     machine.parts.append(Part(controller))

@@ -3,10 +3,13 @@
 Region 0 has address and count of the four channels, region 1 the command registers, regions 2 and 3 the page registers
 that give address bits 23-16. The registers of the controller of 16-bit channels are two ports apart and count words.
 
-A device moves data with `to_memory` and `from_memory` of its channel; each call moves what is left of the block at
-most. Addresses wrap within a page of 64 Ki units, as the chip's 16-bit counter does.
+A device gets a `DmaChannel`. It requests service, and is called when the guest lets the channel run; then it moves
+data with `to_memory` and `from_memory`, each of which moves what is left of the block at most. Which way the data go,
+the device says: its mode bits are not looked at. Addresses wrap within a page of 64 Ki units, as the chip's 16-bit
+counter does.
 """
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from pellucid.machine.device import Device, Region, State
@@ -16,8 +19,7 @@ from pellucid.memory import MemTxResult
 CHANNELS = 4
 COMMAND, REQUEST, SINGLE_MASK, MODE, CLEAR_FLIP_FLOP, MASTER_CLEAR, CLEAR_MASK, ALL_MASK = range(8)
 DISABLED = 0x04
-MODE_WRITE_MEMORY, MODE_READ_MEMORY, MODE_AUTO, MODE_DOWN = 0x04, 0x08, 0x10, 0x20
-TRANSFER = 0x0C
+MODE_AUTO, MODE_DOWN = 0x10, 0x20
 PAGE_OF_OFFSET = {1: 2, 2: 3, 3: 1, 7: 0}
 """Which channel's page is behind each port of the page register block (PC/AT technical reference)."""
 
@@ -47,7 +49,12 @@ class Dma8237(Device):
 
     def __init__(self, memory: DmaMemory) -> None:
         self._memory = memory
+        self._waiting: dict[int, Callable[[], None]] = {}
         super().__init__()
+
+    def reset(self) -> None:
+        super().reset()
+        self._waiting.clear()
 
     def region_read(self, region: int, offset: int, size: int) -> int:
         if region == 0:
@@ -63,6 +70,8 @@ class Dma8237(Device):
             self._write_control(offset >> self.shift, value & 0xFF)
         else:
             self.pages[_page_port(region, offset)] = value & 0xFF
+        if region == 1:
+            self._serve()
 
     def _read_channel(self, register: int) -> int:
         value = self.current[2 * register + self.high_byte]
@@ -102,6 +111,26 @@ class Dma8237(Device):
 
     # What a device does.
 
+    def channel(self, number: int) -> "DmaChannel":
+        """A device's end of a channel."""
+        return DmaChannel(self, number)
+
+    def request(self, channel: int, serve: Callable[[], None]) -> None:
+        """DREQ rises: `serve` is called as soon as the channel may run, at once if it may now."""
+        self._waiting[channel] = serve
+        self.status |= 0x10 << channel
+        self._serve()
+
+    def release(self, channel: int) -> None:
+        """DREQ falls."""
+        self._waiting.pop(channel, None)
+        self.status &= ~(0x10 << channel)
+
+    def _serve(self) -> None:
+        for channel in range(CHANNELS):
+            if self.ready(channel) and (serve := self._waiting.pop(channel, None)) is not None:
+                serve()
+
     def ready(self, channel: int) -> bool:
         """Whether the guest lets the channel run."""
         return not self.command & DISABLED and not self.mask >> channel & 1
@@ -110,34 +139,33 @@ class Dma8237(Device):
         """Bytes to go until the terminal count."""
         return (self._word(self.current, channel, 1) + 1) << self.shift
 
-    def to_memory(self, channel: int, data: bytes) -> int:
+    def to_memory(self, channel: int, data: bytes | bytearray) -> int:
         """A device has `data`; the number of bytes that were moved."""
-        if not self.ready(channel) or self.modes[channel] & TRANSFER != MODE_WRITE_MEMORY:
-            return 0
-        return self._move(channel, data, len(data))[0]
+        return self._move(channel, data, len(data))[0] if self.ready(channel) else 0
 
     def from_memory(self, channel: int, length: int) -> bytes:
         """A device wants `length` bytes; those that there are."""
-        if not self.ready(channel) or self.modes[channel] & TRANSFER != MODE_READ_MEMORY:
-            return b""
-        return self._move(channel, None, length)[1]
+        return self._move(channel, None, length)[1] if self.ready(channel) else b""
 
-    def _move(self, channel: int, data: bytes | None, length: int) -> tuple[int, bytes]:
-        unit = 1 << self.shift
-        length = min(length, self.left(channel)) & -unit
-        address, count = self._word(self.current, channel, 0), self._word(self.current, channel, 1)
+    def _move(self, channel: int, data: bytes | bytearray | None, length: int) -> tuple[int, bytes]:
+        length = min(length, self.left(channel)) & -(1 << self.shift)
         down = bool(self.modes[channel] & MODE_DOWN)
         page = self.pages[next(port for port, owner in PAGE_OF_OFFSET.items() if owner == channel)]
         out = bytearray()
-        for at in range(0, length, unit):
+        while length > len(out):
+            address = self._word(self.current, channel, 0)
+            # Upwards the units up to the wrap lie side by side.
+            size = 1 << self.shift if down else min(length - len(out), (0x10000 - address) << self.shift)
             place = (page & ~self.shift) << 16 | address << self.shift
             if data is not None:
-                self._memory.write_bytes(place, data[at : at + unit])
+                piece = bytes(data[len(out) : len(out) + size])
+                self._memory.write_bytes(place, piece)
             else:
-                out += self._memory.read_bytes(place, unit)
-            address = (address + (-1 if down else 1)) & 0xFFFF
-            count -= 1
-        self._set_word(channel, 0, address)
+                piece = self._memory.read_bytes(place, size)
+            out += piece
+            units = size >> self.shift
+            self._set_word(channel, 0, (address + (-units if down else units)) & 0xFFFF)
+        count = self._word(self.current, channel, 1) - (length >> self.shift)
         self._set_word(channel, 1, count & 0xFFFF)
         if count < 0:
             self._terminal_count(channel)
@@ -157,6 +185,34 @@ class Dma8237(Device):
     def _set_word(self, channel: int, which: int, value: int) -> None:
         at = 4 * channel + 2 * which
         self.current[at : at + 2] = value.to_bytes(2, "little")
+
+
+class DmaChannel:
+    """One channel as the device on it sees it."""
+
+    def __init__(self, controller: Dma8237, number: int) -> None:
+        self._controller, self._number = controller, number
+
+    @property
+    def left(self) -> int:
+        """Bytes that the guest has programmed and that are still to go."""
+        return self._controller.left(self._number)
+
+    def request(self, serve: Callable[[], None]) -> None:
+        """Raise DREQ; `serve` is called once, at once or when the guest lets the channel run."""
+        self._controller.request(self._number, serve)
+
+    def release(self) -> None:
+        """Lower DREQ; who waits is forgotten."""
+        self._controller.release(self._number)
+
+    def to_memory(self, data: bytes | bytearray) -> int:
+        """Give `data`; the number of bytes that went."""
+        return self._controller.to_memory(self._number, data)
+
+    def from_memory(self, length: int) -> bytes:
+        """Take up to `length` bytes."""
+        return self._controller.from_memory(self._number, length)
 
 
 class Dma8237Wide(Dma8237):

@@ -64,8 +64,8 @@ class FwCfg(Device):
 
     def __init__(self, memory: DmaSpace) -> None:
         self._memory = memory
-        self._items: dict[int, bytes] = {}
-        self._files: dict[str, bytes] = {}
+        self._items: dict[int, bytes | memoryview] = {}
+        self._files: dict[str, bytes | memoryview] = {}
         self._on_select: dict[str, Callable[[], None]] = {}
         self._selected_file: dict[int, Callable[[], None]] = {}
         super().__init__()
@@ -77,8 +77,12 @@ class FwCfg(Device):
         """Set the item with a fixed number."""
         self._items[key] = content
 
-    def add_file(self, name: str, content: bytes, on_select: Callable[[], None] | None = None) -> None:
+    def add_file(
+        self, name: str, content: bytes | memoryview, on_select: Callable[[], None] | None = None
+    ) -> None:
         """Add or replace a named file. Raises UserError when the name does not fit the directory.
+
+        A view is read when the guest reads.
 
         `on_select` is called when the guest selects the file, before it reads: it may replace files' contents, not add
         any. Firmware has the directory by then, so a size that changes is not seen.
@@ -92,8 +96,8 @@ class FwCfg(Device):
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The files by name."""
-        return self._files
+        """The files by name, as they are now."""
+        return {name: bytes(content) for name, content in self._files.items()}
 
     def _write_directory(self) -> None:
         entries = []
@@ -132,7 +136,7 @@ class FwCfg(Device):
     def _take(self, size: int) -> bytes:
         """The next bytes of the item, zeros where it has ended; moves the position."""
         item = self._items.get(self.selector & (KEY_MASK | ARCH_LOCAL), b"")
-        taken = item[self.position : self.position + size].ljust(size, b"\0")
+        taken = bytes(item[self.position : self.position + size]).ljust(size, b"\0")
         self._skip(size)
         return taken
 

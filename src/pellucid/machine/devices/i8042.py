@@ -32,7 +32,7 @@ class I8042(Device):
     """The controller. `request_reset` asks the machine for a reset; `set_a20` tells it the gate's new state."""
 
     kind = "i8042"
-    regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
+    regions = (Region("i8042-data", 1, one_port=True), Region("i8042-cmd", 1, one_port=True))
 
     data = Register(0, doc="output buffer on read, data on write")
     status = Register(0, region=1, reset=STATUS_NOT_INHIBITED, access="ro", doc="status")

@@ -1,9 +1,10 @@
 """8042 keyboard controller with a keyboard and a mouse on it (IBM PS/2 Hardware Interface Technical Reference).
 
-Region 0 is the data port (0x60), region 1 the command and status port (0x64). One byte at a time waits in the output
-buffer; which device sent it shows in status bit 5, and the interrupt of that device stays high until it is read. While
-a byte waits, the devices keep theirs. Bytes from the keyboard are translated from scan code set 2 to set 1 while the
-command byte says so.
+Region 0 is the data port (0x60), region 1 the command and status port (0x64). One byte at a time waits to be read;
+whose it is shows in status bit 5, and the interrupt of that device stays high until then. While a byte waits, the
+others keep theirs, the controller its answer to a command too. A device's byte is fetched when it is read, so that
+a command sent meanwhile is answered instead. Bytes from the keyboard are translated from scan code set 2 to set 1 while
+the command byte says so.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pellucid.machine.device import Device, Region, Register, State
 from pellucid.machine.devices.ps2 import Ps2Device, Ps2Keyboard, Ps2Mouse
 from pellucid.machine.firmware import aml
 from pellucid.machine.irq import IrqLine
-from pellucid.machine.state import BOOL, U8
+from pellucid.machine.state import BOOL, U8, Integer
 
 OUTPUT_FULL, SYSTEM_FLAG, WAS_COMMAND, NOT_INHIBITED, FROM_MOUSE = 0x01, 0x04, 0x08, 0x10, 0x20
 MODE_KEYBOARD_IRQ, MODE_MOUSE_IRQ, MODE_SYSTEM = 0x01, 0x02, 0x04
@@ -32,7 +33,8 @@ SWITCHES = {
     DISABLE_KEYBOARD: (MODE_NO_KEYBOARD, True),
     ENABLE_KEYBOARD: (MODE_NO_KEYBOARD, False),
 }
-RELEASE_SET_2, RELEASE_SET_1 = 0xF0, 0x80
+NOBODY, REPLY, REPLY_AS_MOUSE, KEYBOARD, MOUSE = range(5)
+RELEASE_PREFIX, RELEASE_SET_1 = b"\xf0", 0x80
 # Set 2 codes 0x00 to 0x83 in set 1: the controller's translation table (PS/2 reference, keyboard, table 2-4).
 TO_SET_1 = bytes.fromhex(
     "ff43413f3d3b3c5864444240 3e0f2959 6538 2a701d10 025a 66712c1f 1e11035b"
@@ -47,7 +49,7 @@ class KeyboardController(Device):
     """The controller. `keyboard_irq` and `mouse_irq` are ISA interrupts 1 and 12; `set_a20` hears of the gate."""
 
     kind = "i8042"
-    regions = (Region("i8042-data", 1), Region("i8042-cmd", 1))
+    regions = (Region("i8042-data", 1, one_port=True), Region("i8042-cmd", 1, one_port=True))
 
     data = Register(0, doc="output buffer on read, data on write")
     status = Register(0, region=1, reset=NOT_INHIBITED | WAS_COMMAND, access="ro", doc="status")
@@ -55,6 +57,9 @@ class KeyboardController(Device):
 
     mode = State(U8, MODE_KEYBOARD_IRQ | MODE_MOUSE_IRQ, doc="the controller's command byte")
     output_port = State(U8, OUTPUT_RESET | OUTPUT_A20 | 0xCC)
+    source = State(Integer(NOBODY, MOUSE), NOBODY, doc="whose byte the output buffer holds")
+    reply = State(U8, 0, doc="the controller's own byte")
+    reply_waits = State(Integer(NOBODY, REPLY_AS_MOUSE), NOBODY, doc="that there is one, and on whose behalf")
     release = State(BOOL, False, doc="translation has seen a release prefix")
 
     def __init__(
@@ -103,28 +108,36 @@ class KeyboardController(Device):
     def _update(self) -> None:
         """Fill the output buffer if it is empty, and drive the interrupt lines."""
         if not self.status & OUTPUT_FULL:
-            if not self.mode & MODE_NO_KEYBOARD and (byte := self._from_keyboard()) is not None:
-                self._fill(byte, mouse=False)
-            elif not self.mode & MODE_NO_MOUSE and (byte := self.mouse.take()) is not None:
-                self._fill(byte, mouse=True)
+            self.source = self._next_source()
+            if self.source != NOBODY:
+                self.status |= OUTPUT_FULL | (FROM_MOUSE if self.source in (REPLY_AS_MOUSE, MOUSE) else 0)
         self._drive()
 
-    def _from_keyboard(self) -> int | None:
-        """The keyboard's next byte as the host gets it; a release prefix is taken in by the translation."""
-        while (byte := self.keyboard.take()) is not None:
-            if not self.mode & MODE_TRANSLATE:
-                return byte
-            if byte == RELEASE_SET_2:
-                self.release = True
-                continue
-            released, self.release = self.release, False
-            translated = TO_SET_1[byte] if byte < len(TO_SET_1) else byte
-            return translated | RELEASE_SET_1 if released else translated
-        return None
+    def _next_source(self) -> int:
+        if self.reply_waits:
+            return self.reply_waits
+        if not self.mode & MODE_NO_KEYBOARD and self._keyboard_has_byte():
+            return KEYBOARD
+        return MOUSE if not self.mode & MODE_NO_MOUSE and self.mouse.queue else NOBODY
 
-    def _fill(self, byte: int, *, mouse: bool) -> None:
-        self.data = byte
-        self.status = self.status & ~FROM_MOUSE | OUTPUT_FULL | (FROM_MOUSE if mouse else 0)
+    def _keyboard_has_byte(self) -> bool:
+        """Whether there is something for the host; a release prefix is taken in by the translation."""
+        while self.mode & MODE_TRANSLATE and self.keyboard.queue[:1] == RELEASE_PREFIX:
+            self.keyboard.take()
+            self.release = True
+        return bool(self.keyboard.queue)
+
+    def _from_keyboard(self) -> int:
+        """The keyboard's next byte as the host gets it."""
+        if not self._keyboard_has_byte() or (byte := self.keyboard.take()) is None or not self.mode & MODE_TRANSLATE:
+            return self.keyboard.last
+        released, self.release = self.release, False
+        translated = TO_SET_1[byte] if byte < len(TO_SET_1) else byte
+        return translated | RELEASE_SET_1 if released else translated
+
+    def _reply(self, byte: int, *, mouse: bool = False) -> None:
+        """The controller's own byte; one that nobody has read yet goes."""
+        self.reply, self.reply_waits = byte, REPLY_AS_MOUSE if mouse else REPLY
 
     def _drive(self) -> None:
         full, mouse = bool(self.status & OUTPUT_FULL), bool(self.status & FROM_MOUSE)
@@ -135,6 +148,14 @@ class KeyboardController(Device):
 
     @data.on_read
     def _read_data(self) -> int:
+        source, self.source = self.source, NOBODY
+        if source in (REPLY, REPLY_AS_MOUSE):
+            self.data, self.reply_waits = self.reply, NOBODY
+        elif source == KEYBOARD:
+            self.data = self._from_keyboard()
+        elif source == MOUSE:
+            byte = self.mouse.take()
+            self.data = self.mouse.last if byte is None else byte
         value = self.data
         self.status &= ~(OUTPUT_FULL | FROM_MOUSE)
         # The line falls before the next byte raises it: the interrupt controllers want an edge.
@@ -151,7 +172,7 @@ class KeyboardController(Device):
         elif command == WRITE_OUTPUT_PORT:
             self._write_output_port(value)
         elif command in (WRITE_KEYBOARD_BUFFER, WRITE_MOUSE_BUFFER):
-            self._fill(value, mouse=command == WRITE_MOUSE_BUFFER)
+            self._reply(value, mouse=command == WRITE_MOUSE_BUFFER)
         elif command == WRITE_MOUSE:
             self._send(self.mouse, value, MODE_NO_MOUSE)
         else:
@@ -177,11 +198,11 @@ class KeyboardController(Device):
         if value in ANSWERS:
             if value == SELF_TEST:
                 self.mode |= MODE_SYSTEM
-            self._fill(ANSWERS[value], mouse=False)
+            self._reply(ANSWERS[value])
         elif value == READ_MODE:
-            self._fill(self.mode, mouse=False)
+            self._reply(self.mode)
         elif value == READ_OUTPUT_PORT:
-            self._fill(self._output_port_now(), mouse=False)
+            self._reply(self._output_port_now())
         elif value in SWITCHES:
             bit, on = SWITCHES[value]
             self.mode = self.mode & ~bit | (bit if on else 0)

@@ -2,8 +2,9 @@
 
 Seven PAM registers redirect the 13 segments: two bits each, bit 0 sends reads to RAM and bit 1 writes. Both and neither
 are one alias each, of RAM or of the PCI bus; read-only RAM is an alias that drops writes. In the fourth state, reads
-from PCI with writes to RAM, the segment shows PCI and writes go there: it would need a range that one read executes
-from and whose every write exits, and QEMU has it so too.
+from PCI with writes to RAM, the segment shows RAM for both, as in QEMU: the rest would need a range that one read
+executes from and whose every write exits. So a BIOS that copies itself in place finds zeros; one that reads from
+somewhere else does well.
 """
 
 from pellucid.memory import MemoryRegion
@@ -21,7 +22,7 @@ class Pam:
         to_ram = MemoryRegion.new_alias("pam-ram", ram, start, size)
         read_only = MemoryRegion.new_alias("pam-rom", ram, start, size)
         read_only.set_readonly(True)
-        write_only = MemoryRegion.new_alias("pam-pci", pci, start, size)
+        write_only = MemoryRegion.new_alias("pam-pci", ram, start, size)
         to_pci = MemoryRegion.new_alias("pam-pci", pci, start, size)
         self.states = (to_pci, read_only, write_only, to_ram)
         self.state = 0

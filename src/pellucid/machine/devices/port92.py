@@ -8,12 +8,15 @@ FAST_RESET, FAST_A20 = 0x01, 0x02
 
 
 class Port92(Device):
-    """Bit 0, when it goes from 0 to 1, resets the processor; bit 1 opens the A20 gate."""
+    """Bit 0 resets the processor; bit 1, when it changes, moves the A20 gate, which is open after a reset.
+
+    Port and gate need not agree then: the keyboard controller moves the same gate.
+    """
 
     kind = "port92"
-    regions = (Region("port92", 1),)
+    regions = (Region("port92", 1, one_port=True),)
 
-    control = Register(0, reset=FAST_A20, doc="bit 0 fast reset, bit 1 A20 gate; the rest is only remembered")
+    control = Register(0, doc="bit 0 fast reset, bit 1 A20 gate; the rest is only remembered")
 
     def __init__(self, request_reset: Callable[[], None], set_a20: Callable[[bool], None] | None = None) -> None:
         self._request_reset = request_reset

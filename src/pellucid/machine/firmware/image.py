@@ -12,7 +12,8 @@ FOLDERS = (
 )
 PACKAGES = {"bios-256k.bin": "seabios", "bios.bin": "seabios"}
 UNIT = 0x1_0000
-LARGEST = 16 << 20
+LARGEST, LARGEST_ROM = 16 << 20, 128 << 10
+ROM_MARK = b"\x55\xaa"
 
 
 def find_firmware(name: str) -> Path:
@@ -29,6 +30,16 @@ def find_firmware(name: str) -> Path:
     package = PACKAGES.get(name)
     remedy = f"install the Debian package '{package}'" if package else "give the path of a firmware image"
     raise UserError(f"firmware {name} is in none of {', '.join(map(str, FOLDERS))}: {remedy}")
+
+
+def option_rom(name: str) -> bytes | None:
+    """An option ROM that QEMU's packages install; None where it is not, or is no ROM."""
+    for folder in FOLDERS:
+        path = folder / name
+        if path.is_file() and path.stat().st_size <= LARGEST_ROM:
+            content = path.read_bytes()
+            return content if content[:2] == ROM_MARK else None
+    return None
 
 
 def read_firmware(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import PciBus
 from pellucid.machine.pci.function import PciFunction
+from pellucid.memory import RamList
 
 FOUR_GIB, GIB = 1 << 32, 1 << 30
 IOAPIC = 0xFEC0_0000
@@ -26,6 +27,25 @@ FW_CFG_UUID, FW_CFG_ACPI_TABLES = 0x02, 0x8000
 ISA_ORDER = ("i8042", "isa-fdc", "isa-serial", "isa-parallel", "mc146818rtc")
 """The order of ISA devices in the DSDT, by kind."""
 CLASS_VGA = 0x0300
+
+
+MOST = {pc_acpi.TABLES_FILE: 2 << 20, pc_acpi.LOADER_FILE: 64 << 10}
+"""Bytes up to which a file may grow when it is made anew; the others keep their size."""
+
+
+class FileBlock:
+    """A file of fw_cfg that is made anew while the machine runs: its content is a RAM block, `/rom@NAME`."""
+
+    def __init__(self, ram: RamList, name: str, content: bytes, most: int) -> None:
+        self._block = ram.new(f"/rom@{name}", len(content), max(len(content), most))
+        self.put(content)
+
+    def put(self, content: bytes) -> memoryview:
+        """Another content, of a length up to the block's most; what the guest reads."""
+        self._block.resize(len(content))
+        self._block.view[: len(content)] = content
+        self._block.written(0, len(content))
+        return self._block.view[: len(content)]
 
 
 def offer_acpi(machine: Machine, fw_cfg: FwCfg, describe: Callable[[], PcTables]) -> None:
@@ -41,12 +61,22 @@ def offer_acpi(machine: Machine, fw_cfg: FwCfg, describe: Callable[[], PcTables]
             put(pc_acpi.build_files(describe()))
 
     def put(files: pc_acpi.AcpiFiles) -> None:
-        fw_cfg.add_file(pc_acpi.RSDP_FILE, files.rsdp, rebuild)
-        fw_cfg.add_file(pc_acpi.TABLES_FILE, files.tables, rebuild)
-        fw_cfg.add_file(pc_acpi.LOADER_FILE, files.loader, rebuild)
+        for name, content in _by_name(files):
+            fw_cfg.add_file(name, blocks[name].put(content), rebuild)
 
     machine.system.on_reset.append(lambda cause: forget())
-    put(pc_acpi.build_files(describe()))
+    first = pc_acpi.build_files(describe())
+    blocks = {name: FileBlock(machine.ram, name, content, MOST.get(name, 0)) for name, content in _by_name(first)}
+    put(first)
+
+
+def _by_name(files: pc_acpi.AcpiFiles) -> list[tuple[str, bytes]]:
+    """The files in the order in which QEMU makes their blocks."""
+    return [
+        (pc_acpi.TABLES_FILE, files.tables),
+        (pc_acpi.LOADER_FILE, files.loader),
+        (pc_acpi.RSDP_FILE, files.rsdp),
+    ]
 
 
 def offer_user_tables(fw_cfg: FwCfg, config: MachineConfig) -> list[bytes]:

@@ -138,7 +138,11 @@ def mtree(session: Session, flat: FlagF, tree: FlagD, owner: FlagO, disabled: Fl
     machine = session.machine
     spaces = machine.address_spaces
     if owner:
-        name_owners(machine.config.board, spaces, machine.config.cpu_count)
+        drives = [drive for drive in machine.drives if drive.place is not None]
+        floppies = sum(drive.options.interface == "floppy" for drive in drives)
+        name_owners(
+            machine.config.board, spaces, machine.config.cpu_count, floppies=floppies, disks=len(drives) - floppies
+        )
     return info_mtree(spaces, flat=flat, dispatch_tree=tree, owner=owner, disabled=disabled)
 
 

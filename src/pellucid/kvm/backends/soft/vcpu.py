@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NS = 10**9
 U64 = (1 << 64) - 1
+A20 = 1 << 20
 NMI_VECTOR = 2
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
@@ -60,6 +61,7 @@ class SoftVcpu:
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._closed = False
+        self.a20 = True
         self._log: Observer | None = None
         self.cpuid_table: object = None
         self.arch_capabilities = ARCH_CAPABILITIES
@@ -166,6 +168,7 @@ class SoftVcpu:
         requests = self.requests
         requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
         if requests.check(KVM_REQ_TLB_FLUSH):
+            self.state.a20_mask = U64 if self.a20 else U64 & ~A20
             self.processor.flush_tlb()
         if requests.check(KVM_REQ_CLOCK_UPDATE):
             self.pvclock.update()
@@ -372,6 +375,11 @@ class SoftVcpu:
     def ignore_numeric_error(self) -> None:
         self.state.ignne = 1
         self.request(KVM_REQ_UNBLOCK)
+
+    def set_a20(self, a20: bool) -> None:
+        if a20 != self.a20:
+            self.a20 = a20
+            self.request(KVM_REQ_TLB_FLUSH)
 
     def _on_shutdown(self) -> Exit:
         return ShutdownExit(report.triple_fault(self))
