@@ -56,6 +56,9 @@ class Dma8237(Device):
         super().reset()
         self._waiting.clear()
 
+    def after_load(self) -> None:
+        self._serve()
+
     def region_read(self, region: int, offset: int, size: int) -> int:
         if region == 0:
             return self._read_channel(offset >> self.shift)

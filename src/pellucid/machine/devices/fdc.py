@@ -11,6 +11,7 @@ Nothing takes time but READ ID, which waits for a sector to come round.
 from pellucid.machine.device import Region, Register, State
 from pellucid.machine.floppy.commands import find_command
 from pellucid.machine.floppy.core import (
+    COMMAND,
     DATA,
     DOR_DMA,
     DOR_NOT_RESET,
@@ -35,6 +36,8 @@ ST3_ALWAYS, ST3_PROTECTED, ST3_TRACK_0 = 0x28, 0x40, 0x10
 IMPLIED_SEEK, FIFO_OFF = 0x40, 0x20
 ENHANCED_CONTROLLER, STEPPING = 0x90, 0x41
 """The answers to VERSION and PART ID."""
+MOST_BYTES = 18
+"""Of a command with its parameters, the longest of which is RESTORE; results are shorter."""
 TURN_NS = 20_000_000
 """A tenth of a turn of the disk: how long READ ID looks for a sector."""
 
@@ -71,6 +74,10 @@ class Fdc(SectorTransfers):
 
     def after_load(self) -> None:
         self._line.set(self.irq)
+        if self.phase == COMMAND:
+            self.length = 1 + find_command(self.command_byte).parameters if self.position else 0
+        if self.phase != DATA and (self.position > self.length or self.length > MOST_BYTES):
+            self.ready_for_command()
         if self.phase == DATA and self.dor & DOR_DMA and not self.msr & MSR_READY:
             if self.action == "read_id":
                 self._turn.arm(self._clock.now_ns() + TURN_NS)
@@ -314,7 +321,7 @@ class Fdc(SectorTransfers):
         drive = self.drive
         self.numbered(0).track, self.numbered(1).track = saved[2], saved[3]
         self.step_and_unload, self.head_load, drive.last_sector = saved[6:9]
-        self.locked, drive.perpendicular = bool(saved[9] & 0x80), saved[9] >> 2 & 7
+        self.locked, drive.perpendicular = bool(saved[9] & 0x80), saved[9] >> 2 & 0xF
         self.configuration, self.precompensation, self.power_mode = saved[10:13]
         self.ready_for_command()
 

@@ -34,7 +34,7 @@ class FloppyDrive(Device):
     head = State(U8, 0, survives_reset=True)
     sector = State(U8, 0, survives_reset=True, doc="the last one that was looked for; 0 for none yet")
     last_sector = State(U8, 0, survives_reset=True, doc="of a track: the format's, or what a command made of it")
-    perpendicular = State(Integer(0, 7), 0, survives_reset=True)
+    perpendicular = State(Integer(0, 15), 0, survives_reset=True)
     changed = State(BOOL, True, survives_reset=True, doc="the disk change line: a medium came or went")
 
     def __init__(
