@@ -9,6 +9,8 @@ Nothing takes time but READ ID, which waits for a sector to come round.
 """
 
 from pellucid.machine.device import Region, Register, State
+from pellucid.machine.firmware.aml import Resources
+from pellucid.machine.floppy.acpi import floppy_aml
 from pellucid.machine.floppy.commands import find_command
 from pellucid.machine.floppy.core import (
     COMMAND,
@@ -65,6 +67,10 @@ class Fdc(SectorTransfers):
     precompensation = State(U8, 0)
     locked = State(BOOL, False)
     power_mode = State(U8, 0)
+
+    def acpi(self, where: Resources) -> bytes:
+        """FDC0 with its drives."""
+        return floppy_aml(self.drives, where)
 
     # Resets.
 
