@@ -111,6 +111,8 @@ class Draft:
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
             default_drives=not self.no_defaults,
             boot=self.boot,
+            # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
+            serial_console=self.nographic or not self.display_none,
             serials=serials,
             chardevs=tuple(self.chardevs),
             monitors=monitors,

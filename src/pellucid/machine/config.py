@@ -174,6 +174,7 @@ class MachineConfig:
     drives: disks and CDs in the order they were asked for; default_drives: an empty CD
         and an empty floppy drive, where the board has them and none was asked for.
     boot: what firmware boots from.
+    serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
     chardevs: the named streams, which serials and monitors may mean.
     monitors: those with a stream of their own (HMP may share a serial's besides, see CharBackend.mux).
@@ -200,6 +201,7 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    serial_console: bool = True
     drives: tuple[DriveOptions, ...] = ()
     default_drives: bool = True
     boot: BootConfig = field(default_factory=BootConfig)

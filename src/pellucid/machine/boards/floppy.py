@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pellucid.machine.devices.dma8237 import Dma8237
-from pellucid.machine.devices.fdc import DMA_CHANNEL, Fdc
+from pellucid.machine.devices.fdc import Fdc
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.floppy.core import DRIVES
 from pellucid.machine.floppy.drive import FloppyDrive
@@ -13,7 +13,7 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.qdev import Lines, QdevBus, QdevNode, fixed
 
-PORTS, FLOPPY_GSI = (0x3F1, 0x3F7), 6
+PORTS, FLOPPY_GSI, DMA_CHANNEL = (0x3F1, 0x3F7), 6, 2
 FIRST_PORT = 0x3F0
 """Where QEMU says that the controller is; it answers from the next port on."""
 CMOS_DRIVES, CMOS_EQUIPMENT = 0x10, 0x14

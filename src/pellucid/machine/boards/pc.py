@@ -67,6 +67,8 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         drives = add_piix3_ide(machine, bus, 1, 1, gsi)
         pc_parts.offer_drives(machine, fw_cfg, drives, "ide@1,1")
         power = _add_power_management(machine, bus, gsi, smi) if options.acpi else None
+        if power is not None:
+            pc_parts.tell_serial_ports(power, serials)
     describe = None if power is None else lambda: _describe(machine, memory, bus, power, has_hpet=options.hpet)
     pc_parts.offer_tables(machine, memory, fw_cfg, options, NAMES, describe)
 

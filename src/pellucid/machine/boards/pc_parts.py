@@ -7,6 +7,7 @@ block; all but the first part of it lies from 4 GiB on. The firmware is seen at 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 from pellucid.errors import UserError
 from pellucid.kvm.api import Vcpu
@@ -80,6 +81,14 @@ IN_HYPERVISOR = (
 """(name, in port space, address, size, priority) of what the hypervisor answers before this process hears of it."""
 
 
+class SerialDecoder(Protocol):
+    """A PCI function that says which serial ports it decodes."""
+
+    DECODES_SERIAL: ClassVar[tuple[int, tuple[int, int]]]
+
+    def put_template(self, offset: int, size: int, value: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class PcMemory:
     """The regions that a PC's chips are wired to."""
@@ -116,6 +125,13 @@ def add_firmware(machine: Machine, memory: PcMemory, firmware: bytes) -> None:
     memory.pci.add_subregion(FOUR_GIB - len(firmware), bios)
     roms = MemoryRegion.new_rom("pc.rom", machine.ram.new("pc.rom", OPTION_ROMS_SIZE))
     memory.pci.add_subregion_overlap(OPTION_ROMS, roms, 1)
+
+
+def tell_serial_ports(bridge: SerialDecoder, serials: Sequence[Chardev | None]) -> None:
+    """The chip set's registers say which of the two first ports are there."""
+    offset, bits = bridge.DECODES_SERIAL
+    present = (bit for bit, chardev in zip(bits, serials) if chardev is not None)
+    bridge.put_template(offset, 1, sum(present))
 
 
 def add_hypervisor_parts(machine: Machine) -> list[SharedLine]:
@@ -184,7 +200,7 @@ def add_isa(
         machine.config.cpu_count,
         has_hpet=options.hpet,
         has_acpi=options.acpi,
-        serial_console=any(chardev is not None for chardev in serials[:1]),
+        serial_console=machine.config.serial_console and any(chardev is not None for chardev in serials[:1]),
         boot=machine.config.boot,
     )
     _add_dma(machine, isa)

@@ -60,6 +60,7 @@ def build_q35(machine: Machine, serials: list[Chardev | None]) -> None:
         bus, host, lpc = _add_pci(machine, memory, gsi, smm=smm)
         isa = IsaBus(bus.node(lpc).add_bus("isa.0", "ISA"), gsi)
         fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES)
+        pc_parts.tell_serial_ports(lpc, serials)
         wire_sleep(machine.system, lpc, machine.device(Rtc), machine.device(KeyboardController))
         drives = add_ahci(machine, bus, LPC_SLOT, SATA_FUNCTION)
         pc_parts.offer_drives(machine, fw_cfg, drives, "pci8086,2922@1f,2")

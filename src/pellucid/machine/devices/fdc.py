@@ -8,10 +8,9 @@ there. The main status register says whose turn it is. `floppy/commands.py` has 
 Nothing takes time but READ ID, which waits for a sector to come round.
 """
 
-import struct
-
 from pellucid.machine.device import Region, Register, State
-from pellucid.machine.firmware import aml
+from pellucid.machine.firmware.aml import Resources
+from pellucid.machine.floppy.acpi import floppy_aml
 from pellucid.machine.floppy.commands import find_command
 from pellucid.machine.floppy.core import (
     COMMAND,
@@ -29,7 +28,6 @@ from pellucid.machine.floppy.core import (
     TDR_BOOT,
 )
 from pellucid.machine.floppy.drive import FloppyDrive, Place, Reach
-from pellucid.machine.floppy.formats import CMOS_TYPES, drive_limits
 from pellucid.machine.floppy.transfer import RATE, ST1_MISSING_MARK, SectorTransfers
 from pellucid.machine.state import BOOL, U8, Integer
 
@@ -40,9 +38,6 @@ ST3_ALWAYS, ST3_PROTECTED, ST3_TRACK_0 = 0x28, 0x40, 0x10
 IMPLIED_SEEK, FIFO_OFF = 0x40, 0x20
 ENHANCED_CONTROLLER, STEPPING = 0x90, 0x41
 """The answers to VERSION and PART ID."""
-DMA_CHANNEL, NO_TAPE = 2, 2
-DISKETTE_PARAMETERS = (0xAF, 0x02, 0x25, 0x02, 0x12, 0x1B, 0xFF, 0x6C, 0xF6, 0x0F, 0x08)
-"""The BIOS's table (interrupt 1Eh), as ACPI's _FDI repeats it."""
 MOST_BYTES = 18
 """Of a command with its parameters, the longest of which is RESTORE; results are shorter."""
 TURN_NS = 20_000_000
@@ -73,19 +68,9 @@ class Fdc(SectorTransfers):
     locked = State(BOOL, False)
     power_mode = State(U8, 0)
 
-    def acpi(self, where: aml.Resources) -> bytes:
-        """The controller without port 0x3F1, which nobody uses, and its drives."""
-        first, change = where.ports
-        ports = aml.io_ports(first + 1, 4) + aml.io_ports(change, 1)
-        there = [drive for drive in self.drives if drive.backend is not None]
-        enumerated = b"".join(struct.pack("<I", drive in there) for drive in self.drives)
-        return aml.device(
-            "FDC0",
-            aml.name("_HID", aml.eisa_id("PNP0700"))
-            + aml.name("_CRS", aml.resource_template(ports, aml.irq(where.gsi), aml.dma(DMA_CHANNEL)))
-            + b"".join(_drive_aml(drive) for drive in there)
-            + aml.name("_FDE", aml.buffer(enumerated.ljust(16, b"\0") + struct.pack("<I", NO_TAPE))),
-        )
+    def acpi(self, where: Resources) -> bytes:
+        """FDC0 with its drives."""
+        return floppy_aml(self.drives, where)
 
     # Resets.
 
@@ -351,10 +336,3 @@ class Fdc(SectorTransfers):
 
     def _part_id(self) -> None:
         self.answer((STEPPING,))
-
-
-def _drive_aml(drive: FloppyDrive) -> bytes:
-    """A drive under the controller (ACPI 6.4, 9.8.1)."""
-    information = (drive.unit, CMOS_TYPES[drive.drive_type], *drive_limits(drive.drive_type), *DISKETTE_PARAMETERS)
-    terms = aml.name("_ADR", drive.unit) + aml.name("_FDI", aml.package(information))
-    return aml.device("FLP" + "AB"[drive.unit], terms)

@@ -13,6 +13,7 @@ knows that there is nothing to set up (as QEMU does with `smm=off`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 from pellucid.kvm.clock import Clock
 from pellucid.machine.device import Property, Region, Register, State
@@ -78,6 +79,9 @@ class Ich9Lpc(AcpiPm):
 
     gpios = (("out", "gsi", 24),)
     noreboot = Property(BIT, True, doc="a strap: NO_REBOOT is set for good")
+
+    DECODES_SERIAL: ClassVar = (0x82, (0x01, 0x02))
+    """Where the function says which serial ports there are, and the bits of each."""
 
     pm_base = ConfigRegister(0x40, 4, reset=1, writable=0xFF80, doc="PMBASE: base of the block of ACPI registers")
     acpi_control = ConfigRegister(0x44, 1, writable=0xFF, doc="bit 7 opens the block, bits 2-0 the SCI's interrupt")

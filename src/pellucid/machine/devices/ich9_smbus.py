@@ -13,6 +13,7 @@ class Ich9Smbus(PciFunction):
     vendor_id, device_id, revision, class_code = 0x8086, 0x2930, 0x02, 0x0C0500
     is_multifunction = True
     hotpluggable = False
+    in_dsdt = True
     interrupt_pin = 1
 
     host_config = ConfigRegister(0x40, 1, writable=0xF7, doc="HOSTC: bit 0 enables, bit 3 resets the controller")

@@ -10,6 +10,7 @@ nothing for it to set up.
 """
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from pellucid.kvm.clock import Clock
 from pellucid.machine.device import Region, Register
@@ -53,6 +54,9 @@ class Piix4Pm(AcpiPm):
         ("smm-compat", "false"),
         ("x-not-migrate-acpi-index", "false"),
     )
+
+    DECODES_SERIAL: ClassVar = (0x67, (0x08, 0x90))
+    """Where the function says which serial ports there are, and the bits of each."""
 
     pm_base = ConfigRegister(0x40, 4, reset=1, writable=0xFFC0, doc="PMBA: base of the block of ACPI registers")
     count_b = ConfigRegister(0x58, 4, writable=0xFFFF_FFFF, doc="device activity B: bit 25 is APMC_EN")

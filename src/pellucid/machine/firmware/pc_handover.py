@@ -130,7 +130,7 @@ def bus_slots(bus: PciBus, isa_bridge: int) -> list[Slot]:
     return [
         Slot(devfn, hotpluggable=function.hotpluggable, is_vga=function.class_code >> 8 == CLASS_VGA)
         for devfn, function in sorted(bus.functions.items())
-        if isinstance(function, PciFunction) and devfn & 7 == 0 and devfn != isa_bridge
+        if isinstance(function, PciFunction) and (devfn & 7 == 0 or function.in_dsdt) and devfn != isa_bridge
     ]
 
 

@@ -55,12 +55,6 @@ def _formats() -> Iterator[Format]:
 FORMATS = tuple(_formats())
 
 
-def drive_limits(drive: str) -> tuple[int, int, int]:
-    """(last cylinder, sectors, last head) that any format of such a drive has."""
-    made = [form for form in FORMATS if form.drive == drive]
-    return max(f.tracks for f in made) - 1, max(f.sectors for f in made), max(f.heads for f in made) - 1
-
-
 def find_format(size: int, drive: str) -> Format | None:
     """The format of a medium of `size` bytes in a drive of that type; with "auto", in whatever drive it is made for.
 

@@ -64,6 +64,8 @@ class PciFunction(Device):
     vendor_bytes_writable: ClassVar[bool] = True
     hotpluggable: ClassVar[bool] = True
     """Whether ACPI hot-plug may eject it; what the board is soldered to says False."""
+    in_dsdt: ClassVar[bool] = False
+    """Whether the DSDT names it although it is not its slot's function 0."""
     config_registers: ClassVar[tuple[ConfigRegister, ...]] = ()
     config_size: ClassVar[int] = cfg.CONFIG_SIZE
     """Bytes of configuration space; an express function has 4096."""
