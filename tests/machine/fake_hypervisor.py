@@ -50,6 +50,7 @@ class FakeVcpu:
         self._msrs = {TSC: 0}
         self.stops_told = 0
         self.smis = self.ignored_errors = 0
+        self.a20 = True
         self._kicked = threading.Event()
 
     def run(self) -> Exit:

@@ -81,6 +81,8 @@ def test_cmos_is_qemu_s(tmp_path: Path) -> None:
         found = [cmos[index] for index in (0x12, 0x19, 0x1A, 0x39, 0x3D, 0x38)]
         assert found == [0xF0, 0x2F, 0, 0, 0x12, 0x30]
         assert bytes(cmos[0x1B:0x24]).hex() == "140010ffffc814003f"
+    with pc_machine(tmp_path, boot=BootConfig(check_floppy=False)) as machine:
+        assert device(machine, Rtc).cmos[0x38] == 0x31 and device(machine, Rtc).cmos[0x10] == 0x50
 
 
 def test_boot_orders(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_port92() -> None:
     port.write(0, 1, 0x02)
     port.write(0, 1, 0x00)
     port.write(0, 1, 0x02)
-    assert a20.calls == [(True,), (False,), (True,)] and not reset.calls
+    assert a20.calls == [(True,), (True,), (False,), (True,)] and not reset.calls
     port.write(0, 1, 0x03)
     assert len(reset.calls) == 1 and port.read(0, 1) == 0x02
 

@@ -110,7 +110,7 @@ class Draft:
             append=self.append or "",
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
             default_drives=not self.no_defaults,
-            boot=self.boot,
+            boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,
             serials=serials,

@@ -97,7 +97,7 @@ OPTIONS = (
     Option(("nic",), "none", "no network card", values.only_none("nic")),
     Option(("nodefaults",), "", "no devices beyond the board's own and those asked for", _switch("no_defaults")),
     Option(("no-user-config",), "", "accepted: there are no configuration files", _switch("no_user_config")),
-    Option(("no-fd-bootchk",), "", "accepted: there is no floppy drive", _switch("no_fd_bootchk")),
+    Option(("no-fd-bootchk",), "", "boot from diskettes without a signature too", _switch("no_fd_bootchk")),
     Option(("action",), "EVENT=ACTION,...", "what becomes of the machine: reboot=reset|shutdown, "
            "shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none", values.action),
     Option(("no-reboot",), "", "exit when the guest resets", _switch("reboot", False)),

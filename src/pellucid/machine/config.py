@@ -149,7 +149,7 @@ class BootConfig:
     """-boot: the order of a PC's devices by letter (a floppy, c disk, d CD, n network), and how to ask for another.
 
     once: the order of the first start only. splash_time, reboot_timeout: milliseconds, None for the firmware's own.
-    strict: boot from nothing but what has a boot index.
+    strict: boot from nothing but what has a boot index. check_floppy: not from a diskette without 55 AA.
     """
 
     order: str = "cad"
@@ -158,6 +158,7 @@ class BootConfig:
     splash_time: int | None = None
     reboot_timeout: int | None = None
     strict: bool = False
+    check_floppy: bool = True
 
 
 @dataclass(frozen=True)

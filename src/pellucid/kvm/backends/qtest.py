@@ -77,6 +77,7 @@ class QtestVcpu:
         self._lapic = LapicState(bytes(KVM_APIC_REG_SIZE))
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._msrs: dict[int, int] = {}
+        self.a20 = True
 
     def run(self) -> Exit:
         self._kicked.wait()

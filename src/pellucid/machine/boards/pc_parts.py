@@ -333,7 +333,7 @@ def _add_timers(machine: Machine, isa: IsaBus, config: PcFirmwareConfig, hpet_ro
     rtc = Rtc(rtc_line, machine.device_clock, machine.wall_ns)
     fill_cmos(rtc, config)
     if config.boot.once:
-        machine.system.on_reset.append(lambda cause: _set_cmos(rtc, boot_bytes(config.boot.order)))
+        machine.system.on_reset.append(lambda cause: _set_cmos(rtc, boot_bytes(config.boot, config.boot.order)))
     with MemoryTransaction():
         machine.parts.append(Part(rtc, ports=(RTC_PORT,), gsi=RTC_GSI))
         ports = rtc.regions[0].memory_region(rtc.ops())

@@ -102,9 +102,8 @@ class I8042(Device):
         self.mode = self.mode & ~bit | (bit if on else 0)
 
     def _write_output_port(self, value: int) -> None:
-        gate_moved = (value ^ self.output_port) & OUTPUT_A20
         self.output_port = value
-        if gate_moved and self._set_a20 is not None:
+        if self._set_a20 is not None:
             self._set_a20(bool(value & OUTPUT_A20))
         if not value & OUTPUT_RESET:
             self._request_reset()

@@ -222,9 +222,8 @@ class KeyboardController(Device):
         return self.output_port & ~(OUTPUT_MOUSE_FULL | OUTPUT_KEYBOARD_FULL) | (bits if full else 0)
 
     def _write_output_port(self, value: int) -> None:
-        gate_moved = (value ^ self.output_port) & OUTPUT_A20
         self.output_port = value
-        if gate_moved and self._set_a20 is not None:
+        if self._set_a20 is not None:
             self._set_a20(bool(value & OUTPUT_A20))
         if not value & OUTPUT_RESET:
             self._request_reset()

@@ -76,7 +76,7 @@ class PmSmbus(Device):
     def __init__(self, slaves: dict[int, SmbusSlave], irq: IrqLine | None = None, *, blocks: bool = False) -> None:
         self._slaves, self._irq, self._blocks = slaves, irq, blocks
         super().__init__()
-        self.reset()
+        self.auxiliary_control = E32B if blocks else 0
 
     def reset(self) -> None:
         super().reset()

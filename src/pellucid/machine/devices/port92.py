@@ -8,9 +8,9 @@ FAST_RESET, FAST_A20 = 0x01, 0x02
 
 
 class Port92(Device):
-    """Bit 0 resets the processor; bit 1, when it changes, moves the A20 gate, which is open after a reset.
+    """Bit 0 resets the processor; bit 1 is what every write puts the A20 gate to.
 
-    Port and gate need not agree then: the keyboard controller moves the same gate.
+    Port and gate need not agree: the gate is open after a reset, and the keyboard controller moves the same one.
     """
 
     kind = "port92"
@@ -25,9 +25,8 @@ class Port92(Device):
 
     @control.on_write
     def _write_control(self, value: int) -> None:
-        changed = value ^ self.control
         self.control = value & ~FAST_RESET
-        if changed & FAST_A20 and self._set_a20 is not None:
+        if self._set_a20 is not None:
             self._set_a20(bool(value & FAST_A20))
         if value & FAST_RESET:
             self._request_reset()

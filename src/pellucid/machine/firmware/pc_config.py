@@ -100,14 +100,14 @@ def cmos_bytes(config: PcFirmwareConfig) -> Iterator[tuple[int, int]]:
     fpu, ps2_mouse = 0x02, 0x04
     yield 0x14, fpu | ps2_mouse
     yield 0x5F, min(config.cpu_count - 1, 0xFF)
-    yield from boot_bytes(config.boot.once or config.boot.order)
+    yield from boot_bytes(config.boot, config.boot.once or config.boot.order)
 
 
-def boot_bytes(order: str) -> Iterator[tuple[int, int]]:
-    """(index, byte) of the boot order by letters."""
+def boot_bytes(boot: BootConfig, order: str) -> Iterator[tuple[int, int]]:
+    """(index, byte) of the boot order by letters, and whether diskettes need a signature."""
     codes = [BOOT_CODES.get(letter, 0) for letter in order[:3].ljust(3)]
     yield 0x3D, codes[0] | codes[1] << 4
-    yield 0x38, codes[2] << 4
+    yield 0x38, codes[2] << 4 | (0 if boot.check_floppy else 1)
 
 
 def disk_bytes(disks: Mapping[int, Geometry]) -> Iterator[tuple[int, int]]:
