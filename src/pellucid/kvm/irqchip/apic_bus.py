@@ -120,6 +120,12 @@ class ApicBus:
         chosen.arb_prio += 1
         return (chosen,)
 
+    def deliver_to(self, apic_ids: Iterable[int], mode: int, vector: int, *, level: bool, asserted: bool) -> int:
+        """Deliver to the APICs with these ids, in their present mode; how many accepted it (KVM_HC_SEND_IPI)."""
+        with self._lock:
+            targets = [lapic for apic_id in apic_ids for lapic in self._physical.get(apic_id, ())]
+            return sum(lapic.deliver(mode, vector, level, asserted) for lapic in targets)
+
     def eoi(self, vector: int, level: bool) -> None:
         """A local APIC ended `vector`. `level` is False for edge vectors and where the broadcast is suppressed."""
         self.eoi_listener(vector, level)

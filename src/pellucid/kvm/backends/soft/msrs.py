@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import CR4_LA57
+from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
+from pellucid.kvm.steal_time import MSR_KVM_STEAL_TIME
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
@@ -58,6 +61,8 @@ class Msrs:
             IA32_EFER: (lambda: int(vcpu.processor.state.efer), self._write_efer),
             IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
+            MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
+            MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
             IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
             IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),
         } if vcpu.has_lapic else {}
@@ -162,6 +167,10 @@ class Msrs:
 
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value
+
+    def _write_steal_time(self, value: int) -> None:
+        self._vcpu.steal_time.msr_write(value)
+        self._vcpu.request(KVM_REQ_STEAL_UPDATE)
 
     def _write_base(self, segment: int, value: int) -> None:
         if not self._canonical(value):

@@ -218,6 +218,19 @@ class SoftVm:
         if self.vcpus:
             self.vcpus[0].processor.memory_written(hva, size)
 
+    # --- what hypercalls ask: see pellucid.kvm.hypercalls
+
+    def kick_cpu(self, apic_id: int) -> None:
+        for vcpu in self.vcpus:
+            if vcpu.lapic.id == apic_id:
+                vcpu.unhalt()
+
+    def send_ipis(self, apic_ids: list[int], mode: int, vector: int, *, level: bool, asserted: bool) -> int:
+        return self.chips().bus.deliver_to(apic_ids, mode, vector, level=level, asserted=asserted)
+
+    def yield_cpu(self) -> None:
+        time.sleep(0)  # unlike os.sched_yield it lets go of the GIL
+
     def close(self) -> None:
         for vcpu in self.vcpus:
             vcpu.close()
