@@ -10,9 +10,9 @@ from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING,
-    EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF,
-    RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CodeCache, CpuState,
+    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PAUSE,
+    EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE,
+    RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CodeCache, CpuState,
     Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
@@ -71,7 +71,7 @@ def step(s) -> u32:
 def ends_instruction(reason: u32):
     """Whether an instruction that left for this reason is done."""
     left = reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED
-    return left or reason == EXIT_HLT or reason == EXIT_HYPERCALL
+    return left or reason == EXIT_HLT or reason == EXIT_HYPERCALL or reason == EXIT_PAUSE
 
 
 @native

@@ -22,7 +22,10 @@ from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 
 CALIBRATION_NS = 10_000_000
+NS = 10**9
 U64 = (1 << 64) - 1
+PAUSE_WINDOW_NS = 20_000
+"""How long a guest may spin with PAUSE before its thread lets others have the host's CPU."""
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
 
@@ -100,6 +103,9 @@ class SoftVm:
         with self.stopped():
             vcpu = SoftVcpu(self, apic_id)
         self.vcpus.append(vcpu)
+        if len(self.vcpus) > 1:  # alone, a processor waits for nobody
+            for each in self.vcpus:
+                each.state.pause_window = PAUSE_WINDOW_NS * self.tsc_hz // NS
         return vcpu
 
     def create_irqchip(self) -> None:
@@ -229,7 +235,7 @@ class SoftVm:
         return self.chips().bus.deliver_to(apic_ids, mode, vector, level=level, asserted=asserted)
 
     def yield_cpu(self) -> None:
-        time.sleep(0)  # unlike os.sched_yield it lets go of the GIL
+        os.sched_yield()
 
     def close(self) -> None:
         for vcpu in self.vcpus:

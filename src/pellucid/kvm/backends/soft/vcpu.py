@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
-    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM,
-    EXIT_SHUTDOWN, MODE_64, MODE_SIZE, PENDING_REQUEST, RFLAGS_IF)
+    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE, EXIT_PENDING,
+    EXIT_RSM, EXIT_SHUTDOWN, MODE_64, MODE_SIZE, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
@@ -80,7 +80,8 @@ class SoftVcpu:
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
-            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: self._on_hypercall}
+            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: self._on_hypercall,
+            EXIT_PAUSE: vm.yield_cpu}
 
     @property
     def apic_id(self) -> int:
