@@ -282,6 +282,10 @@ class Vm(Protocol):
         """In-kernel PIT with the speaker port; needs the irqchip."""
         ...
 
+    def reinject_control(self, reinject: bool) -> None:
+        """Whether the PIT makes up for ticks that a guest was too slow for, as at first (KVM_REINJECT_CONTROL)."""
+        ...
+
     def irq_line(self, gsi: int, level: bool) -> None:
         """Set the level of a global interrupt line. True means asserted, whatever the wire's polarity."""
         ...

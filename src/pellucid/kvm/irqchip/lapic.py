@@ -344,6 +344,10 @@ class Lapic(ApicVectors):
         if mode <= d.DM_LOWEST and vector < 16:
             self.raise_error(d.ESR_SEND_ILLEGAL_VECTOR)
             return
+        if not icr & (d.ICR_LOGICAL | d.ICR_LEVEL | 3 << d.ICR_SHORTHAND_SHIFT) and mode != d.DM_LOWEST:
+            dest = icr >> 32 if self.mode is ApicMode.X2APIC else icr >> 56
+            if dest & 0xFF != d.XAPIC_BROADCAST and self._bus.deliver_to_one(dest, mode, vector):
+                return
         # Trigger mode and level mean something for INIT only: its level de-assert, ignored since the Pentium 4.
         level = bool(icr & d.ICR_LEVEL) and mode == d.DM_INIT
         dest = icr >> 32 if self.mode is ApicMode.X2APIC else icr >> 56

@@ -107,6 +107,9 @@ class Msrs:
 
     def write(self, index: int, value: int, host_initiated: bool = False) -> None:
         """WRMSR; MsrAccessError where the guest gets #GP(0)."""
+        if X2APIC_FIRST <= index <= X2APIC_LAST:
+            self._vcpu.lapic.msr_write(index, value)
+            return
         special = self._special.get(index)
         if index in self.absent:
             raise MsrAccessError(index, value)
@@ -123,8 +126,6 @@ class Msrs:
             if value & ~VALUES[index][1]:
                 raise MsrAccessError(index, value)
             self._values[index] = value
-        elif X2APIC_FIRST <= index <= X2APIC_LAST:
-            self._vcpu.lapic.msr_write(index, value)
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
         elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect

@@ -24,7 +24,7 @@ from pellucid.kvm.pvclock import Kvmclock, MasterClock
 CALIBRATION_NS = 10_000_000
 NS = 10**9
 U64 = (1 << 64) - 1
-PAUSE_WINDOW_NS = 20_000
+PAUSE_WINDOW_NS = 100_000
 """How long a guest may spin with PAUSE before its thread lets others have the host's CPU."""
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
@@ -123,6 +123,9 @@ class SoftVm:
 
     def create_pit(self) -> None:
         self.chips().create_pit()
+
+    def reinject_control(self, reinject: bool) -> None:
+        self.chips().reinject_control(reinject)
 
     def irq_line(self, gsi: int, level: bool) -> None:
         self.chips().routing.set_irq(gsi, level)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
     EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE, EXIT_PENDING,
-    EXIT_RSM, EXIT_SHUTDOWN, MODE_64, MODE_SIZE, PENDING_REQUEST, RFLAGS_IF)
+    EXIT_RSM, EXIT_SHUTDOWN, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
@@ -22,10 +22,10 @@ from pellucid.kvm.api import (
     MmioExit, MpState, Observer, Regs, ShutdownExit, Sregs, VcpuEvents)
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
+from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
 from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
-from pellucid.kvm.hypercalls import Hypercall, hypercall
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
 from pellucid.kvm.pv_eoi import PvEoi
 from pellucid.kvm.pvclock import PvclockVcpu
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NS = 10**9
 U64 = (1 << 64) - 1
 NMI_VECTOR = 2
+NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
 # GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
@@ -55,11 +56,9 @@ class SoftVcpu:
         self.guest_lock = threading.Lock()
         self.requests = VcpuRequests()
         self._events = PendingEvents()
-        self._kicked = False
-        self._halted = self._unhalted = self._frozen = False
+        self._kicked = self._halted = self._unhalted = self._frozen = self._closed = False
         self._wake = threading.Event()
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
-        self._closed = False
         self._log: Observer | None = None
         self.cpuid_table: object = None
         self.arch_capabilities = ARCH_CAPABILITIES
@@ -80,7 +79,7 @@ class SoftVcpu:
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
-            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: self._on_hypercall,
+            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
             EXIT_PAUSE: vm.yield_cpu}
 
     @property
@@ -159,7 +158,8 @@ class SoftVcpu:
             if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
-            gate.wait()
+            if gate.closed:
+                gate.wait()
             with self.guest_lock:
                 if gate.closed:
                     continue
@@ -177,12 +177,9 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
-        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
-        if requests.check(KVM_REQ_TLB_FLUSH):
-            self.processor.flush_tlb()
-        if requests.check(KVM_REQ_CLOCK_UPDATE):
-            self.pvclock.update()
-        if requests.check(KVM_REQ_STEAL_UPDATE) or self.steal_time.enabled and self.steal_time.is_due():
+        if requests.word & NOT_EVENTS:
+            self._serve_rare_requests(requests)
+        if self.steal_time.enabled and self.steal_time.is_due():
             self.steal_time.update()
         self._collect_events()
         if requests.check(KVM_REQ_EVENT):
@@ -194,6 +191,15 @@ class SoftVcpu:
             self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
             self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
         return None
+
+    def _serve_rare_requests(self, requests: VcpuRequests) -> None:
+        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
+        if requests.check(KVM_REQ_TLB_FLUSH):
+            self.processor.flush_tlb()
+        if requests.check(KVM_REQ_CLOCK_UPDATE):
+            self.pvclock.update()
+        if requests.check(KVM_REQ_STEAL_UPDATE):
+            self.steal_time.update()
 
     def _collect_events(self) -> None:
         """KVM_REQ_NMI and KVM_REQ_SMI: what was asked for becomes pending."""
@@ -370,13 +376,6 @@ class SoftVcpu:
         self.state.shadow = 0
         self.requests.make(KVM_REQ_EVENT)
         return None
-
-    def _on_hypercall(self) -> None:
-        state, gpr = self.state, self.state.gpr
-        wide = state.mode & MODE_SIZE == MODE_64
-        mask = U64 if wide else 0xFFFF_FFFF
-        number, a0, a1, a2, a3 = (int(gpr[register]) & mask for register in (0, 3, 1, 2, 6))
-        gpr[0] = hypercall(Hypercall(number, a0, a1, a2, a3, wide), state.cpl, self._vm) & mask
 
     def _on_exclusive(self) -> Exit | None:
         """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
