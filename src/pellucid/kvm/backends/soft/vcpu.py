@@ -35,8 +35,7 @@ from pellucid.kvm.vcpu_requests import VcpuRequests
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.system import SoftVm
 
-NS = 10**9
-U64 = (1 << 64) - 1
+NS, U64 = 10**9, (1 << 64) - 1
 NMI_VECTOR = 2
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
@@ -54,10 +53,9 @@ class SoftVcpu:
         self.processor = Processor(vm.engine, vm.memory)
         self.state = self.processor.state
         self.guest_lock = threading.Lock()
-        self.requests = VcpuRequests()
-        self._events = PendingEvents()
+        self.requests, self._events = VcpuRequests(), PendingEvents()
         self._kicked = self._halted = self._unhalted = self._frozen = self._closed = False
-        self._wake = threading.Event()
+        self._wake, self._thread = threading.Event(), 0
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self._log: Observer | None = None
         self.cpuid_table: object = None
@@ -80,7 +78,7 @@ class SoftVcpu:
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
-            EXIT_PAUSE: vm.yield_cpu}
+            EXIT_PAUSE: lambda: vm.yield_cpu()}
 
     @property
     def apic_id(self) -> int:
@@ -123,7 +121,8 @@ class SoftVcpu:
     def request(self, request: int) -> None:
         self.requests.make(request)
         self.processor.kick()
-        self._wake.set()
+        if threading.get_ident() != self._thread:  # its own thread does not sleep
+            self._wake.set()
 
     def kick(self) -> None:
         self._kicked = True
@@ -145,6 +144,7 @@ class SoftVcpu:
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> Exit:
+        self._thread = threading.get_ident()
         handlers, processor, gate, pv_eoi = self._handlers, self.processor, self._vm.gate, self.pv_eoi
         while True:
             self.state.pending = 0
@@ -189,7 +189,8 @@ class SoftVcpu:
             if self.state.replay_count == 0 and not self.state.delivering:
                 return self._inject()
             self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
-            self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
+            requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
+            self.state.pending = 1
         return None
 
     def _serve_rare_requests(self, requests: VcpuRequests) -> None:
