@@ -36,6 +36,10 @@ VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
 CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x1C9: 0}
 
+# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
+# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
+ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
 IA32_PRED_CMD = 0x49
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.

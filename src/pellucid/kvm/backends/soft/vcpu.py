@@ -23,7 +23,7 @@ from pellucid.kvm.api import (
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
 from pellucid.kvm.backends.soft.hypercall_exit import answer
-from pellucid.kvm.backends.soft.msrs import Msrs
+from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
 from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 NS, U64 = 10**9, (1 << 64) - 1
 NMI_VECTOR = 2
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
-# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
-# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
-# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
-ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
 
 class SoftVcpu:
