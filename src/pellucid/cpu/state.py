@@ -64,8 +64,8 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK = \
-    range(18)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
+    EXIT_HYPERCALL, EXIT_PAUSE = range(20)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -380,6 +380,9 @@ class CpuState(Struct):
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
     exclusive: u32         # 1: no other processor of the VM is in native code
     trace: u32             # TRACE_*
+    pause_window: u64      # TSC ticks that a loop with PAUSE may take before it leaves with EXIT_PAUSE; 0: any
+    pause_first: u64       # when that loop began, and its last PAUSE
+    pause_last: u64
     announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 

@@ -3,7 +3,8 @@
     resolve("Nehalem", {"sse4.2": False, "aes": True})
 
 gives the model with what this processor has of all that, and the names of what it lacks. Models stand in the .toml
-files beside this one; those that follow the processor itself, `pellucid` and `max`, are made here.
+files beside this one; those that follow the processor itself, `pellucid`, `max` and `host`, are
+made here.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def own_models() -> dict[str, CpuModel]:
     return {
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
         "max": CpuModel("max", everything),
+        "host": CpuModel("host", everything),
     }
 
 
@@ -99,6 +101,7 @@ def describe_models() -> dict[str, str]:
     special = {
         DEFAULT_MODEL: "the default: what this processor has, less what slows a guest down",
         "max": "everything that this processor has",
+        "host": "the same: this processor is the host of its guests; nothing of the CPU under it is passed through",
     }
     plain = {name: model.model_id or f"a processor of family {model.family}" for name, model in models().items()}
     return plain | special

@@ -220,6 +220,9 @@ class QtestVm:
     def create_pit(self) -> None:
         self.irqchip.create_pit()
 
+    def reinject_control(self, reinject: bool) -> None:
+        self.irqchip.reinject_control(reinject)
+
     def irq_line(self, gsi: int, level: bool) -> None:
         self.irqchip.routing.set_irq(gsi, level)
 

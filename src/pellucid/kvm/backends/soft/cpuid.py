@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.state import FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_PAGING
 from pellucid.engine.arrays import Array
-from pellucid.isa.features import shown
+from pellucid.isa.features import HYPERCALL, shown
 from pellucid.kvm.backends.soft.msrs import FEATURES
+from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
 
@@ -49,7 +50,8 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     state.maxphyaddr = sizes.eax & 0xFF if sizes else 36
     state.features[FEATURES_PAGING] = (FEATURE_PDPE1GB * has(0x8000_0001, 0, "edx", 26)
                                        | FEATURE_PSE36 * has(1, 0, "edx", 17))
-    vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)))
+    hypercalls = HYPERCALL * any(e.function == KVM_CPUID_SIGNATURE for e in entries)
+    vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)) | hypercalls)
     vcpu.processor.flush_tlb()
     vcpu.msrs.absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
     vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import CR4_LA57
+from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
+from pellucid.kvm.steal_time import MSR_KVM_STEAL_TIME
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
@@ -33,6 +36,10 @@ VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
 CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x1C9: 0}
 
+# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
+# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
+ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
 IA32_PRED_CMD = 0x49
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
@@ -58,6 +65,8 @@ class Msrs:
             IA32_EFER: (lambda: int(vcpu.processor.state.efer), self._write_efer),
             IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
+            MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
+            MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
             IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
             IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),
         } if vcpu.has_lapic else {}
@@ -102,6 +111,9 @@ class Msrs:
 
     def write(self, index: int, value: int, host_initiated: bool = False) -> None:
         """WRMSR; MsrAccessError where the guest gets #GP(0)."""
+        if X2APIC_FIRST <= index <= X2APIC_LAST:
+            self._vcpu.lapic.msr_write(index, value)
+            return
         special = self._special.get(index)
         if index in self.absent:
             raise MsrAccessError(index, value)
@@ -118,8 +130,6 @@ class Msrs:
             if value & ~VALUES[index][1]:
                 raise MsrAccessError(index, value)
             self._values[index] = value
-        elif X2APIC_FIRST <= index <= X2APIC_LAST:
-            self._vcpu.lapic.msr_write(index, value)
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
         elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect
@@ -162,6 +172,10 @@ class Msrs:
 
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value
+
+    def _write_steal_time(self, value: int) -> None:
+        self._vcpu.steal_time.msr_write(value)
+        self._vcpu.request(KVM_REQ_STEAL_UPDATE)
 
     def _write_base(self, segment: int, value: int) -> None:
         if not self._canonical(value):
