@@ -1,7 +1,7 @@
 """System instructions: CLI, STI, HLT, RSM, INVLPG, caches, protection keys, segment bases, time."""
 
 from pellucid.cpu.faults import general_protection, undefined
-from pellucid.cpu.memory import check_canonical, flush_page, flush_tlb, select_tlb
+from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_iopl
 from pellucid.cpu.state import (
@@ -109,7 +109,7 @@ def wrbase(s, o, f):
     if (s.cr4 & CR4_FSGSBASE) == 0:
         undefined(s)
     value = u64(read(s, o, f, 0))
-    check_canonical(s, value)
+    check_base(s, value)
     s.seg_base[f.extra] = value
 
 

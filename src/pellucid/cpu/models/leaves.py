@@ -14,9 +14,13 @@ from pellucid.cpu.models.topology import CpuTopology
 CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
 XSAVE_BYTES, XSAVE_BYTES_AVX = 576, 832
-XCR0_X87_SSE, XCR0_AVX = 3, 4
+PKRU_OFFSET, PKRU_BYTES = 2688, 8
+XCR0_X87_SSE, XCR0_AVX, XCR0_PKRU = 3, 4, 1 << 9
 EXTENDED = 0x8000_0000
 HTT = 1 << 28
+AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
+AMD_ALIASES = 0x0183_F3FF
+"""Bits of leaf 1, EDX that leaf 0x80000001 repeats on AMD's processors (APM vol. 3, appendix E)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,10 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
     ]
     linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
     l2 = CACHES[2]
+    aliases = words.get((1, 0, "edx"), 0) & AMD_ALIASES if model.vendor in AMD_VENDORS else 0
     extended = [
         _identity(model, EXTENDED, model.xlevel),
-        leaf(EXTENDED + 1, eax=model.signature),
+        leaf(EXTENDED + 1, eax=model.signature, edx=aliases),
         *_brand(model.model_id),
         CpuidLeaf(EXTENDED + 6, ecx=l2.kib << 16 | 8 << 12 | CLFLUSH_BYTES),  # 8: sixteen ways
         leaf(EXTENDED + 7),
@@ -117,13 +122,16 @@ def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
 
 def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:
     """Leaf 0xD: components, and the sizes of an image with all of them, in the standard and the compacted format."""
-    avx = "avx" in model.features
+    avx, pku = "avx" in model.features, "pku" in model.features
     size = XSAVE_BYTES_AVX if avx else XSAVE_BYTES
-    yield CpuidLeaf(0xD, 0, eax=XCR0_X87_SSE | (XCR0_AVX if avx else 0), ebx=XSAVE_BYTES, ecx=size)
-    compacted = size if features.eax & 2 else 0
+    enabled = XCR0_X87_SSE | (XCR0_AVX if avx else 0) | (XCR0_PKRU if pku else 0)
+    yield CpuidLeaf(0xD, 0, eax=enabled, ebx=XSAVE_BYTES, ecx=PKRU_OFFSET + PKRU_BYTES if pku else size)
+    compacted = size + (PKRU_BYTES if pku else 0) if features.eax & 2 else 0
     yield CpuidLeaf(0xD, 1, features.eax, compacted)
     if avx:
         yield CpuidLeaf(0xD, 2, eax=XSAVE_BYTES_AVX - XSAVE_BYTES, ebx=XSAVE_BYTES)
+    if pku:
+        yield CpuidLeaf(0xD, 9, eax=PKRU_BYTES, ebx=PKRU_OFFSET)
 
 
 def _brand(text: str) -> Iterator[CpuidLeaf]:
