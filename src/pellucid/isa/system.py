@@ -91,8 +91,10 @@ def wrpkru(s, o, f):
     require_keys(s)
     if u32(s.gpr[RDX]) != 0:
         general_protection(s, 0)
-    s.pkru = u32(s.gpr[RAX])
-    flush_tlb(s, True)
+    rights = u32(s.gpr[RAX])
+    if rights != s.pkru:
+        s.pkru = rights
+        flush_tlb(s, True)
 
 
 @instruction("RDFSBASE", "RDGSBASE", extra=lambda c: FS if c.startswith("RDFS") else GS)
