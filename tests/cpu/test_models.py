@@ -151,6 +151,20 @@ def test_amd_models() -> None:
     assert not leaf(resolve("qemu64").model, 0x8000_0001).edx & 1, "Intel's leaf repeats nothing"
 
 
+def test_amd_caches_and_cores() -> None:
+    """Linux divides by the ways of leaf 0x80000005 on family 0x15."""
+    model = resolve("Opteron_G5").model
+    caches = leaf(model, 0x8000_0005)
+    for found, cache in ((caches.ecx, CACHES[0]), (caches.edx, CACHES[1])):
+        assert (found >> 24, found >> 16 & 0xFF, found & 0xFF) == (cache.kib, cache.ways, 64)
+    l2, l3 = leaf(model, 0x8000_0006).ecx, leaf(model, 0x8000_0006).edx
+    assert (l2 >> 16, l3 >> 18) == (CACHES[2].kib, CACHES[3].kib // 512)
+    assert leaf(model, 0x8000_0008, count=4).ecx == 3 | 2 << 12 and leaf(model, 0x8000_0008).ecx == 0
+    assert leaf(model, 0x8000_0001, count=4).ecx & 2 and not leaf(model, 0x8000_0001).ecx & 2
+    intel = resolve("Haswell").model
+    assert leaf(intel, 0x8000_0008, count=4).ecx == 0 and not leaf(intel, 0x8000_0001, count=4).ecx & 2
+
+
 # --- leaves ----------------------------------------------------------------------------------------------
 
 
