@@ -119,7 +119,7 @@ def test_entries_by_name_and_group(suite: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "meaning"),
-    [(1, PASS), (3, FAIL), (77, SKIP), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
+    [(1, PASS), (3, FAIL), (77, SKIP), (155, FAIL), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
 )
 def test_what_a_status_means(status: int | None, meaning: str) -> None:
     assert outcome(status) == meaning

@@ -12,8 +12,8 @@ from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
     DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PAUSE,
     EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE,
-    RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CodeCache,
-    CpuState, Mailbox, Op)
+    RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW,
+    CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import (
@@ -52,7 +52,7 @@ def step(s) -> u32:
     reason = s.exit_reason
     if reason == EXIT_EXCEPTION:
         end_step(s)
-        if s.exc_soft == SOFT_NONE:
+        if s.exc_soft == SOFT_NONE or s.exc_soft == SOFT_ICEBP:  # INT1 is the #DB that waited, too
             s.db_pending = 0
     elif ends_instruction(reason):
         end_step(s)

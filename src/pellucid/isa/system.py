@@ -1,7 +1,7 @@
 """System instructions: CLI, STI, HLT, RSM, INVLPG, caches, protection keys, segment bases, time."""
 
 from pellucid.cpu.faults import general_protection, undefined
-from pellucid.cpu.memory import check_canonical, flush_page, flush_tlb, select_tlb
+from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_iopl
 from pellucid.cpu.state import (
@@ -119,8 +119,10 @@ def wrpkru(s, o, f):
     require_keys(s)
     if u32(s.gpr[RDX]) != 0:
         general_protection(s, 0)
-    s.pkru = u32(s.gpr[RAX])
-    flush_tlb(s, True)
+    rights = u32(s.gpr[RAX])
+    if rights != s.pkru:
+        s.pkru = rights
+        flush_tlb(s, True)
 
 
 @instruction("RDFSBASE", "RDGSBASE", extra=lambda c: FS if c.startswith("RDFS") else GS)
@@ -137,7 +139,7 @@ def wrbase(s, o, f):
     if (s.cr4 & CR4_FSGSBASE) == 0:
         undefined(s)
     value = u64(read(s, o, f, 0))
-    check_canonical(s, value)
+    check_base(s, value)
     s.seg_base[f.extra] = value
 
 

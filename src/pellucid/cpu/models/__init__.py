@@ -17,10 +17,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from pellucid.cpu.models.features import (
-    FEATURES, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
+    FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
 from pellucid.errors import UserError
 
-_DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml")
+_DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml", "amd.toml")
 
 DEFAULT_MODEL = "pellucid"
 
@@ -30,7 +30,8 @@ ACCELERATOR_FEATURES = ("x2apic", "tsc-deadline", "arat", "hypervisor")
 HARMLESS_MODELS = ("qemu64", "kvm64")
 """Models of no real processor: they get arch-capabilities too, lest guests guard against leaks of real ones."""
 
-ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm")
+ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
+                          *(name for name, (place, _) in FEATURES.items() if place[0] == SVM_LEAF))
 """What it takes away without a word, as KVM does."""
 
 NOT_IN_DEFAULT = ("la57",)
