@@ -114,8 +114,9 @@ def write_cr4(s, value: u64) -> None:
 
 @native(inline=False)
 def write_cr8(s, value: u64) -> None:
-    """The task priority, bits 3:0; the interrupt controller looks again."""
+    """The task priority, bits 3:0; the interrupt controller looks again where an interrupt waits."""
     if value > 15:
         general_protection(s, 0)
     s.cr8 = value
-    atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+    if s.tpr_watch != 0:
+        atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))

@@ -144,15 +144,14 @@ class SoftVcpu:
     def run(self) -> Exit:
         self._thread = threading.get_ident()
         handlers, processor, gate, pv_eoi = self._handlers, self.processor, self._vm.gate, self.pv_eoi
+        state, lapic = self.state, self.lapic
         while True:
             self.state.pending = 0
             if self._kicked:
                 self._kicked = False
                 return IntrExit()
-            if self.requests.word:
-                stop = self._serve_requests()
-                if stop is not None:
-                    return stop
+            if self.requests.word and (stop := self._serve_requests()) is not None:
+                return stop
             if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
@@ -164,6 +163,8 @@ class SoftVcpu:
                 if pv_eoi.enabled:
                     pv_eoi.offer()
                 reason = processor.run()
+                if state.cr8 != lapic.tpr >> 4:
+                    lapic.cr8 = state.cr8
                 if pv_eoi.offered:
                     pv_eoi.collect()
             handler = handlers.get(reason)
@@ -185,7 +186,9 @@ class SoftVcpu:
             if self._mp_state is not MpState.RUNNABLE:
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0 and not self.state.delivering:
-                return self._inject()
+                stop = self._inject()
+                self.state.tpr_watch = int(self.lapic.irr != 0)
+                return stop
             self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
             requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
             self.state.pending = 1
@@ -313,8 +316,6 @@ class SoftVcpu:
     # --- exits -------------------------------------------------------------------------------------------
 
     def _on_pending(self) -> Exit | None:
-        if self.state.cr8 != self.lapic.cr8:
-            self.lapic.cr8 = self.state.cr8
         if self.state.irq_window or self._events.nmi_pending and not self.state.nmi_blocked:
             self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
         return None
