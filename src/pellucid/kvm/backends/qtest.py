@@ -67,6 +67,7 @@ class QtestVcpu:
     """State without execution."""
 
     def __init__(self, apic_id: int) -> None:
+        self.a20 = True
         self.apic_id = apic_id
         self._xsave, self._xcr0 = bytes(4096), 1
         self.cpuid: tuple[CpuidEntry, ...] = ()
