@@ -112,7 +112,7 @@ def _add_power_management(
 ) -> Piix4Pm:
     """Behind everything else in port space, so that the guest finds its block first where it puts it over others."""
     slaves = pc_parts.spd_eeproms()
-    smbus = PmSmbus(slaves)
+    smbus = PmSmbus(slaves, blocks=True)
     machine.parts.append(Part(smbus))
     power = Piix4Pm(
         gsi[SCI_GSI].input(),

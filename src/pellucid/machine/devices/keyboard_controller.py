@@ -105,20 +105,23 @@ class KeyboardController(Device):
         for action in self.on_input:
             action()
 
-    def _update(self) -> None:
+    def _update(self, after: int = NOBODY) -> None:
         """Fill the output buffer if it is empty, and drive the interrupt lines."""
         if not self.status & OUTPUT_FULL:
-            self.source = self._next_source()
+            self.source = self._next_source(after)
             if self.source != NOBODY:
                 self.status |= OUTPUT_FULL | (FROM_MOUSE if self.source in (REPLY_AS_MOUSE, MOUSE) else 0)
         self._drive()
 
-    def _next_source(self) -> int:
+    def _next_source(self, after: int) -> int:
+        """Whose byte comes next; keyboard and mouse take turns."""
         if self.reply_waits:
             return self.reply_waits
-        if not self.mode & MODE_NO_KEYBOARD and self._keyboard_has_byte():
+        keyboard = not self.mode & MODE_NO_KEYBOARD and self._keyboard_has_byte()
+        mouse = not self.mode & MODE_NO_MOUSE and bool(self.mouse.queue)
+        if keyboard and not (mouse and after == KEYBOARD):
             return KEYBOARD
-        return MOUSE if not self.mode & MODE_NO_MOUSE and self.mouse.queue else NOBODY
+        return MOUSE if mouse else NOBODY
 
     def _keyboard_has_byte(self) -> bool:
         """Whether there is something for the host; a release prefix is taken in by the translation."""
@@ -160,7 +163,7 @@ class KeyboardController(Device):
         self.status &= ~(OUTPUT_FULL | FROM_MOUSE)
         # The line falls before the next byte raises it: the interrupt controllers want an edge.
         self._drive()
-        self._update()
+        self._update(after=source)
         return value
 
     @data.on_write
@@ -215,8 +218,8 @@ class KeyboardController(Device):
 
     def _output_port_now(self) -> int:
         full = self.status & OUTPUT_FULL
-        bit = OUTPUT_MOUSE_FULL if self.status & FROM_MOUSE else OUTPUT_KEYBOARD_FULL
-        return self.output_port & ~(OUTPUT_MOUSE_FULL | OUTPUT_KEYBOARD_FULL) | (bit if full else 0)
+        bits = OUTPUT_KEYBOARD_FULL | (OUTPUT_MOUSE_FULL if self.status & FROM_MOUSE else 0)
+        return self.output_port & ~(OUTPUT_MOUSE_FULL | OUTPUT_KEYBOARD_FULL) | (bits if full else 0)
 
     def _write_output_port(self, value: int) -> None:
         gate_moved = (value ^ self.output_port) & OUTPUT_A20

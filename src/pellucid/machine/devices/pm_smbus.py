@@ -53,7 +53,10 @@ class SmbusEeprom:
 
 
 class PmSmbus(Device):
-    """The controller's registers, in front of `slaves` by address (seven bits). `irq` hears of each completion."""
+    """The controller's registers, in front of `slaves` by address (seven bits). `irq` hears of each completion.
+
+    blocks: the auxiliary control begins with E32B set, as QEMU's PIIX4 has it.
+    """
 
     kind = "pm-smbus"
     regions = (Region("pm-smbus", 64, valid=AccessSizes(1, 1), impl=AccessSizes(1, 1)),)
@@ -70,13 +73,19 @@ class PmSmbus(Device):
     buffer = State(Memory(BLOCK_MOST), bytes(BLOCK_MOST))
     buffer_index = State(U8, 0)
 
-    def __init__(self, slaves: dict[int, SmbusSlave], irq: IrqLine | None = None) -> None:
-        self._slaves, self._irq = slaves, irq
+    def __init__(self, slaves: dict[int, SmbusSlave], irq: IrqLine | None = None, *, blocks: bool = False) -> None:
+        self._slaves, self._irq, self._blocks = slaves, irq, blocks
         super().__init__()
+        self.reset()
 
     def reset(self) -> None:
         super().reset()
+        self.auxiliary_control = E32B if self._blocks else 0
         self._drive()
+
+    def region_read(self, region: int, offset: int, size: int) -> int:
+        # What is reserved reads as 0, not as an empty bus.
+        return super().region_read(region, offset, size) if (region, offset) in self._readers else 0
 
     def after_load(self) -> None:
         self.buffer_index %= BLOCK_MOST

@@ -96,8 +96,8 @@ class Ps2Keyboard(Ps2Device):
                 self.scan_code_set = 2
             self.enabled = byte != DISABLE
             self.answer(ACK)
-        elif 0xF7 <= byte <= 0xFD:
-            # Typematic and make/break settings of set 3: taken, and of no consequence here.
+        elif 0xF7 <= byte <= 0xFD or byte == 0:
+            # Typematic and make/break settings of set 3: taken, and of no consequence here. QEMU acknowledges 0 too.
             self.answer(ACK)
         else:
             self.answer(RESEND)

@@ -51,6 +51,7 @@ def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
     add(FW_CFG_HPET, struct.pack("<BIQHB", 1, HPET_ID, HPET_BASE, 0, 0) if config.has_hpet else b"\xff")
     fw_cfg.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820(config)))
     if config.has_acpi:
+        fw_cfg.add_file("etc/tpm/log", b"")  # what no TPM has measured
         fw_cfg.add_file("etc/system-states", bytes((0x80, 0, 0, S3_SUPPORTED, S4_SUPPORTED, 0x80)))
     fw_cfg.add_file("bootorder", boot_order_file((), strict=config.boot.strict))
     fw_cfg.add_file("bios-geometry", b"")

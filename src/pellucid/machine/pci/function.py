@@ -86,7 +86,7 @@ class PciFunction(Device):
     command = ConfigRegister(cfg.COMMAND, 2)
     status = ConfigRegister(cfg.STATUS, 2, write_clears=cfg.STATUS_ERRORS)
     interrupt_line = ConfigRegister(cfg.INTERRUPT_LINE, 1, writable=0xFF)
-    cache_line_size = ConfigRegister(cfg.CACHE_LINE_SIZE, 1)
+    cache_line_size = ConfigRegister(cfg.CACHE_LINE_SIZE, 1, writable=0xFF)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
