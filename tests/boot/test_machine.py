@@ -125,7 +125,7 @@ BAD = {
     "an unknown CPU": ((*KERNEL, "-cpu", "frob"), "-cpu frob: no such CPU model"),
     "an unknown CPU feature": ((*KERNEL, "-cpu", "max,+frob"), "frob: no such CPU feature"),
     "an unknown option": (("-frobnicate",), "-frobnicate: unknown option"),
-    "an option not built": (("-fda", "disk"), "-fda: not built yet"),
+    "an option not built": (("-gdb", "tcp::1234"), "-gdb: not built yet"),
     "a board without disks": ((*KERNEL, "-hda", "disk"), "-hda disk: machine type does not support if=ide"),
     "a command line too long": ((*KERNEL, "-append", "x" * 3000), "-append is 3000 bytes long"),
     "a serial port nowhere": ((*KERNEL, "-serial", "file:/none/here"), "/none/here: No such file or directory"),

@@ -58,7 +58,7 @@ name = sys.argv[sys.argv.index("-kernel") + 1].rsplit("/", 1)[1].split(".")[0]
 if name == "refused": print("pellucid: no", file=sys.stderr); sys.exit(1)
 print("PASS: one"); print(*sys.argv[1:], sep="|")
 if name == "bad": print("FAIL: two"); print("SUMMARY: 2 tests, 1 unexpected failures"); sys.exit(3)
-if name == "skipped": print("SUMMARY: 1 tests, 1 skipped"); sys.exit(155)
+if name == "skipped": print("SUMMARY: 1 tests, 1 skipped"); sys.exit(77)
 if name == "stuck": sys.stdout.flush(); time.sleep(60)
 if name == "dies": sys.exit(0)
 print("SUMMARY: 1 tests"); sys.exit(1)
@@ -119,7 +119,7 @@ def test_entries_by_name_and_group(suite: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "meaning"),
-    [(1, PASS), (3, FAIL), (155, SKIP), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
+    [(1, PASS), (3, FAIL), (77, SKIP), (155, FAIL), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
 )
 def test_what_a_status_means(status: int | None, meaning: str) -> None:
     assert outcome(status) == meaning

@@ -58,9 +58,6 @@ INSTRUCTIONS = {gate: word for gate, word in GATES.items() if gate != "lahf-lm"}
 }
 """The encodings that a feature stands for, by iced-x86's names."""
 
-LACKING = {"pku": "XSAVE has no PKRU component yet"}
-"""Features whose instructions are built, but not all that belongs to them."""
-
 CPUID_FEATURES = {value: name for name, value in vars(iced_x86.CpuidFeature).items() if isinstance(value, int)}
 
 
@@ -87,7 +84,7 @@ def unbuilt_encodings() -> set[str]:
 def test_what_is_announced_is_what_the_instruction_table_has() -> None:
     unbuilt = unbuilt_encodings()
     # Encodings of a built feature may need another one too (VAESENC: AES and AVX).
-    complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())} - LACKING.keys()
+    complete = {name for name, needs in INSTRUCTIONS.items() if not unbuilt & set(needs.split())}
     assert complete == built() & INSTRUCTIONS.keys()
 
 
@@ -111,6 +108,7 @@ def test_own_models() -> None:
 
 def test_models_are_found_by_name_or_not_at_all() -> None:
     assert {"qemu64", "qemu32", "kvm64", "Nehalem", "Westmere", "Skylake-Server", "max"} <= models().keys()
+    assert {"Opteron_G1", "Opteron_G5", "EPYC", "EPYC-Rome", "EPYC-Milan", "phenom", "athlon"} <= models().keys()
     assert describe_models().keys() == models().keys()
     assert find_model("Nehalem").model_id.startswith("Intel Core i7")
     with pytest.raises(UserError, match="-cpu Nehalm: no such CPU model: did you mean 'Nehalem'"):
@@ -142,6 +140,29 @@ def test_the_accelerator_adds_and_takes_away_as_kvm_does() -> None:
     assert "arat" not in resolve("qemu32").model.features
     assert resolve("486").model.features == {"fpu", "pse", "hypervisor"} & resolve("486").model.features
     assert "invtsc" not in resolve("max").model.features and "invtsc" in resolve("max", {"invtsc": True}).model.features
+
+
+def test_amd_models() -> None:
+    g1 = resolve("Opteron_G1")
+    assert g1.lacking == () and (g1.model.vendor, g1.model.signature) == ("AuthenticAMD", 0xF61)
+    assert resolve("EPYC").lacking == tuple(sorted(resolve("EPYC").lacking)) and "npt" not in resolve("EPYC").lacking
+    first, extended = leaf(g1.model, 1).edx, leaf(g1.model, 0x8000_0001).edx
+    assert first & 0x0183_F3FF == extended & 0x0183_F3FF and extended >> 29 & 1
+    assert not leaf(resolve("qemu64").model, 0x8000_0001).edx & 1, "Intel's leaf repeats nothing"
+
+
+def test_amd_caches_and_cores() -> None:
+    """Linux divides by the ways of leaf 0x80000005 on family 0x15."""
+    model = resolve("Opteron_G5").model
+    caches = leaf(model, 0x8000_0005)
+    for found, cache in ((caches.ecx, CACHES[0]), (caches.edx, CACHES[1])):
+        assert (found >> 24, found >> 16 & 0xFF, found & 0xFF) == (cache.kib, cache.ways, 64)
+    l2, l3 = leaf(model, 0x8000_0006).ecx, leaf(model, 0x8000_0006).edx
+    assert (l2 >> 16, l3 >> 18) == (CACHES[2].kib, CACHES[3].kib // 512)
+    assert leaf(model, 0x8000_0008, count=4).ecx == 3 | 2 << 12 and leaf(model, 0x8000_0008).ecx == 0
+    assert leaf(model, 0x8000_0001, count=4).ecx & 2 and not leaf(model, 0x8000_0001).ecx & 2
+    intel = resolve("Haswell").model
+    assert leaf(intel, 0x8000_0008, count=4).ecx == 0 and not leaf(intel, 0x8000_0001, count=4).ecx & 2
 
 
 # --- leaves ----------------------------------------------------------------------------------------------
@@ -187,12 +208,16 @@ def test_topology() -> None:
 
 def test_extended_state_sizes() -> None:
     everything = own_models()["max"]
-    model = CpuModel("x", everything.features - {"avx"})
+    keyed = CpuModel("x", everything.features | {"pku"})
+    assert (leaf(keyed, 0xD, 0).eax >> 9 & 1, leaf(keyed, 0xD, 0).ecx) == (1, 2696)
+    assert (leaf(keyed, 0xD, 9).eax, leaf(keyed, 0xD, 9).ebx, leaf(keyed, 0xD, 9).ecx) == (8, 2688, 0)
+    model = CpuModel("x", everything.features - {"avx", "pku"})
     assert leaf(model, 0xD, 0) == CpuidLeaf(0xD, 0, 3, 576, 576, 0)
     assert leaf(model, 0xD, 1).eax == 3 and leaf(model, 0xD, 1).ebx == 576
     with_avx = CpuModel("x", model.features | {"avx"})
     assert leaf(with_avx, 0xD, 0).eax == 7 and leaf(with_avx, 0xD, 0).ecx == 832
     assert (leaf(with_avx, 0xD, 2).eax, leaf(with_avx, 0xD, 2).ebx) == (256, 576)
+    assert leaf(with_avx, 0xD, 0).ecx == 832
     without = CpuModel("x", model.features - {"xsave", "xsaveopt", "xsavec"})
     assert not [found for found in cpuid_leaves(without, 0, CpuTopology()) if found.function == 0xD]
 

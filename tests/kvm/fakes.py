@@ -72,10 +72,15 @@ class FakeVcpu:
         return self.chips.take_interrupt(self.lapic)
 
     def read(self, offset: int) -> int:
+        if self.lapic.mode is d.ApicMode.X2APIC:
+            return self.lapic.msr_read(d.X2APIC_MSR_FIRST + (offset >> 4))
         return self.lapic.mmio_read(offset, 4)
 
     def write(self, offset: int, value: int) -> None:
-        self.lapic.mmio_write(offset, 4, value)
+        if self.lapic.mode is d.ApicMode.X2APIC:
+            self.lapic.msr_write(d.X2APIC_MSR_FIRST + (offset >> 4), value)
+        else:
+            self.lapic.mmio_write(offset, 4, value)
 
     def requested(self) -> set[int]:
         return {vector for vector in range(256) if self.lapic.irr >> vector & 1}

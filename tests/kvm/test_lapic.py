@@ -215,16 +215,26 @@ def test_apic_base_reserved_bits() -> None:
     assert lapic.mmio_in_range(0xFED4_0030) and not lapic.mmio_in_range(0xFEE0_0030)
 
 
-def test_disabled_or_x2apic_page_is_ordinary_memory_and_cr8_lives_on() -> None:
-    lapic = FakeVm().vcpu.lapic
+def nobody_answers(vm: FakeVm) -> bool:
+    """All ones are read from the register page, and writes to it are lost."""
+    lapic, before = vm.vcpu.lapic, vm.vcpu.lapic.get_state()
+    for offset in (d.APIC_TASKPRI, d.APIC_EOI, d.APIC_ICR, d.APIC_TMICT):
+        assert vm.chips.mmio_write(lapic, 0xFEE0_0000 + offset, 4, 0x55)
+    found = {vm.chips.mmio_read(lapic, 0xFEE0_0030, size) for size in (1, 2, 4, 8)}
+    return found == {(1 << 8 * size) - 1 for size in (1, 2, 4, 8)} and lapic.get_state() == before
+
+
+def test_nobody_answers_for_a_disabled_or_x2apic_page_and_cr8_lives_on() -> None:
+    vm = FakeVm()
+    lapic = vm.vcpu.lapic
     lapic.set_apic_base(0xFEE0_0100)
-    assert not lapic.mmio_in_range(0xFEE0_0030) and not lapic.hw_enabled
+    assert nobody_answers(vm) and not lapic.hw_enabled
     lapic.cr8 = 7
     assert lapic.cr8 == 7
     lapic.set_apic_base(0xFEE0_0900)
     assert lapic.mmio_read(d.APIC_TASKPRI, 4) == 0x70
     lapic.set_apic_base(0xFEE0_0D00)
-    assert not lapic.mmio_in_range(0xFEE0_0030)
+    assert nobody_answers(vm)
 
 
 def test_disabling_restores_the_id_and_stops_delivery() -> None:
@@ -389,7 +399,8 @@ def test_fuzz_registers(seed: int) -> None:
             elif action == 3:
                 size = rng.choice((1, 2, 4, 8))
                 got = vm.chips.mmio_read(vcpu.lapic, 0xFEE0_0000 + rng.randrange(0x1000), size)
-                assert got is None or 0 <= got < 1 << 32
+                nothing = (1 << 8 * size) - 1 if vcpu.lapic.mode is not d.ApicMode.XAPIC else None
+                assert got is None or 0 <= got < 1 << 32 or got == nothing
             elif action == 4:
                 vcpu.lapic.msr_write(MSR + rng.randrange(0x100), value)
             elif action == 5:

@@ -335,7 +335,7 @@ def test_ticks_that_came_too_fast_are_made_up_for(vm: FakeVm) -> None:
 
 def test_without_reinjection_they_merge(vm: FakeVm) -> None:
     assert vm.chips.pit is not None
-    vm.chips.pit.reinject = False
+    vm.chips.reinject_control(False)
     program(vm, 0, 2, 1193)
     vm.clock.advance(ns_for(1193 * 5))
     assert ticks_taken(vm) == 1

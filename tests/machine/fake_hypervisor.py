@@ -200,6 +200,9 @@ class FakeVm:
     def create_pit(self) -> None:
         self.chips.append("pit")
 
+    def reinject_control(self, reinject: bool) -> None:
+        self.chips.append(f"pit reinject {reinject}")
+
     def irq_line(self, gsi: int, level: bool) -> None:
         self.lines.append((gsi, level))
 

@@ -31,16 +31,16 @@ def test_features_are_switched_on_and_off() -> None:
 
 
 def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    cpu = CpuConfig("max", {"svm": True, "avx512f": True, "kvm-pv-ipi": True})
+    cpu = CpuConfig("max", {"svm": True, "avx512f": True, "kvm-asyncpf": True})
     with caplog.at_level(logging.WARNING, "pellucid"):
         assert not leaf(cpu, 0x8000_0001).ecx & 4
-    assert caplog.messages == ["-cpu max: this processor does not have avx512f, svm, kvm-pv-ipi: left out"]
+    assert caplog.messages == ["-cpu max: this processor does not have avx512f, svm, kvm-asyncpf: left out"]
     caplog.clear()
     cpuid_entries(cpu, 0, CpuTopology(), warn=False)
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("feature", ["svm", "kvm-pv-ipi"])
+@pytest.mark.parametrize("feature", ["svm", "kvm-asyncpf"])
 def test_enforce_refuses_what_is_not_built(feature: str) -> None:
     with pytest.raises(UserError, match=f"this processor does not have {feature}"):
         cpuid_entries(CpuConfig("max", {feature: True}, {"enforce": "on"}), 0, CpuTopology())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pellucid.cli.draft import Draft
 from pellucid.cli.option_values import HelpRequested, device, global_
-from pellucid.errors import UserError
+from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.catalog import CATALOG, catalog_help, class_help, find_class
 from pellucid.machine.chardev.base import MemoryChardev
 from pellucid.machine.config import GlobalOption
@@ -21,6 +21,7 @@ from pellucid.machine.pci.details import info_pci
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.properties import size_text
 from pellucid.machine.qdev import qtree_text
+from tests.machine.fake_hypervisor import FakeVm
 from tests.machine.pc_machine import inl_config, outl_config, pc_machine
 
 ROOT_PORT_HELP = """\
@@ -136,6 +137,36 @@ def test_globals(q35: Machine) -> None:
         plug(q35, "isa-debug-exit", globals=(GlobalOption("isa-debug-exit", "nope", "1"),))
     with pytest.raises(UserError, match="cannot be set yet"):
         DevicePlugger(q35, (GlobalOption("mch", "addr", "3"),), {}.get).set_board_globals()
+
+
+def pit_global(machine: Machine, text: str) -> list[str]:
+    draft = Draft()
+    global_(draft, text)
+    return DevicePlugger(machine, draft.globals, {}.get).set_board_globals()
+
+
+def test_lost_tick_policy(machine: Machine) -> None:
+    assert pit_global(machine, "kvm-pit.lost_tick_policy=discard") == []
+    assert pit_global(machine, "kvm-pit.lost_tick_policy=delay") == []
+    assert isinstance(machine.vm, FakeVm)
+    assert machine.vm.chips[-2:] == ["pit reinject False", "pit reinject True"]
+    for text, words in (
+        ("lost_tick_policy=slew", "Lost tick policy not supported."),
+        ("lost_tick_policy=x", "Parameter 'lost_tick_policy' does not accept value 'x'"),
+        ("nope=1", "Property 'kvm-pit.nope' not found"),
+        ("iobase=0x48", "not built yet"),
+    ):
+        with pytest.raises((UserError, NotBuiltError), match=words):
+            pit_global(machine, f"kvm-pit.{text}")
+
+
+@pytest.mark.parametrize("board", ["pc", "q35"])
+def test_without_a_pit(board: str, tmp_path: Path) -> None:
+    with pc_machine(tmp_path, board=board, board_options={"pit": "off"}) as machine:
+        assert isinstance(machine.vm, FakeVm) and machine.vm.chips == ["irqchip"]
+        text = qtree_text(machine.qdev)
+        assert "isa-pit" not in text and "isa-pcspk" not in text and "mc146818rtc" in text
+        assert pit_global(machine, "kvm-pit.lost_tick_policy=discard") == []
 
 
 def test_places_and_trees(q35: Machine) -> None:

@@ -74,8 +74,18 @@ def machine(draft: Draft, text: str) -> None:
                 accel(draft, name)
         elif key in ("kernel", "initrd", "append"):
             setattr(draft, key, value)
+        elif key.replace("_", "-") == "kernel-irqchip":
+            _kernel_irqchip(value)
         else:
             draft.board_options[key] = value
+
+
+def _kernel_irqchip(value: str) -> None:
+    """Where the interrupt chips are: with the accelerator, all of them (on), the local APICs (split) or none (off)."""
+    if value not in ("on", "off", "split"):
+        raise UserError(f"-machine: Parameter 'kernel-irqchip' does not accept value '{value}'")
+    if value != "on":
+        raise NotBuiltError(f"-machine kernel-irqchip={value} is not built yet: leave it out, or write on")
 
 
 def _boards() -> dict[str, str]:
@@ -154,8 +164,6 @@ def cpu(draft: Draft, text: str) -> None:
     if text == "help":
         _listing("CPU models:", describe_models())
     model, *items = split_items(text)
-    if model == "host":
-        raise NotBuiltError("-cpu host: passing the host's CPU through is not built yet: use -cpu max")
     if model in names.CPU_MODELS_NOT_BUILT:
         raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu {DEFAULT_MODEL} or -cpu max")
     known = describe_models()

@@ -8,7 +8,7 @@ from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_DE, CR4_LA57, CR4_PAE, CR4_PCIDE,
-    CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA, EFER_LME, PENDING_REQUEST, TR)
+    CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA, EFER_LME, PENDING_REQUEST, TR)
 from pellucid.native import array, atomic_or, local, native, ptr, ref, static, u64
 
 CR0_DEFINED = 0xE005003F
@@ -105,7 +105,7 @@ def write_cr4(s, value: u64) -> None:
     if pae_paging(s.cr0, value, s.efer) and paging != 0:
         load_pdptrs(s, s.cr3)
     s.cr4 = value
-    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE)) != 0:
+    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE | CR4_PKS)) != 0:
         flush_tlb(s, True)
     if (changed & CR4_DE) != 0 and update_breakpoints(s):
         flush_tlb(s, True)
@@ -114,8 +114,9 @@ def write_cr4(s, value: u64) -> None:
 
 @native(inline=False)
 def write_cr8(s, value: u64) -> None:
-    """The task priority, bits 3:0; the interrupt controller looks again."""
+    """The task priority, bits 3:0; the interrupt controller looks again where an interrupt waits."""
     if value > 15:
         general_protection(s, 0)
     s.cr8 = value
-    atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+    if s.tpr_watch != 0:
+        atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))

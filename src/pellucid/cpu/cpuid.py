@@ -1,6 +1,6 @@
 """CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
 
-from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE
+from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, XCR0_AVX, XCR0_PKRU
 from pellucid.native import native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -29,6 +29,17 @@ def find_leaf(s, leaf: u32, subleaf: u32) -> ptr[CpuidEntry]:
     return ptr[CpuidEntry](u64(0))
 
 
+@native
+def xsave_bytes(s, compacted):
+    """The size of an XSAVE image with what XCR0 enables now (SDM vol. 2, CPUID, leaf 0xD)."""
+    size: u32 = 576
+    if (s.xcr0 & XCR0_AVX) != 0:
+        size = 832
+    if (s.xcr0 & XCR0_PKRU) != 0:
+        size = size + 8 if compacted else u32(2696)
+    return size
+
+
 @native(inline=False)
 def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
     """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4."""
@@ -52,10 +63,8 @@ def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
         ecx = ecx & ~u32(1 << 4)
         if (s.cr4 & CR4_PKE) != 0:
             ecx = ecx | (1 << 4)
-    if leaf == 13 and subleaf == 0:
-        ebx = u32(576)
-        if (s.xcr0 & 4) != 0:
-            ebx = u32(832)
+    if leaf == 13 and subleaf <= 1 and ebx != 0:
+        ebx = xsave_bytes(s, subleaf == 1)
     s.gpr[0] = u64(eax)
     s.gpr[3] = u64(ebx)
     s.gpr[1] = u64(ecx)

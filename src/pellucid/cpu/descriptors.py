@@ -4,8 +4,8 @@ from pellucid.cpu.faults import fault, general_protection, stack_fault
 from pellucid.cpu.memory import load_sys, store_sys
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.state import (
-    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_PE, CS, DS, EFER_LMA, ES, FS, GP, GS, LDTR, MODE_64, MODE_SIZE, NP, RFLAGS_VM,
-    SS)
+    ATTR_DPL_SHIFT, ATTR_UNUSABLE, CR0_PE, CS, DS, EFER_LMA, ES, FEATURE_AMD, FEATURES_SYSTEM, FS, GP, GS, LDTR,
+    MODE_64, MODE_SIZE, NP, RFLAGS_VM, SS)
 from pellucid.native import native, u8, u16, u32, u64
 
 TYPE_CODE, TYPE_CONFORMING, TYPE_READABLE, TYPE_WRITABLE, TYPE_ACCESSED = 8, 4, 2, 2, 1
@@ -26,6 +26,12 @@ def in_v86(s):
 def in_long_mode(s):
     """IA-32e mode, whatever the code segment."""
     return (s.efer & EFER_LMA) != 0
+
+
+@native
+def is_amd(s):
+    """Whether CPUID names a processor of AMD's."""
+    return (s.features[FEATURES_SYSTEM] & FEATURE_AMD) != 0
 
 
 @native
@@ -182,7 +188,10 @@ def load_segment(s, n: u32, selector: u32) -> None:
         set_segment(s, n, selector, d)
         return
     if error == 0:
+        base = s.seg_base[n]
         set_null(s, n, selector)
+        if is_amd(s):
+            s.seg_base[n] = base  # APM vol. 2, 4.5.3
         return
     d = check_data_segment(s, selector, error, u32(GP))
     mark_accessed(s, selector, d)
@@ -207,11 +216,16 @@ def check_data_segment(s, selector: u32, error: u32, vector: u32) -> u64:
 
 @native(inline=False)
 def drop_inaccessible(s, n: u32) -> None:
-    """On a return to an outer level: a data segment that the outer level may not use becomes null."""
+    """On a return to an outer level: a data segment that the outer level may not use becomes null.
+
+    Unlike a load of the null selector this leaves the base, which 64-bit mode goes on using for FS and GS.
+    """
     attr = s.seg_attr[n]
     kind = attr & 15
     if (kind & 0xC) != 0xC and ((attr >> 5) & 3) < s.cpl and (attr & ATTR_UNUSABLE) == 0:
+        base = s.seg_base[n]
         set_null(s, n, u32(0))
+        s.seg_base[n] = base
 
 
 @native

@@ -12,7 +12,7 @@ from pellucid.cpu.breakpoints import on_watched_page, watch
 from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
 from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
 from pellucid.cpu.outside import outside
-from pellucid.cpu.paging import Walk, canonical, walk
+from pellucid.cpu.paging import Walk, canonical, canonical_base, walk
 from pellucid.cpu.physical import code_bits, find_slot
 from pellucid.cpu.state import (
     EFER_LMA, EXIT_EXCLUSIVE, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
@@ -160,6 +160,13 @@ def check_canonical_slowly(s, lin: u64) -> None:
     if (s.efer & EFER_LMA) != 0:
         if not canonical(s, lin):
             general_protection(s, 0)
+
+
+@native(inline=False)
+def check_base(s, address: u64) -> None:
+    """#GP(0) for a linear address that no register may hold, in any mode: see `canonical_base`."""
+    if not canonical_base(s, address):
+        general_protection(s, 0)
 
 
 @native(inline=False)

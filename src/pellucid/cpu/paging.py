@@ -7,9 +7,9 @@ that another CPU changed meanwhile starts the walk again.
 from pellucid.cpu.faults import page_fault
 from pellucid.cpu.physical import find_slot, host_address
 from pellucid.cpu.state import (
-    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
-    FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_PAGING, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD, PF_USER, PF_WRITE,
-    SLOT_READONLY, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
+    CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
+    FEATURE_LA57, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD,
+    PF_USER, PF_WRITE, SLOT_READONLY, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
 from pellucid.native import cas, i64, native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -39,6 +39,18 @@ def canonical(s, address: u64) -> bool:
     """Whether a 64-bit linear address is canonical for the paging depth in force (SDM vol. 1, 3.3.7.1)."""
     shift: u64 = 16
     if (s.cr4 & CR4_LA57) != 0:
+        shift = 7
+    return u64(i64(address << shift) >> shift) == address
+
+
+@native
+def canonical_base(s, address: u64) -> bool:
+    """Whether a register that holds a linear address may take this one: by the width that CPUID tells, not CR4.LA57.
+
+    These are MSRs, and the bases of segments and descriptor tables (Intel, "5-Level Paging and 5-Level EPT").
+    """
+    shift: u64 = 16
+    if (s.features[FEATURES_SYSTEM] & FEATURE_LA57) != 0:
         shift = 7
     return u64(i64(address << shift) >> shift) == address
 
@@ -168,7 +180,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
 @native
 def large_allowed(s, shift, long_mode):
     """Whether an entry of this level may map a page: 2 MiB always, 1 GiB where CPUID says so."""
-    return shift == 21 or (shift == 30 and long_mode and (s.features[FEATURES_PAGING] & FEATURE_PDPE1GB) != 0)
+    return shift == 21 or (shift == 30 and long_mode and (s.features[FEATURES_SYSTEM] & FEATURE_PDPE1GB) != 0)
 
 
 @native(inline=False)
@@ -219,7 +231,7 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
 def narrow_reserved(s):
     """Reserved bits of a 4 MiB entry: bit 21, and address bits 39:32 (in 20:13) that this processor lacks."""
     reserved: u32 = 0x3F_E000
-    if (s.features[FEATURES_PAGING] & FEATURE_PSE36) != 0:
+    if (s.features[FEATURES_SYSTEM] & FEATURE_PSE36) != 0:
         width = s.maxphyaddr
         if width > 40:
             width = 40
@@ -259,8 +271,13 @@ def check(s, w, lin, access, index, rw, nx, entry, long_mode):
         if user_page and index != TLB_SUPERVISOR_AC and (s.cr4 & CR4_SMAP) != 0:
             readable = False
     more: u64 = 0
-    if user_page and long_mode and (s.cr4 & CR4_PKE) != 0:
-        rights = s.pkru >> (u32((entry >> 59) & 15) * 2)
+    keys: u64 = CR4_PKS
+    rights = s.pkrs
+    if user_page:
+        keys = CR4_PKE
+        rights = s.pkru
+    if long_mode and (s.cr4 & keys) != 0:
+        rights = rights >> (u32((entry >> 59) & 15) * 2)
         guarded = (rights & 2) != 0 and (index == TLB_USER or (s.cr0 & CR0_WP) != 0)
         if (rights & 1) != 0:
             guarded = True

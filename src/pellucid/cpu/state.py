@@ -31,7 +31,8 @@ CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = 1 << 16, 1 << 18, 1 << 29, 1 << 30, 1 <
 CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR, CR4_OSXMMEXCPT, \
     CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << n for n in range(15))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 21, 1 << 22
-XCR0_SSE, XCR0_AVX = 2, 4
+CR4_PKS = 1 << 24
+XCR0_SSE, XCR0_AVX, XCR0_PKRU = 2, 4, 1 << 9
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
 # Exception vectors (SDM vol. 3, table 6-1).
@@ -64,8 +65,8 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
-    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK = \
-    range(18)
+    EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
+    EXIT_HYPERCALL, EXIT_PAUSE = range(20)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -76,9 +77,11 @@ PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE = 1, 
 # CpuState.trace: what `run_traced` leaves for.
 TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
 
-# CpuState.features: what CPUID shows. Word FEATURES_PAGING has FEATURE_*, word FEATURES_ISA the bits of isa.features.
-FEATURES_PAGING, FEATURES_ISA = 0, 1
-FEATURE_PDPE1GB, FEATURE_PSE36 = 1, 2
+# CpuState.features: what CPUID shows. Word FEATURES_SYSTEM has FEATURE_*, word FEATURES_ISA the bits of isa.features.
+FEATURES_SYSTEM, FEATURES_ISA = 0, 1
+FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_LA57 = 1, 2, 4
+FEATURE_AMD = 8               # AMD's processors, where they differ from Intel's
+FEATURE_ERROR_POINTERS = 16   # FXSAVE and its like keep the x87 pointers without an exception too
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -380,6 +383,10 @@ class CpuState(Struct):
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
     exclusive: u32         # 1: no other processor of the VM is in native code
     trace: u32             # TRACE_*
+    tpr_watch: u32         # 1: a write of CR8 leaves: an interrupt is requested that it may let through
+    pause_window: u64      # TSC ticks that a loop with PAUSE may take before it leaves with EXIT_PAUSE; 0: any
+    pause_first: u64       # when that loop began, and its last PAUSE
+    pause_last: u64
     announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from pellucid.cpu import smm
 from pellucid.cpu.observe import Observer
 from pellucid.cpu.state import (
-    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA, FEATURES_PAGING,
-    JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM,
-    STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry, Op, Template,
-    TlbEntry, TrieEdge)
+    EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
+    FEATURES_SYSTEM, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL,
+    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry,
+    Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -105,7 +105,7 @@ class Processor:
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
-        state.features[FEATURES_PAGING] = FEATURE_PDPE1GB | FEATURE_PSE36
+        state.features[FEATURES_SYSTEM] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_ERROR_POINTERS
         state.features[FEATURES_ISA] = (1 << 64) - 1
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32

@@ -10,9 +10,10 @@ from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PENDING, EXIT_SHUTDOWN,
-    EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
-    SHADOW_MOV_SS, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CodeCache, CpuState, Mailbox, Op)
+    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PAUSE,
+    EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE,
+    RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW,
+    CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.native import (
@@ -51,19 +52,26 @@ def step(s) -> u32:
     reason = s.exit_reason
     if reason == EXIT_EXCEPTION:
         end_step(s)
-        if s.exc_soft == SOFT_NONE:
+        if s.exc_soft == SOFT_NONE or s.exc_soft == SOFT_ICEBP:  # INT1 is the #DB that waited, too
             s.db_pending = 0
-    elif reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED or reason == EXIT_HLT:
+    elif ends_instruction(reason):
         end_step(s)
         if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS:
             s.db_pending = s.db_pending | DR6_BS
-        if reason != EXIT_HLT or s.db_pending != 0:
+        if reason != EXIT_HYPERCALL and (reason != EXIT_HLT or s.db_pending != 0):
             reason = u32(EXIT_STEPPED)
     else:
         # Half done: it is executed again when a device has answered, or its code has been thrown away.
         s.flags = s.flags | resume
         s.shadow = shadow
     return reason
+
+
+@native
+def ends_instruction(reason: u32):
+    """Whether an instruction that left for this reason is done."""
+    left = reason == EXIT_PENDING or reason == EXIT_LOOKUP or reason == EXIT_STEPPED
+    return left or reason == EXIT_HLT or reason == EXIT_HYPERCALL or reason == EXIT_PAUSE
 
 
 @native

@@ -5,9 +5,9 @@ from pellucid.cpu.descriptors import (
     read_descriptor, set_null)
 from pellucid.cpu.faults import fault, general_protection
 from pellucid.cpu.flags import get_rflags, set_rflags
-from pellucid.cpu.memory import check_canonical, load, load_sys, probe_write, store, store_sys
+from pellucid.cpu.memory import check_base, load, load_sys, probe_write, store, store_sys
 from pellucid.cpu.operands import address, read, set_register, write
-from pellucid.cpu.paging import canonical
+from pellucid.cpu.paging import canonical_base
 from pellucid.cpu.privilege import require_cpl0, require_protected, require_umip
 from pellucid.cpu.state import ATTR_UNUSABLE, GP, LDTR, NP, TR
 from pellucid.isa.table import LEAVE, instruction
@@ -23,7 +23,7 @@ def load_table(s, o, f):
     base: u64 = 0
     if f.w == 8:
         base = load(s, lin + 2, u64)
-        check_canonical(s, base)
+        check_base(s, base)
     else:
         base = u64(load(s, lin + 2, u32))
         if f.w == 2:
@@ -117,7 +117,7 @@ def system_base(s, selector, d):
         error = selector & 0xFFFC
         high = load_sys(s, descriptor_address(s, selector + 8, error, u32(GP)), u64)
         base = base | (high << 32)
-        if (high >> 40) & 0x1F != 0 or not canonical(s, base):
+        if (high >> 40) & 0x1F != 0 or not canonical_base(s, base):
             general_protection(s, error)
     return base
 

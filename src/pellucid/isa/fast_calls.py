@@ -1,6 +1,9 @@
-"""Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT; and SWAPGS."""
+"""Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT; and SWAPGS.
 
-from pellucid.cpu.descriptors import in_64bit, in_long_mode, in_real_mode, set_flat
+AMD's processors have SYSCALL and SYSRET outside 64-bit mode too, and no SYSENTER and SYSEXIT in long mode (APM vol. 3).
+"""
+
+from pellucid.cpu.descriptors import in_64bit, in_long_mode, in_real_mode, in_v86, is_amd, set_flat
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags
 from pellucid.cpu.memory import check_canonical
@@ -8,48 +11,74 @@ from pellucid.cpu.privilege import require_cpl0
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import CS, DR6_BS, EFER_SCE, GS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS
 from pellucid.isa.table import LEAVE_JUMP, instruction
-from pellucid.native import native, u32, u64
+from pellucid.native import native, u16, u32, u64
 
 RCX, RDX, RSP, R11 = 1, 2, 4, 11
 CODE64, CODE32, DATA, USER = 0xA09B, 0xC09B, 0xC093, 0x60
 
 
+@native
+def require_syscall(s):
+    """#UD where there is no SYSCALL and SYSRET."""
+    if (s.efer & EFER_SCE) == 0 or in_real_mode(s) or in_v86(s):
+        undefined(s)
+    if not in_64bit(s) and not is_amd(s):
+        undefined(s)
+
+
 @instruction("SYSCALL", ends=LEAVE_JUMP)
 @native
 def syscall(s, o, f):
-    if (s.efer & EFER_SCE) == 0 or not in_64bit(s):
-        undefined(s)
+    require_syscall(s)
     flags = get_rflags(s)
-    s.gpr[RCX] = s.rip + u64(o.next_ip)
-    s.gpr[R11] = flags & ~u64(RFLAGS_RF)
     selector = u32(s.star >> 32) & 0xFFFC
-    if (s.sfmask & RFLAGS_TF) != 0:
+    masked = s.sfmask
+    code: u32 = CODE64
+    target = s.lstar
+    s.gpr[RCX] = s.rip + u64(o.next_ip)
+    if not in_64bit(s):
+        s.gpr[RCX] = s.gpr[RCX] & 0xFFFF_FFFF
+        target = s.cstar
+    if in_long_mode(s):
+        s.gpr[R11] = flags & ~u64(RFLAGS_RF)
+    else:
+        code = CODE32
+        target = s.star & 0xFFFF_FFFF
+        masked = RFLAGS_VM | RFLAGS_IF
+    if (masked & RFLAGS_TF) != 0:
         s.step_trap = 0
-    s.rip = s.lstar
+    s.rip = target
     s.cpl = 0
-    set_flat(s, CS, selector, u32(CODE64))
+    set_flat(s, CS, selector, code)
     set_flat(s, SS, selector + 8, u32(DATA))
-    set_rflags(s, flags & ~s.sfmask & ~u64(RFLAGS_RF))
+    set_rflags(s, flags & ~masked & ~u64(RFLAGS_RF))
     update_mode(s)
 
 
 @instruction("SYSRET", "SYSRETQ", "SYSRETD", ends=LEAVE_JUMP, width=lambda c: 8 if c.endswith("Q") else 4)
 @native
 def sysret(s, o, f):
-    if (s.efer & EFER_SCE) == 0 or not in_64bit(s):
-        undefined(s)
+    require_syscall(s)
     require_cpl0(s)
+    amd = is_amd(s)
+    flags = s.gpr[R11]
+    if not in_long_mode(s):
+        flags = get_rflags(s) | RFLAGS_IF
     base = u32(s.star >> 48)
     if f.w == 8:
-        check_canonical(s, s.gpr[RCX])
+        if not amd:
+            check_canonical(s, s.gpr[RCX])
         s.rip = s.gpr[RCX]
         set_flat(s, CS, (base + 16) | 3, u32(CODE64 | USER))
     else:
         s.rip = s.gpr[RCX] & 0xFFFF_FFFF
         set_flat(s, CS, base | 3, u32(CODE32 | USER))
-    set_flat(s, SS, (base + 8) | 3, u32(DATA | USER))
+    if amd:
+        s.seg_selector[SS] = u16((base + 8) | 3)  # the rest of SS stays
+    else:
+        set_flat(s, SS, (base + 8) | 3, u32(DATA | USER))
     s.cpl = 3
-    set_rflags(s, (s.gpr[R11] & 0x3C7FD7) | 2)
+    set_rflags(s, (flags & 0x3C7FD7) | 2)
     # Unlike IRET, a SYSRET that sets TF is followed by the trap at once.
     if (s.flags & RFLAGS_TF) != 0:
         s.db_pending = s.db_pending | DR6_BS
@@ -59,6 +88,8 @@ def sysret(s, o, f):
 @instruction("SYSENTER", ends=LEAVE_JUMP)
 @native
 def sysenter(s, o, f):
+    if is_amd(s) and in_long_mode(s):
+        undefined(s)
     if in_real_mode(s) or (s.sysenter_cs & 0xFFFC) == 0:
         general_protection(s, 0)
     selector = u32(s.sysenter_cs) & 0xFFFC
@@ -80,6 +111,8 @@ def sysenter(s, o, f):
 @instruction("SYSEXIT", "SYSEXITQ", "SYSEXITD", ends=LEAVE_JUMP, width=lambda c: 8 if c.endswith("Q") else 4)
 @native
 def sysexit(s, o, f):
+    if is_amd(s) and in_long_mode(s):
+        undefined(s)
     if in_real_mode(s) or (s.sysenter_cs & 0xFFFC) == 0 or s.cpl != 0:
         general_protection(s, 0)
     selector = u32(s.sysenter_cs) & 0xFFFC

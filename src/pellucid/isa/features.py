@@ -32,6 +32,9 @@ _BITS = {gate: 1 << number for number, gate in enumerate(GATES)}
 _ICED = {bit: value for gate, bit in _BITS.items()
          if (value := getattr(iced.CpuidFeature, GATES[gate], None)) is not None}
 _LAHF: tuple[int, ...] = (iced.Code.LAHF, iced.Code.SAHF)
+_HYPERCALLS: tuple[int, ...] = (iced.Code.VMCALL, iced.Code.VMMCALL)
+HYPERCALL = 1 << len(GATES)
+"""VMCALL and VMMCALL: there is a hypervisor that takes them. No bit of CPUID's own says so; its signature leaf does."""
 
 
 @functools.cache
@@ -41,7 +44,8 @@ def needs(code: int, long_mode: bool) -> int:
     instruction.code = code
     wanted: Any = instruction.cpuid_features()
     bits = sum(bit for bit, feature in _ICED.items() if feature in wanted)
-    return bits | (_BITS["lahf-lm"] if long_mode and code in _LAHF else 0)
+    bits |= _BITS["lahf-lm"] if long_mode and code in _LAHF else 0
+    return bits | (HYPERCALL if code in _HYPERCALLS else 0)
 
 
 def shown(has: Callable[[Place, int], bool]) -> int:

@@ -140,7 +140,7 @@ def setcc(s, o, f, kind):
     write(s, o, f, 0, u8(u64(condition(s, f.extra, kind))))
 
 
-@instruction("NOP", "ENDBR64", "ENDBR32", "PAUSE", "RESERVEDNOP", "PREFETCHW", "PREFETCHT0", "PREFETCHT1", "PREFETCHT2",
+@instruction("NOP", "ENDBR64", "ENDBR32", "RESERVEDNOP", "PREFETCHW", "PREFETCHT0", "PREFETCHT1", "PREFETCHT2",
              "PREFETCHNTA", "PREFETCH", address_only=True)
 @native
 def nop(s, o, f):

@@ -2,7 +2,7 @@
 
 from pellucid.cpu.cpuid import cpuid_values
 from pellucid.cpu.faults import general_protection, undefined
-from pellucid.cpu.memory import check_canonical
+from pellucid.cpu.memory import check_base
 from pellucid.cpu.outside import outside
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
@@ -51,13 +51,13 @@ def wrmsr(s, o, f):
     index = u32(s.gpr[1])
     value = (s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF)
     if index == MSR_FS_BASE:
-        check_canonical(s, value)
+        check_base(s, value)
         s.seg_base[4] = value
     elif index == MSR_GS_BASE:
-        check_canonical(s, value)
+        check_base(s, value)
         s.seg_base[5] = value
     elif index == MSR_KERNEL_GS_BASE:
-        check_canonical(s, value)
+        check_base(s, value)
         s.kernel_gs_base = value
     else:
         msr_access(s, index, value, u32(1))

@@ -1,11 +1,12 @@
 """System instructions: CLI, STI, HLT, RSM, INVLPG, caches, protection keys, segment bases, time."""
 
 from pellucid.cpu.faults import general_protection, undefined
-from pellucid.cpu.memory import check_canonical, flush_page, flush_tlb, select_tlb
+from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_iopl
 from pellucid.cpu.state import (
-    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_RSM, FS, GS, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
+    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS, RFLAGS_AC,
+    RFLAGS_IF, SHADOW_STI)
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, rdtsc, u32, u64, u128, uint
 
@@ -35,6 +36,26 @@ def hlt(s, o, f):
     s.exit_reason = EXIT_HLT
 
 
+PAUSE_GAP = 2000
+"""TSC ticks between two PAUSEs beyond which they are of two loops."""
+
+
+@instruction("PAUSE", ends=LEAVE)
+@native
+def pause(s, o, f):
+    """A loop that waits for another processor longer than its window leaves (PAUSE-loop exiting, SDM vol. 3, 25.1.3).
+
+    Whom it waits for may need the host's CPU.
+    """
+    if s.pause_window != 0:
+        now = rdtsc()
+        if now - s.pause_last > PAUSE_GAP:
+            s.pause_first = now
+        elif now - s.pause_first > s.pause_window:
+            s.exit_reason = EXIT_PAUSE
+        s.pause_last = now
+
+
 @instruction("RSM", ends=LEAVE)
 @native
 def rsm(s, o, f):
@@ -42,6 +63,13 @@ def rsm(s, o, f):
     if s.smm == 0:
         undefined(s)
     s.exit_reason = EXIT_RSM
+
+
+@instruction("VMCALL", "VMMCALL", ends=LEAVE)
+@native
+def hypercall(s, o, f):
+    """To the hypervisor, from any mode and privilege; which of the two a guest takes, does not matter."""
+    s.exit_reason = EXIT_HYPERCALL
 
 
 @instruction("INVLPG", ends=LEAVE, address_only=True)
@@ -91,8 +119,10 @@ def wrpkru(s, o, f):
     require_keys(s)
     if u32(s.gpr[RDX]) != 0:
         general_protection(s, 0)
-    s.pkru = u32(s.gpr[RAX])
-    flush_tlb(s, True)
+    rights = u32(s.gpr[RAX])
+    if rights != s.pkru:
+        s.pkru = rights
+        flush_tlb(s, True)
 
 
 @instruction("RDFSBASE", "RDGSBASE", extra=lambda c: FS if c.startswith("RDFS") else GS)
@@ -109,7 +139,7 @@ def wrbase(s, o, f):
     if (s.cr4 & CR4_FSGSBASE) == 0:
         undefined(s)
     value = u64(read(s, o, f, 0))
-    check_canonical(s, value)
+    check_base(s, value)
     s.seg_base[f.extra] = value
 
 

@@ -1,23 +1,25 @@
 """FXSAVE, FXRSTOR and the XSAVE family (SDM vol. 1, 10.5 and chapter 13).
 
-State components are x87, SSE and AVX; all of them lie where the standard format has them, in the compacted format
-too, since none of the three can move. The state is written after every fault that the instruction may take.
+State components are x87, SSE, AVX and PKRU. The first three lie where the standard format has them in the compacted
+format too; PKRU follows them there. The state is written after every fault that the instruction may take.
 """
 
 from pellucid.cpu.faults import general_protection, not_available, undefined
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
-from pellucid.cpu.memory import linear_wrap, load, probe_read, probe_write, store
+from pellucid.cpu.memory import flush_tlb, linear_wrap, load, probe_read, probe_write, store
 from pellucid.cpu.operands import address
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, MODE_64, MODE_SIZE, XMM_BYTES, slot_of
+from pellucid.cpu.state import (
+    CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, FEATURE_ERROR_POINTERS, FEATURES_SYSTEM, MODE_64, MODE_SIZE, XMM_BYTES, slot_of)
 from pellucid.cpu.x87 import ST, high, place, put, reset_x87, set_control, set_status, status_word
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import at, native, u16, u32, u64
 
 XMM = slot_of("xmm")
 MXCSR_MASK, MXCSR_INITIAL = 0xFFFF, 0x1F80
-X87, SSE, AVX = 1, 2, 4
+X87, SSE, AVX, PKRU = 1, 2, 4, 1 << 9
 LEGACY_BYTES, HEADER, HEADER_BYTES, AVX_OFFSET, AVX_BYTES = 512, 512, 64, 576, 256
+PKRU_OFFSET, PKRU_BYTES = 2688, 8
 COMPACTED = 1 << 63
 
 
@@ -52,6 +54,25 @@ def save_x87(s, lin: u64, wide: bool) -> None:
     put_field(s, lin, 0, s.fpu_cw, u16)
     put_field(s, lin, 2, status_word(s), u16)
     put_field(s, lin, 4, u16(s.fpu_tags), u16)
+    if keeps_pointers(s, status_word(s)):
+        save_pointers(s, lin, wide)
+    for i in range(u32(8)):
+        p = place(s, i)
+        put_field(s, lin, 32 + u64(i) * 16, p[0], u64)
+        put_field(s, lin, 40 + u64(i) * 16, u64(high(p)[0]), u64)
+
+
+@native
+def keeps_pointers(s, status):
+    """Whether an image with this status word has the last instruction's opcode and pointers.
+
+    AMD's older processors leave them alone unless an exception is pending (APM vol. 2, 11.4.4).
+    """
+    return (s.features[FEATURES_SYSTEM] & FEATURE_ERROR_POINTERS) != 0 or (status & 0x80) != 0
+
+
+@native
+def save_pointers(s, lin, wide):
     put_field(s, lin, 6, u16(s.fpu_opcode), u16)
     if wide:
         put_field(s, lin, 8, s.fpu_ip, u64)
@@ -59,14 +80,21 @@ def save_x87(s, lin: u64, wide: bool) -> None:
     else:
         put_field(s, lin, 8, (s.fpu_ip & 0xFFFF_FFFF) | (u64(s.fpu_cs) << 32), u64)
         put_field(s, lin, 16, (s.fpu_dp & 0xFFFF_FFFF) | (u64(s.fpu_ds) << 32), u64)
-    for i in range(u32(8)):
-        p = place(s, i)
-        put_field(s, lin, 32 + u64(i) * 16, p[0], u64)
-        put_field(s, lin, 40 + u64(i) * 16, u64(high(p)[0]), u64)
 
 
 @native(inline=False)
 def restore_x87(s, lin: u64, wide: bool) -> None:
+    if keeps_pointers(s, field(s, lin, 2, u16)):
+        restore_pointers(s, lin, wide)
+    s.fpu_tags = u32(field(s, lin, 4, u16)) & 0xFF
+    set_control(s, field(s, lin, 0, u16))
+    set_status(s, field(s, lin, 2, u16))
+    for i in range(u32(8)):
+        put(place(s, i), field(s, lin, 32 + u64(i) * 16, u64), field(s, lin, 40 + u64(i) * 16, u16))
+
+
+@native
+def restore_pointers(s, lin, wide):
     s.fpu_opcode = u32(field(s, lin, 6, u16)) & 0x7FF
     s.fpu_ip = field(s, lin, 8, u64)
     s.fpu_dp = field(s, lin, 16, u64)
@@ -77,11 +105,6 @@ def restore_x87(s, lin: u64, wide: bool) -> None:
         s.fpu_ds = u16(s.fpu_dp >> 32)
         s.fpu_ip = s.fpu_ip & 0xFFFF_FFFF
         s.fpu_dp = s.fpu_dp & 0xFFFF_FFFF
-    s.fpu_tags = u32(field(s, lin, 4, u16)) & 0xFF
-    set_control(s, field(s, lin, 0, u16))
-    set_status(s, field(s, lin, 2, u16))
-    for i in range(u32(8)):
-        put(place(s, i), field(s, lin, 32 + u64(i) * 16, u64), field(s, lin, 40 + u64(i) * 16, u16))
 
 
 @native
@@ -183,11 +206,22 @@ def requested(s):
 
 
 @native
-def image_bytes(wanted):
-    """How far an image with these components reaches."""
+def pkru_offset(layout):
+    """Where PKRU stands: `layout` is XCOMP_BV of the compacted format, or 0 for the standard one."""
+    offset: u64 = PKRU_OFFSET
+    if (layout & COMPACTED) != 0:
+        offset = AVX_OFFSET + AVX_BYTES if (layout & AVX) != 0 else u64(AVX_OFFSET)
+    return offset
+
+
+@native
+def image_bytes(wanted, layout):
+    """How far an image with these components reaches; `layout` as for `pkru_offset`."""
     size: u64 = AVX_OFFSET
     if (wanted & AVX) != 0:
         size = AVX_OFFSET + AVX_BYTES
+    if (wanted & PKRU) != 0:
+        size = pkru_offset(layout) + PKRU_BYTES
     return size
 
 
@@ -222,17 +256,21 @@ def components_in_use(s) -> u64:
         found = found | SSE
     if halves_in_use(s, u64(2)):
         found = found | AVX
+    if s.pkru != 0:
+        found = found | PKRU
     return found
 
 
 @native(inline=False)
-def save_components(s, lin: u64, wanted: u64, wide: bool) -> None:
+def save_components(s, lin: u64, wanted: u64, layout: u64, wide: bool) -> None:
     if (wanted & X87) != 0:
         save_x87(s, lin, wide)
     if (wanted & SSE) != 0:
         save_halves(s, lin + 160, u64(0))
     if (wanted & AVX) != 0:
         save_halves(s, lin + AVX_OFFSET, u64(2))
+    if (wanted & PKRU) != 0:
+        put_field(s, lin, pkru_offset(layout), u64(s.pkru), u64)
 
 
 @instruction("XSAVE", "XSAVE64", extra=_wide)
@@ -240,9 +278,9 @@ def save_components(s, lin: u64, wanted: u64, wide: bool) -> None:
 def xsave(s, o, f):
     wanted = requested(s)
     lin = aligned(s, o, 64)
-    probe_write(s, lin, image_bytes(wanted))
+    probe_write(s, lin, image_bytes(wanted, u64(0)))
     used = components_in_use(s)
-    save_components(s, lin, wanted, f.extra == 1)
+    save_components(s, lin, wanted, u64(0), f.extra == 1)
     if (wanted & (SSE | AVX)) != 0:
         save_mxcsr(s, lin)
     put_field(s, lin, HEADER, (field(s, lin, HEADER, u64) & ~wanted) | (used & wanted), u64)
@@ -254,9 +292,9 @@ def xsaveopt(s, o, f):
     """XSAVE without the components that are in their initial configuration."""
     wanted = requested(s)
     lin = aligned(s, o, 64)
-    probe_write(s, lin, image_bytes(wanted))
+    probe_write(s, lin, image_bytes(wanted, u64(0)))
     used = components_in_use(s)
-    save_components(s, lin, wanted & used, f.extra == 1)
+    save_components(s, lin, wanted & used, u64(0), f.extra == 1)
     if (wanted & (SSE | AVX)) != 0:
         save_mxcsr(s, lin)
     put_field(s, lin, HEADER, (field(s, lin, HEADER, u64) & ~wanted) | (used & wanted), u64)
@@ -268,13 +306,25 @@ def xsavec(s, o, f):
     """The compacted format: what is not in use is not written (SDM vol. 1, 13.10)."""
     wanted = requested(s)
     lin = aligned(s, o, 64)
-    probe_write(s, lin, image_bytes(wanted))
+    layout = wanted | COMPACTED
+    probe_write(s, lin, image_bytes(wanted, layout))
     saved = wanted & components_in_use(s)
-    save_components(s, lin, saved, f.extra == 1)
+    save_components(s, lin, saved, layout, f.extra == 1)
     if (saved & SSE) != 0:
         save_mxcsr(s, lin)
     put_field(s, lin, HEADER, saved, u64)
-    put_field(s, lin, HEADER + 8, wanted | COMPACTED, u64)
+    put_field(s, lin, HEADER + 8, layout, u64)
+
+
+@native(inline=False)
+def restore_pkru(s, lin: u64, present: bool, layout: u64) -> None:
+    """Load PKRU, or make it 0: every key allows everything."""
+    rights: u32 = 0
+    if present:
+        rights = field(s, lin, pkru_offset(layout), u32)
+    if rights != s.pkru:
+        s.pkru = rights
+        flush_tlb(s, True)
 
 
 @native(inline=False)
@@ -298,12 +348,13 @@ def check_header(s, lin: u64) -> None:
 def xrstor(s, o, f):
     wanted = requested(s)
     lin = aligned(s, o, 64)
-    probe_read(s, lin, image_bytes(wanted & (X87 | SSE)))
+    probe_read(s, lin, image_bytes(wanted & (X87 | SSE), u64(0)))
     check_header(s, lin)
     present = field(s, lin, HEADER, u64)
-    compacted = (field(s, lin, HEADER + 8, u64) & COMPACTED) != 0
-    if (wanted & present & AVX) != 0:
-        probe_read(s, lin, image_bytes(wanted))
+    layout = field(s, lin, HEADER + 8, u64)
+    compacted = (layout & COMPACTED) != 0
+    if (wanted & present & (AVX | PKRU)) != 0:
+        probe_read(s, lin, image_bytes(wanted & present, layout))
     mxcsr = guest_mxcsr(s)
     if compacted:
         if (wanted & SSE) != 0:
@@ -319,5 +370,7 @@ def xrstor(s, o, f):
         restore_halves(s, lin + 160, u64(0), (present & SSE) != 0)
     if (wanted & AVX) != 0:
         restore_halves(s, lin + AVX_OFFSET, u64(2), (present & AVX) != 0)
+    if (wanted & PKRU) != 0:
+        restore_pkru(s, lin, (present & PKRU) != 0, layout)
     set_guest_mxcsr(s, mxcsr)
     update_mode(s)

@@ -38,6 +38,7 @@ from pellucid.kvm.vcpu_requests import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_SMI,
+    KVM_REQ_STEAL_UPDATE,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TRIPLE_FAULT,
     KVM_REQ_UNBLOCK,
@@ -48,6 +49,7 @@ __all__ = [
     "KVM_REQ_EVENT",
     "KVM_REQ_NMI",
     "KVM_REQ_SMI",
+    "KVM_REQ_STEAL_UPDATE",
     "KVM_REQ_TLB_FLUSH",
     "KVM_REQ_TRIPLE_FAULT",
     "KVM_REQ_UNBLOCK",
@@ -287,6 +289,10 @@ class Vm(Protocol):
 
     def create_pit(self) -> None:
         """In-kernel PIT with the speaker port; needs the irqchip."""
+        ...
+
+    def reinject_control(self, reinject: bool) -> None:
+        """Whether the PIT makes up for ticks that a guest was too slow for, as at first (KVM_REINJECT_CONTROL)."""
         ...
 
     def irq_line(self, gsi: int, level: bool) -> None:

@@ -117,6 +117,7 @@ class Machine:
         """What the process is to end with, when a guest has said it."""
         self.on_log_items: list[Callable[[], None]] = []
         """Called when other log items were chosen."""
+        self.has_pit = False
         self._power_on: PowerOnState | None = None
         self._closed = False
 
@@ -153,6 +154,11 @@ class Machine:
                     container.add_subregion(base, node)
         self.parts.append(part)
 
+    def create_pit(self) -> None:
+        """The hypervisor's timer."""
+        self.vm.create_pit()
+        self.has_pit = True
+
     def add_smm(self, smram: MemoryRegion) -> SystemManagement:
         """Give the processors system-management mode, where they see `smram` (a container of 4 GiB) before the rest.
 
@@ -187,7 +193,7 @@ class Machine:
                 )
             )
         if apic_ids:
-            self._power_on = PowerOnState(self.vm, self._vcpus())
+            self._power_on = PowerOnState(self.vm, self._vcpus(), has_pit=self.has_pit)
 
     def power_on(self) -> None:
         """Load what boots, and start the processors' threads, still paused. Raises UserError when it does not fit."""

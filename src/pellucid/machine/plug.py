@@ -9,6 +9,7 @@ from pellucid.machine.catalog import DeviceClass, Plug, find_class
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import DeviceOption, GlobalOption
 from pellucid.machine.device import Device, Property
+from pellucid.machine.kvm_pit import KVM_PIT, set_pit_global
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
 from pellucid.machine.pci import PciBus, PciFunction
@@ -43,6 +44,9 @@ class DevicePlugger:
         warnings = []
         known = {node.type for bus in self._machine.qdev.walk() for node in bus.nodes}
         for chosen in self._globals:
+            if chosen.driver == KVM_PIT:
+                set_pit_global(self._machine.vm if self._machine.has_pit else None, chosen)
+                continue
             found = [device for device in self._machine.devices if device.kind == chosen.driver]
             for device in found:
                 self._set_board_global(device, chosen)

@@ -41,6 +41,7 @@ RESET_MSRS = (
     0x277,  # IA32_PAT
     0x2FF,  # IA32_MTRR_DEF_TYPE
     0x6E0,  # IA32_TSC_DEADLINE
+    0x6E1,  # IA32_PKRS
     0xDA0,  # IA32_XSS
     *range(0xC000_0081, 0xC000_0085),  # IA32_STAR, _LSTAR, _CSTAR, _FMASK
     0xC000_0102,  # IA32_KERNEL_GS_BASE
@@ -107,17 +108,18 @@ def _existing_msrs(vcpu: Vcpu) -> dict[int, int]:
 class PowerOnState:
     """The state of a VM's chips and of every vCPU. Used while no vCPU runs."""
 
-    def __init__(self, vm: Vm, vcpus: list[Vcpu]) -> None:
+    def __init__(self, vm: Vm, vcpus: list[Vcpu], *, has_pit: bool) -> None:
         self._vm = vm
         self._vcpus = vcpus
         self._chips: dict[int, PicState | IoapicState] = {chip: vm.get_irqchip(chip) for chip in IRQCHIPS}
-        self._pit: PitState = vm.get_pit()
+        self._pit: PitState | None = vm.get_pit() if has_pit else None
         self._states = [VcpuState.of(vcpu) for vcpu in vcpus]
 
     def put_back(self) -> None:
         """Everything as it was."""
         for chip, state in self._chips.items():
             self._vm.set_irqchip(chip, state)
-        self._vm.set_pit(self._pit)
+        if self._pit is not None:
+            self._vm.set_pit(self._pit)
         for vcpu, vcpu_state in zip(self._vcpus, self._states, strict=True):
             vcpu_state.put_back(vcpu)

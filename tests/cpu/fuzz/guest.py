@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
-    CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING,
+    CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING,
     EXIT_SHUTDOWN,
     MODE_64, MODE_SIZE, PAGE, PENDING_REQUEST, REPLAY_SLOTS, RFLAGS_IF, RFLAGS_VM, CpuState)
 from pellucid.engine.arrays import Array
@@ -19,7 +19,8 @@ from tests.cpu.guests.machine import Untaught
 
 from .situation import HIGH, HIGH_SIZE, LOW, ROM, ROM_SIZE, UPPER, UPPER_SIZE, Situation
 
-_EXITS = frozenset((EXIT_PENDING, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_SHUTDOWN, EXIT_MSR, EXIT_FERR))
+_EXITS = frozenset(
+    (EXIT_PENDING, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_SHUTDOWN, EXIT_MSR, EXIT_FERR, EXIT_HYPERCALL))
 _SLOTS = ((0, LOW, False), (ROM, ROM_SIZE, True), (UPPER, UPPER_SIZE, False), (HIGH, HIGH_SIZE, False))
 _KICK_SECONDS = 0.02
 _LONGEST_RUN = 400   # exits

@@ -1,10 +1,10 @@
 """Address arithmetic: canonical addresses and which fault they raise, wrap-around at 16 and 32 bits, the A20 line."""
 
 import pytest
-from pellucid.cpu.state import EXIT_HLT, FS, SS
+from pellucid.cpu.state import CR4_FSGSBASE, EXIT_HLT, FEATURE_LA57, FEATURES_SYSTEM, FS, GS, LDTR, SS, TR
 
 from . import tables
-from .machine import CODE, DATA, SPARE, STACK0, Machine
+from .machine import CODE, DATA, LDT, SPARE, STACK0, TSS, Machine
 
 BAD = 1 << 47
 TOP = (1 << 64) - 1
@@ -147,6 +147,48 @@ def test_falling_out_of_the_half() -> None:
     m.state.trap_exceptions = 1
     m.run()
     assert (m.state.exc_vector, m.state.rip) == (13, BAD)
+
+
+BASES = ("lgdt [DATA]", "lidt [DATA]", "ltr [SELECTOR]", "lldt [SELECTOR]", "wrfsbase rbx", "wrgsbase rbx",
+         *(f"mov ecx, {0xC000_0100 + n}\nwrmsr" for n in range(3)))  # fmt: skip
+
+
+def load_base(source: str, base: int, width: int, levels: int = 4) -> tuple[Machine, int | None]:
+    m = Machine()
+    m.labels |= {"DATA": DATA, "SELECTOR": DATA + 16}
+    m.long(source + "\nhlt", levels=levels, cr4=CR4_FSGSBASE)
+    m.state.features[FEATURES_SYSTEM] |= FEATURE_LA57 * (width == 57)
+    m.write(DATA, 0xFFF | base << 16, 10)
+    m.write(DATA + 16, TSS if "ltr" in source else LDT, 2)
+    m.describe(TSS, tables.system_segment(tables.TSS, base, 0x67), 16)
+    m.describe(LDT, tables.system_segment(tables.LDT, base, 0x67), 16)
+    s = m.state
+    s.gpr[3], s.gpr[2], s.gpr[0] = base, base >> 32, base & 0xFFFF_FFFF
+    s.trap_exceptions = 1
+    stop = m.run()
+    return m, None if stop.reason == EXIT_HLT else s.exc_vector
+
+
+@pytest.mark.parametrize("source", BASES)
+def test_a_base_has_the_width_that_cpuid_tells(source: str) -> None:
+    """Registers that hold a linear address take 57 bits where the processor has them, whatever CR4.LA57 says."""
+    good, hole = 0xFFAA_AAAA_AAAA_A000, 0xAAAA_AAAA_AAAA_A000
+    for base, width, levels, vector in ((good, 48, 4, 13), (good, 57, 4, None), (good, 57, 5, None), (hole, 57, 4, 13),
+                                        (0xFFFF_AAAA_AAAA_A000, 48, 4, None)):  # fmt: skip
+        m, got = load_base(source, base, width, levels)
+        assert got == vector, (hex(base), width, levels)
+        s = m.state
+        places = (s.gdt_base, s.idt_base, s.seg_base[TR], s.seg_base[LDTR], s.seg_base[FS], s.seg_base[GS],
+                  s.seg_base[FS], s.seg_base[GS], s.kernel_gs_base)  # fmt: skip
+        assert (places[BASES.index(source)] == base) == (vector is None)
+
+
+@pytest.mark.parametrize("number", [0xC000_0100, 0xC000_0101, 0xC000_0102])
+def test_wrmsr_checks_a_base_in_every_mode(number: int) -> None:
+    for base, vector in ((0xAAAA_AAAA_AAAA_AAAA, 13), (0xFFFF_AAAA_AAAA_AAAA, None)):
+        m = Machine()
+        m.protected(f"mov ecx, {number}\nmov eax, {base & 0xFFFF_FFFF}\nmov edx, {base >> 32}\nwrmsr\nint 0x30")
+        assert m.catch() == (vector or 0x30)
 
 
 # --- wrap-around ---------------------------------------------------------------------------------------------------

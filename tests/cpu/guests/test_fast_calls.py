@@ -5,6 +5,8 @@ from pellucid.cpu.state import (
     CR4_FSGSBASE,
     CS,
     EFER_SCE,
+    FEATURE_AMD,
+    FEATURES_SYSTEM,
     FS,
     GS,
     RFLAGS_AC,
@@ -189,3 +191,106 @@ def test_syscall_and_tf() -> None:
     m.load("nop\nnop\nint 0x30", ENTRY)
     m.state.gpr[1], m.state.gpr[11] = ENTRY, RFLAGS_TF | 2
     assert m.catch() == 1 and m.stack(2, 8) == [ENTRY, USER64]
+
+
+# --- AMD's processors (APM vol. 3: SYSCALL, SYSRET, SYSENTER, SYSEXIT) ----------------------------------------------
+
+
+def amd(m: Machine) -> Machine:
+    m.state.features[FEATURES_SYSTEM] |= FEATURE_AMD
+    return m
+
+
+def test_amd_syscall_in_compatibility_mode() -> None:
+    """To CSTAR, in 64-bit mode, and back to 32 bits; of SS only the selector changes."""
+    m = amd(machine("syscall\nback: mov edx, ss\nint 0x30", 3, compat=True))
+    m.load("mov rsi, rcx\nmov rdi, r11\nsysretd", ENTRY)
+    s = m.state
+    s.cstar, s.lstar, s.sfmask = ENTRY, 0, RFLAGS_IF
+    m.rflags = RFLAGS_IF | 0x2 | 1
+    assert m.catch() == 0x30, m.history()
+    assert s.gpr[6] == m.labels["back"] and s.gpr[7] == RFLAGS_IF | 3 and s.gpr[2] == USER_DATA
+    assert m.stack(3, 8)[1] == USER32
+    m = machine("syscall", 3, compat=True)
+    assert m.catch() == 6, "Intel's have none there"
+
+
+def test_amd_sysret_leaves_the_stack_segment() -> None:
+    m = amd(machine("sysretq", 0))
+    s = m.state
+    s.gpr[1], s.gpr[11], s.seg_limit[SS] = ENTRY, 2, 0x1234
+    m.load("mov eax, 1\nint 0x30", ENTRY)
+    s.trap_exceptions = 1
+    m.run()
+    assert s.exc_vector == 0x30 and s.seg_selector[SS] == USER_DATA and s.seg_limit[SS] == 0x1234
+
+
+def test_amd_sysret_faults_at_the_outer_level() -> None:
+    """An address that is not canonical faults when the user's code is fetched, not in SYSRET."""
+    m = amd(machine("sysretq", 0))
+    m.state.gpr[1], m.state.gpr[11] = 1 << 47, 2
+    assert m.catch() == 13 and m.stack(3, 8) == [0, 1 << 47, USER64]
+
+
+def test_amd_syscall_in_legacy_mode() -> None:
+    m = amd(Machine())
+    m.protected("syscall\nback: nop\nint 0x30", cpl=3)
+    s = m.state
+    s.efer, s.star, s.sfmask = EFER_SCE, (USER32 & ~3) << 48 | CODE64 << 32 | ENTRY, 0x4000
+    m.load("mov edi, ecx\npushfd\npop esi\nmov esp, 0\nsysretd", ENTRY, 32)
+    s.gpr[1] = 1 << 63
+    m.rflags = 0x4003 | RFLAGS_IF
+    m.refresh()
+    assert m.catch() == 0x30, m.history()
+    assert (s.gpr[7], s.gpr[6]) == (m.labels["back"], 0x4003), "IF is off and FMASK does not count"
+    assert m.stack(3, 4)[1:] == [USER32, 0x4003 | RFLAGS_IF], "SYSRET sets IF"
+    for mode in ("real", "v86"):
+        m = amd(Machine())
+        m.real("syscall") if mode == "real" else m.protected("syscall", cpl=3)
+        m.state.efer = EFER_SCE
+        if mode == "v86":
+            m.rflags = RFLAGS_VM | 2
+            m.set_segment(CS, USER32)
+        m.refresh()
+        m.state.trap_exceptions = 1
+        m.run()
+        assert m.state.exc_vector == 6, mode
+
+
+def test_amd_has_no_sysenter_in_long_mode() -> None:
+    for source in ("sysenter", "sysexitd", "sysexitq"):
+        m = amd(machine(source, 0))
+        m.state.sysenter_cs = 8
+        assert m.catch() == 6, source
+    m = amd(machine("sysenter", 3, compat=True))
+    m.state.sysenter_cs = 8
+    assert m.catch() == 6
+    m = amd(Machine())
+    m.protected("sysenter", cpl=3)
+    m.load("hlt", ENTRY, 32)
+    m.state.sysenter_cs, m.state.sysenter_eip = CODE64, ENTRY
+    assert m.run().reason == 5
+
+
+def test_amd_null_selectors_keep_the_base() -> None:
+    for vendor, base in ((amd, DATA), (lambda m: m, 0)):
+        m = vendor(machine("mov ecx, 0\nmov gs, ecx\nrdgsbase rax\nhlt", 0))
+        m.state.cr4 |= CR4_FSGSBASE
+        m.state.seg_base[GS] = DATA
+        assert m.run().reason == 5 and m.state.gpr[0] == base
+
+
+@pytest.mark.parametrize("source", ["iretq", "retfq"])
+def test_a_segment_made_null_by_a_return_keeps_its_base(source: str) -> None:
+    """An outer level may not use the segment, but in 64-bit mode its base remains (SDM vol. 2, IRET and RET)."""
+    m = machine(source, 0)
+    m.load("mov rax, [gs:8]\nmov edx, gs\nint 0x30", ENTRY)
+    s = m.state
+    s.seg_base[GS] = DATA
+    m.write(DATA + 8, 0x1234_5678, 8)
+    flags = (2,) if source == "iretq" else ()
+    for at, value in enumerate((ENTRY, USER64, *flags, STACK3, USER_DATA)):
+        m.write(STACK0 - 64 + at * 8, value, 8)
+    s.gpr[4] = STACK0 - 64
+    assert m.catch() == 0x30, m.history()
+    assert (s.gpr[0], s.gpr[2]) == (0x1234_5678, 0)

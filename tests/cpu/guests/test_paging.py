@@ -11,13 +11,14 @@ from pellucid.cpu.state import (
     CR4_PAE,
     CR4_PGE,
     CR4_PKE,
+    CR4_PKS,
     CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
     CS,
     EFER_NXE,
     FEATURE_PDPE1GB,
-    FEATURES_PAGING,
+    FEATURES_SYSTEM,
     RFLAGS_AC,
     SS,
 )
@@ -47,6 +48,7 @@ class Space:
     ac: bool = False
     pse: bool = True
     pkru: int | None = None
+    pkrs: int | None = None
 
     def shifts(self) -> list[int]:
         every = {2: [22, 12], 3: [30, 21, 12], 4: [39, 30, 21, 12], 5: [48, 39, 30, 21, 12]}[self.levels]
@@ -102,8 +104,9 @@ class Space:
             allowed &= not no_execute and not (not user and user_page and self.smep)
         elif not user and user_page and self.smap and not self.ac:
             allowed = False
-        if self.pkru is not None and self.levels >= 4 and user_page and kind != FETCH:
-            key = self.pkru >> (leaf >> 59 & 15) * 2
+        rights_of_keys = self.pkru if user_page else self.pkrs
+        if rights_of_keys is not None and self.levels >= 4 and kind != FETCH:
+            key = rights_of_keys >> (leaf >> 59 & 15) * 2
             if key & 1 or key & 2 and kind == WRITE and (user or self.wp):
                 return code | 0x20
         return None if allowed else code
@@ -142,11 +145,12 @@ class Prober:
         for address, value in zip(self.where, space.entries):
             m.write(address, value, m.pages.entry_size)
         s.cr0 = s.cr0 & ~CR0_WP | CR0_WP * space.wp
-        s.cr4 = s.cr4 & ~(CR4_SMEP | CR4_SMAP | CR4_PSE | CR4_PKE) | (
-            CR4_SMEP * space.smep | CR4_SMAP * space.smap | CR4_PSE * space.pse | CR4_PKE * (space.pkru is not None)
+        s.cr4 = s.cr4 & ~(CR4_SMEP | CR4_SMAP | CR4_PSE | CR4_PKE | CR4_PKS) | (
+            CR4_SMEP * space.smep | CR4_SMAP * space.smap | CR4_PSE * space.pse
+            | CR4_PKE * (space.pkru is not None) | CR4_PKS * (space.pkrs is not None)
         )
         s.efer = s.efer & ~EFER_NXE | EFER_NXE * space.nxe
-        s.pkru = space.pkru or 0
+        s.pkru, s.pkrs = space.pkru or 0, space.pkrs or 0
         if self.levels == 3:
             m.load_pdptrs()
         m.processor.flush_tlb()
@@ -191,6 +195,8 @@ def random_space(rng: random.Random, levels: int, shift: int, places: list[int])
     space.pse = levels != 2 or shift == 22 or rng.random() < 0.7
     if levels >= 4 and rng.random() < 0.5:
         space.pkru = rng.getrandbits(32)
+    if levels >= 4 and rng.random() < 0.3:
+        space.pkrs = rng.getrandbits(32) & ~3  # key 0 is that of the prober's own pages
     for at, place in zip(space.shifts(), places):
         entry = place | P
         for bit, chance in ((W, 0.75), (U, 0.75), (A, 0.4), (D, 0.4), (G, 0.3), (NX, 0.2 * (levels > 2))):
@@ -298,7 +304,7 @@ def test_gigabyte_pages_are_a_feature() -> None:
     space = Space(4, 30, [places[0] | P | W | U, P | W | U | PS])
     prober.install(space)
     assert prober.access(READ, True, False) is None
-    prober.m.state.features[FEATURES_PAGING] &= ~FEATURE_PDPE1GB
+    prober.m.state.features[FEATURES_SYSTEM] &= ~FEATURE_PDPE1GB
     prober.m.processor.flush_tlb()
     assert prober.access(READ, True, False) == 0xD
 

@@ -326,6 +326,18 @@ def test_mov_ss_holds_data_breakpoints() -> None:
     assert traps(m) == [(m.labels["b"], B0)]
 
 
+def test_int1_behind_mov_ss() -> None:
+    """INT1 raises the one #DB; what MOV SS held back does not follow it. INT 1 is another event: the trap follows."""
+    source = "mov ebx, DATA\nmov ss, [rbx]\n{}\na: hlt"
+    m = watched(source.format("int1"), (DATA, ACCESSES, 2))
+    m.write(DATA, DATA0, 2)
+    assert traps(m) == [(m.labels["a"], 0)] and m.state.db_pending == 0
+    m = watched(source.format("int 1"), (DATA, ACCESSES, 2))
+    m.write(DATA, DATA0, 2)
+    handler, a = TRAP_LOG, m.labels["a"]
+    assert traps(m) == [(handler, 1), (a, 0)], "in front of the handler's first instruction"
+
+
 def test_fault_forgets_the_hit() -> None:
     """An instruction that touches a breakpoint and then faults reports the fault alone."""
     m = watched("mov ebx, DATA\nmov edx, 0x500000\na: push qword [rdx]\nhlt", (DATA, ACCESSES, 8))

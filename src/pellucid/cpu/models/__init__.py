@@ -3,7 +3,8 @@
     resolve("Nehalem", {"sse4.2": False, "aes": True})
 
 gives the model with what this processor has of all that, and the names of what it lacks. Models stand in the .toml
-files beside this one; those that follow the processor itself, `pellucid` and `max`, are made here.
+files beside this one; those that follow the processor itself, `pellucid`, `max` and `host`, are
+made here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from pellucid.cpu.models.features import (
-    FEATURES, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
+    FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
 from pellucid.errors import UserError
 
-_DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml")
+_DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml", "amd.toml")
 
 DEFAULT_MODEL = "pellucid"
 
@@ -29,7 +30,8 @@ ACCELERATOR_FEATURES = ("x2apic", "tsc-deadline", "arat", "hypervisor")
 HARMLESS_MODELS = ("qemu64", "kvm64")
 """Models of no real processor: they get arch-capabilities too, lest guests guard against leaks of real ones."""
 
-ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm")
+ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
+                          *(name for name, (place, _) in FEATURES.items() if place[0] == SVM_LEAF))
 """What it takes away without a word, as KVM does."""
 
 NOT_IN_DEFAULT = ("la57",)
@@ -81,6 +83,7 @@ def own_models() -> dict[str, CpuModel]:
     return {
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
         "max": CpuModel("max", everything),
+        "host": CpuModel("host", everything),
     }
 
 
@@ -99,6 +102,7 @@ def describe_models() -> dict[str, str]:
     special = {
         DEFAULT_MODEL: "the default: what this processor has, less what slows a guest down",
         "max": "everything that this processor has",
+        "host": "the same: this processor is the host of its guests; nothing of the CPU under it is passed through",
     }
     plain = {name: model.model_id or f"a processor of family {model.family}" for name, model in models().items()}
     return plain | special

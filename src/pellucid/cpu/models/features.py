@@ -10,6 +10,8 @@ from pellucid.native.host import flags
 Place = tuple[int, int, str]
 """(leaf, subleaf, register) of a word of feature bits."""
 
+SVM_LEAF = 0x8000_000A
+
 _BITS: dict[Place, str] = {
     (0x1, 0, "edx"): "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - ds acpi "
     "mmx fxsr sse sse2 ss ht tm ia64 pbe",
@@ -34,7 +36,7 @@ _BITS: dict[Place, str] = {
     (0x8000_0007, 0, "edx"): "- - - - - - - - invtsc",
     (0x8000_0008, 0, "ebx"): "clzero - xsaveerptr - - - - - - wbnoinvd - - ibpb - ibrs amd-stibp - - - - - - - - "
     "amd-ssbd virt-ssbd amd-no-ssb",
-    (0x8000_000A, 0, "edx"): "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists - - "
+    (SVM_LEAF, 0, "edx"): "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists - - "
     "pause-filter - pfthreshold avic - v-vmsave-vmload vgif - - - - - - - - - - - svme-addr-chk",
     (0xC000_0001, 0, "edx"): "- - xstore xstore-en - - xcrypt xcrypt-en ace2 ace2-en phe phe-en pmm pmm-en",
 }
@@ -83,8 +85,8 @@ _BUILT = frozenset(
         "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
-        "umip la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
-        "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd"
+        "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
+        "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )
 """What this processor carries out whole on every host."""

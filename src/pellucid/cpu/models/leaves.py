@@ -14,9 +14,16 @@ from pellucid.cpu.models.topology import CpuTopology
 CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
 XSAVE_BYTES, XSAVE_BYTES_AVX = 576, 832
-XCR0_X87_SSE, XCR0_AVX = 3, 4
+PKRU_OFFSET, PKRU_BYTES = 2688, 8
+XCR0_X87_SSE, XCR0_AVX, XCR0_PKRU = 3, 4, 1 << 9
 EXTENDED = 0x8000_0000
 HTT = 1 << 28
+AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
+CMP_LEGACY = 1 << 1
+AMD_TLBS = 0x01FF_01FF
+"""Leaf 0x80000005: direct-mapped, with the most entries that the field can say, for data and for code."""
+AMD_ALIASES = 0x0183_F3FF
+"""Bits of leaf 1, EDX that leaf 0x80000001 repeats on AMD's processors (APM vol. 3, appendix E)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +78,16 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
     ]
     linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
-    l2 = CACHES[2]
+    amd = model.vendor in AMD_VENDORS
+    aliases = words.get((1, 0, "edx"), 0) & AMD_ALIASES if amd else 0
+    together = topology.cores * topology.threads - 1 | topology.package_bits << 12 if amd else 0
     extended = [
         _identity(model, EXTENDED, model.xlevel),
-        leaf(EXTENDED + 1, eax=model.signature),
+        leaf(EXTENDED + 1, eax=model.signature, ecx=CMP_LEGACY if amd and several else 0, edx=aliases),
         *_brand(model.model_id),
-        CpuidLeaf(EXTENDED + 6, ecx=l2.kib << 16 | 8 << 12 | CLFLUSH_BYTES),  # 8: sixteen ways
+        *_extended_caches(amd),
         leaf(EXTENDED + 7),
-        leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits),
+        leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits, ecx=together),
     ]
     limits = ((basic, model.level), (extended, model.xlevel))
     return [found for leaves, highest in limits for found in leaves if found.function <= highest]
@@ -106,6 +115,20 @@ def _caches(topology: CpuTopology) -> Iterator[CpuidLeaf]:
     yield CpuidLeaf(4, len(CACHES))
 
 
+def _extended_caches(amd: bool) -> Iterator[CpuidLeaf]:
+    """Leaves 0x80000005 and 6; Intel's processors tell of the second level only (APM vol. 3, appendix E.4)."""
+    data, code, l2, l3 = CACHES
+    sixteen_ways, one_line = 8 << 12, 1 << 8  # a line for each tag
+    second = l2.kib << 16 | sixteen_ways | CLFLUSH_BYTES
+    if not amd:
+        yield CpuidLeaf(EXTENDED + 6, ecx=second)
+        return
+    first = [cache.kib << 24 | cache.ways << 16 | one_line | CLFLUSH_BYTES for cache in (data, code)]
+    yield CpuidLeaf(EXTENDED + 5, None, AMD_TLBS, AMD_TLBS, *first)
+    third = l3.kib // 512 << 18 | sixteen_ways | one_line | CLFLUSH_BYTES
+    yield CpuidLeaf(EXTENDED + 6, ecx=second | one_line, edx=third)
+
+
 def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
     """Leaf 0xB: how many bits of the APIC id number a core's threads and a package's (SDM vol. 2, table 3-8)."""
     smt, core = 1, 2
@@ -117,13 +140,16 @@ def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
 
 def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:
     """Leaf 0xD: components, and the sizes of an image with all of them, in the standard and the compacted format."""
-    avx = "avx" in model.features
+    avx, pku = "avx" in model.features, "pku" in model.features
     size = XSAVE_BYTES_AVX if avx else XSAVE_BYTES
-    yield CpuidLeaf(0xD, 0, eax=XCR0_X87_SSE | (XCR0_AVX if avx else 0), ebx=XSAVE_BYTES, ecx=size)
-    compacted = size if features.eax & 2 else 0
+    enabled = XCR0_X87_SSE | (XCR0_AVX if avx else 0) | (XCR0_PKRU if pku else 0)
+    yield CpuidLeaf(0xD, 0, eax=enabled, ebx=XSAVE_BYTES, ecx=PKRU_OFFSET + PKRU_BYTES if pku else size)
+    compacted = size + (PKRU_BYTES if pku else 0) if features.eax & 2 else 0
     yield CpuidLeaf(0xD, 1, features.eax, compacted)
     if avx:
         yield CpuidLeaf(0xD, 2, eax=XSAVE_BYTES_AVX - XSAVE_BYTES, ebx=XSAVE_BYTES)
+    if pku:
+        yield CpuidLeaf(0xD, 9, eax=PKRU_BYTES, ebx=PKRU_OFFSET)
 
 
 def _brand(text: str) -> Iterator[CpuidLeaf]:

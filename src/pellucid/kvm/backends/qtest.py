@@ -67,6 +67,7 @@ class QtestVcpu:
     """State without execution."""
 
     def __init__(self, apic_id: int) -> None:
+        self.a20 = True
         self.apic_id = apic_id
         self._xsave, self._xcr0 = bytes(4096), 1
         self.cpuid: tuple[CpuidEntry, ...] = ()
@@ -220,6 +221,9 @@ class QtestVm:
 
     def create_pit(self) -> None:
         self.irqchip.create_pit()
+
+    def reinject_control(self, reinject: bool) -> None:
+        self.irqchip.reinject_control(reinject)
 
     def irq_line(self, gsi: int, level: bool) -> None:
         self.irqchip.routing.set_irq(gsi, level)

@@ -120,6 +120,20 @@ class ApicBus:
         chosen.arb_prio += 1
         return (chosen,)
 
+    def deliver_to_one(self, apic_id: int, mode: int, vector: int) -> bool:
+        """An edge-triggered message to a physical id; False where it is not one APIC's alone: `deliver` knows more."""
+        targets = self._physical.get(apic_id, ())
+        if len(targets) != 1:
+            return False
+        targets[0].deliver(mode, vector)
+        return True
+
+    def deliver_to(self, apic_ids: Iterable[int], mode: int, vector: int, *, level: bool, asserted: bool) -> int:
+        """Deliver to the APICs with these ids, in their present mode; how many accepted it (KVM_HC_SEND_IPI)."""
+        with self._lock:
+            targets = [lapic for apic_id in apic_ids for lapic in self._physical.get(apic_id, ())]
+            return sum(lapic.deliver(mode, vector, level, asserted) for lapic in targets)
+
     def eoi(self, vector: int, level: bool) -> None:
         """A local APIC ended `vector`. `level` is False for edge vectors and where the broadcast is suppressed."""
         self.eoi_listener(vector, level)

@@ -97,6 +97,12 @@ class Irqchip:
         self.pit = pit
         return pit
 
+    def reinject_control(self, reinject: bool) -> None:
+        """KVM_REINJECT_CONTROL: what the PIT does with lost ticks."""
+        if self.pit is None:
+            raise InvalidRequestError("the VM has no PIT: call create_pit first")
+        self.pit.set_reinject(reinject)
+
     def create_lapic(
         self,
         apic_id: int,

@@ -277,6 +277,11 @@ class Lapic(ApicVectors):
             if self.irr:
                 self._notify_if_deliverable()
 
+    def eoi_is_awaited(self) -> bool:
+        """Whether somebody waits for the EOI of the highest vector in service: the IOAPIC, or a notifier."""
+        vector = self.isr.bit_length() - 1
+        return bool((self.tmr | self._bus.eoi_vectors) >> vector & 1)
+
     def _broadcast_eoi(self, vector: int, level: bool) -> None:
         lint0 = self.lvt[LINT0_ENTRY]
         if level and lint0 & d.LVT_REMOTE_IRR and lint0 & d.LVT_VECTOR == vector:
@@ -339,6 +344,10 @@ class Lapic(ApicVectors):
         if mode <= d.DM_LOWEST and vector < 16:
             self.raise_error(d.ESR_SEND_ILLEGAL_VECTOR)
             return
+        if not icr & (d.ICR_LOGICAL | d.ICR_LEVEL | 3 << d.ICR_SHORTHAND_SHIFT) and mode != d.DM_LOWEST:
+            dest = icr >> 32 if self.mode is ApicMode.X2APIC else icr >> 56
+            if dest & 0xFF != d.XAPIC_BROADCAST and self._bus.deliver_to_one(dest, mode, vector):
+                return
         # Trigger mode and level mean something for INIT only: its level de-assert, ignored since the Pentium 4.
         level = bool(icr & d.ICR_LEVEL) and mode == d.DM_INIT
         dest = icr >> 32 if self.mode is ApicMode.X2APIC else icr >> 56
@@ -418,15 +427,22 @@ class Lapic(ApicVectors):
     # ---- the guest's side: registers
 
     def mmio_in_range(self, gpa: int) -> bool:
-        """Whether the register page is at `gpa` now: only in xAPIC mode; else the address is ordinary memory space."""
-        return self.mode is ApicMode.XAPIC and gpa & ~0xFFF == self._apic_base & ~0xFFF
+        """Whether `gpa` is in the page that IA32_APIC_BASE names, whatever the mode."""
+        return gpa & ~0xFFF == self._apic_base & ~0xFFF
 
     def mmio_read(self, offset: int, size: int) -> int:
-        """Load `size` bytes at `offset` of the register page; the caller has asked `mmio_in_range`."""
+        """Load `size` bytes at `offset` of the register page; the caller has asked `mmio_in_range`.
+
+        Outside xAPIC mode nothing answers there: all ones (KVM_X86_QUIRK_LAPIC_MMIO_HOLE).
+        """
+        if self.mode is not ApicMode.XAPIC:
+            return (1 << 8 * size) - 1
         return self._window.mmio_read(offset, size)
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
-        """Store to the register page; only aligned 32-bit stores have an effect, as in KVM."""
+        """Store to the register page; only aligned 32-bit stores in xAPIC mode have an effect, as in KVM."""
+        if self.mode is not ApicMode.XAPIC:
+            return
         if offset == d.APIC_EOI and size == 4:
             self.eoi()
         else:

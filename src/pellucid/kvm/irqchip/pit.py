@@ -37,10 +37,15 @@ class Pit:
         self._speaker_data_on = False
         self._hpet_legacy = False
         self._next_tick: int | None = None
-        self.reinject = True
-        """Make up for ticks that the guest was too slow for (KVM_REINJECT_CONTROL)."""
+        self._reinject = True
         self._owed = 0
         self._irq_ack = True
+
+    def set_reinject(self, reinject: bool) -> None:
+        """Whether to make up for ticks that the guest was too slow for (KVM_REINJECT_CONTROL)."""
+        with self._lock:
+            self._reinject = reinject
+            self._reset_reinject()
 
     def reset(self) -> None:
         """As after power-up."""
@@ -139,7 +144,7 @@ class Pit:
             self._tick(ticks)
 
     def _tick(self, ticks: int) -> None:
-        if not self.reinject:
+        if not self._reinject:
             self._pulse()
             return
         self._owed = min(self._owed + ticks, MAX_OWED_TICKS)
@@ -155,7 +160,7 @@ class Pit:
         """The guest ended the interrupt of gsi 0: give the next tick that is owed. The lock is held."""
         if self._owed:
             self._owed -= 1
-        if self._owed and self.reinject:
+        if self._owed and self._reinject:
             self._irq_ack = False
             self._pulse()
         else:

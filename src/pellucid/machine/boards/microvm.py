@@ -134,7 +134,7 @@ def memory_map(below_4g: int, above_4g: int) -> tuple[MemoryMapEntry, ...]:
 
 def _add_hypervisor_parts(machine: Machine) -> None:
     machine.vm.create_irqchip()
-    machine.vm.create_pit()
+    machine.create_pit()
     with MemoryTransaction():
         for name, in_ports, address, size in IN_HYPERVISOR:
             container = machine.system_io if in_ports else machine.system_memory

@@ -59,7 +59,7 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
         pc_parts.add_firmware(machine, memory, firmware)
-        gsi = pc_parts.add_hypervisor_parts(machine)
+        gsi = pc_parts.add_hypervisor_parts(machine, has_pit=options.pit)
         host = I440fx(machine.system_memory, memory.ram, memory.pci)
         bus, isa = _add_pci(machine, memory, gsi, host)
         smi = machine.add_smm(host.smram).raise_first if has_smm(machine.hypervisor, options.smm) else None

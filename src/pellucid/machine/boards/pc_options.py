@@ -8,10 +8,10 @@ from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.firmware.pc_acpi import BOCHS
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
-SWITCHES = ("acpi", "hpet", "vmport")
+SWITCHES = ("acpi", "hpet", "pit", "vmport")
 OPTIONS = (
-    *("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "smbios-entry-point-type", "smbus", "smm", "vmport"),
-    *("x-oem-id", "x-oem-table-id"),
+    *("acpi", "firmware", "hpet", "i8042", "max-ram-below-4g", "pit", "smbios-entry-point-type", "smbus", "smm"),
+    *("vmport", "x-oem-id", "x-oem-table-id"),
 )
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SMALLEST_BELOW_4G, LARGEST_BELOW_4G = 1 << 20, 1 << 32
@@ -34,6 +34,7 @@ class PcOptions:
     max_ram_below_4g: int | None = None
     acpi: bool = True
     hpet: bool = True
+    pit: bool = True
     vmport: bool = True
     smm: bool | None = None
     smbios_64: bool = False

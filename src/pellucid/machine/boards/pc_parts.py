@@ -80,6 +80,8 @@ IN_HYPERVISOR = (
 )
 """(name, in port space, address, size, priority) of what the hypervisor answers before this process hears of it."""
 
+OF_THE_PIT = ("pit", "pcspk")
+
 
 class SerialDecoder(Protocol):
     """A PCI function that says which serial ports it decodes."""
@@ -134,11 +136,14 @@ def tell_serial_ports(bridge: SerialDecoder, serials: Sequence[Chardev | None]) 
     bridge.put_template(offset, 1, sum(present))
 
 
-def add_hypervisor_parts(machine: Machine) -> list[SharedLine]:
-    """The interrupt chips and the PIT; the 24 global interrupts, each for whoever shares it."""
+def add_hypervisor_parts(machine: Machine, *, has_pit: bool) -> list[SharedLine]:
+    """The interrupt chips and the PIT, if any; the 24 global interrupts, each for whoever shares it."""
     machine.vm.create_irqchip()
-    machine.vm.create_pit()
+    if has_pit:
+        machine.create_pit()
     for name, in_ports, address, size, priority in IN_HYPERVISOR:
+        if name in OF_THE_PIT and not has_pit:
+            continue
         container = machine.system_io if in_ports else machine.system_memory
         container.add_subregion_overlap(address, MemoryRegion.new_reservation(name, size), priority)
     # The HPET's own interrupt is on I/O APIC pin 2 and no other chip's: global interrupt 2 leads there too.
@@ -326,7 +331,7 @@ def _add_timers(machine: Machine, isa: IsaBus, config: PcFirmwareConfig, hpet_ro
     if config.has_hpet:
         numbers = {0, RTC_GSI, *(number for number in range(GSIS) if hpet_routes >> number & 1)}
         lines = {number: isa.gsi[number].input() for number in sorted(numbers)}
-        hpet = Hpet(machine.device_clock, lines, set_legacy, hpet_routes)
+        hpet = Hpet(machine.device_clock, lines, set_legacy if machine.has_pit else None, hpet_routes)
         machine.add(Part(hpet, mmio=(HPET_BASE,)))
         rtc_line = hpet.rtc_line()
         _plug_hpet(machine, hpet_routes)
@@ -346,6 +351,11 @@ def _add_timers(machine: Machine, isa: IsaBus, config: PcFirmwareConfig, hpet_ro
     isa.qdev.plug(QdevNode("mc146818rtc", gpios=(("out", "", 1),), properties=fixed(
         ("base_year", "0 (0x0)"), ("iobase", "112 (0x70)"), ("irq", "8 (0x8)"), ("lost_tick_policy", '"discard"'),
     )))  # fmt: skip
+    if machine.has_pit:
+        _plug_pit(isa)
+
+
+def _plug_pit(isa: IsaBus) -> None:
     isa.qdev.plug(
         QdevNode("isa-pit", gpios=(("in", "", 1), ("out", "", 1)), properties=fixed(("iobase", "64 (0x40)")))
     )

@@ -55,7 +55,7 @@ def build_q35(machine: Machine, serials: list[Chardev | None]) -> None:
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
         pc_parts.add_firmware(machine, memory, firmware)
-        gsi = pc_parts.add_hypervisor_parts(machine)
+        gsi = pc_parts.add_hypervisor_parts(machine, has_pit=options.pit)
         smm = has_smm(machine.hypervisor, options.smm)
         bus, host, lpc = _add_pci(machine, memory, gsi, smm=smm)
         isa = IsaBus(bus.node(lpc).add_bus("isa.0", "ISA"), gsi)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
-from pellucid.cpu.state import FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_PAGING
+from pellucid.cpu.models.leaves import AMD_VENDORS
+from pellucid.cpu.state import (
+    FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
-from pellucid.isa.features import shown
-from pellucid.kvm.backends.soft.msrs import FEATURES
+from pellucid.isa.features import HYPERCALL, shown
+from pellucid.kvm.backends.soft.msrs import AMD_COUNTERS, FEATURES
+from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
 
@@ -22,8 +26,10 @@ CR4_FEATURES = {0: (1, 0, "edx", 1), 1: (1, 0, "edx", 1), 2: (1, 0, "edx", 4), 3
                 5: (1, 0, "edx", 6), 6: (1, 0, "edx", 7), 7: (1, 0, "edx", 13), 9: (1, 0, "edx", 24),
                 10: (1, 0, "edx", 25), 11: (7, 0, "ecx", 2), 12: (7, 0, "ecx", 16), 13: (1, 0, "ecx", 5),
                 16: (7, 0, "ebx", 0), 17: (1, 0, "ecx", 17), 18: (1, 0, "ecx", 26), 20: (7, 0, "ebx", 7),
-                21: (7, 0, "ebx", 20), 22: (7, 0, "ecx", 3)}
+                21: (7, 0, "ebx", 20), 22: (7, 0, "ecx", 3), 24: (7, 0, "ecx", 31)}
 CR4_PCE = 1 << 8
+
+_AMD = {struct.unpack("<III", vendor.encode()) for vendor in AMD_VENDORS}
 
 
 def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
@@ -41,17 +47,23 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
         found = next((e for e in entries if e.function == leaf and (e.index or 0) == subleaf), None)
         return found is not None and bool(getattr(found, register) >> bit & 1)
 
+    amd = any(e.function == 0 and (e.ebx, e.edx, e.ecx) in _AMD for e in entries)
     state.cr4_allowed = CR4_PCE | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where))
     state.efer_allowed = (int(has(0x8000_0001, 0, "edx", 11)) | (0x500 if has(0x8000_0001, 0, "edx", 29) else 0)
                           | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0))
     state.xcr0_allowed = next((e.eax for e in entries if e.function == 0xD and not e.index), 1)
     sizes = next((e for e in entries if e.function == 0x8000_0008), None)
     state.maxphyaddr = sizes.eax & 0xFF if sizes else 36
-    state.features[FEATURES_PAGING] = (FEATURE_PDPE1GB * has(0x8000_0001, 0, "edx", 26)
-                                       | FEATURE_PSE36 * has(1, 0, "edx", 17))
-    vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)))
+    state.features[FEATURES_SYSTEM] = (FEATURE_PDPE1GB * has(0x8000_0001, 0, "edx", 26)
+                                       | FEATURE_PSE36 * has(1, 0, "edx", 17)
+                                       | FEATURE_LA57 * has(7, 0, "ecx", 16)
+                                       | FEATURE_AMD * amd
+                                       | FEATURE_ERROR_POINTERS * (not amd or has(0x8000_0008, 0, "ebx", 2)))
+    hypercalls = HYPERCALL * any(e.function == KVM_CPUID_SIGNATURE for e in entries)
+    vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)) | hypercalls)
     vcpu.processor.flush_tlb()
-    vcpu.msrs.absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
+    absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
+    vcpu.msrs.absent = absent if amd else absent.union(AMD_COUNTERS)
     vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pellucid.cpu.state import CR4_LA57
+from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
+from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
+from pellucid.kvm.steal_time import MSR_KVM_STEAL_TIME
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
@@ -32,14 +35,21 @@ VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B
           **{0x268 + n: (0, U64) for n in range(8)}}
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
 CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x1C9: 0}
+# AMD's four event selects, then their counters. None counts: no event can be selected.
+AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
+# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
+# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
+# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
+ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
-IA32_PRED_CMD = 0x49
+IA32_PRED_CMD, IA32_PKRS = 0x49, 0x6E1
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
 IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
+            IA32_PKRS: ((7, 0, "ecx", 31),),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -57,7 +67,10 @@ class Msrs:
             IA32_TSC_DEADLINE: (lambda: vcpu.lapic.tsc_deadline, vcpu.lapic.set_tsc_deadline),
             IA32_EFER: (lambda: int(vcpu.processor.state.efer), self._write_efer),
             IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
+            IA32_PKRS: (lambda: int(vcpu.processor.state.pkrs), self._write_pkrs),
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
+            MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
+            MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
             IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
             IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),
         } if vcpu.has_lapic else {}
@@ -92,6 +105,8 @@ class Msrs:
             return self._values[index]
         if index in CONSTANTS:
             return CONSTANTS[index]
+        if index in AMD_COUNTERS:
+            return 0
         if X2APIC_FIRST <= index <= X2APIC_LAST:
             return self._vcpu.lapic.msr_read(index)
         if index in PVCLOCK_MSRS:
@@ -102,6 +117,9 @@ class Msrs:
 
     def write(self, index: int, value: int, host_initiated: bool = False) -> None:
         """WRMSR; MsrAccessError where the guest gets #GP(0)."""
+        if X2APIC_FIRST <= index <= X2APIC_LAST:
+            self._vcpu.lapic.msr_write(index, value)
+            return
         special = self._special.get(index)
         if index in self.absent:
             raise MsrAccessError(index, value)
@@ -118,10 +136,11 @@ class Msrs:
             if value & ~VALUES[index][1]:
                 raise MsrAccessError(index, value)
             self._values[index] = value
-        elif X2APIC_FIRST <= index <= X2APIC_LAST:
-            self._vcpu.lapic.msr_write(index, value)
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
+        elif index in AMD_COUNTERS:
+            if value:
+                raise MsrAccessError(index, value)
         elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect
             raise MsrAccessError(index, value)
 
@@ -160,8 +179,18 @@ class Msrs:
             raise MsrAccessError(IA32_PAT, value)
         self._vcpu.processor.state.pat = value
 
+    def _write_pkrs(self, value: int) -> None:
+        if value >> 32:
+            raise MsrAccessError(IA32_PKRS, value)
+        self._vcpu.processor.state.pkrs = value
+        self._vcpu.processor.flush_tlb()
+
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value
+
+    def _write_steal_time(self, value: int) -> None:
+        self._vcpu.steal_time.msr_write(value)
+        self._vcpu.request(KVM_REQ_STEAL_UPDATE)
 
     def _write_base(self, segment: int, value: int) -> None:
         if not self._canonical(value):
@@ -169,6 +198,6 @@ class Msrs:
         self._vcpu.processor.state.seg_base[segment] = value
 
     def _canonical(self, value: int) -> bool:
-        """Whether an address is canonical for the paging depth in force (SDM vol. 1, 3.3.7.1)."""
-        unused = 56 if self._vcpu.processor.state.cr4 & CR4_LA57 else 47
+        """Whether a register may hold this linear address: see `paging.canonical_base`."""
+        unused = 56 if self._vcpu.processor.state.features[FEATURES_SYSTEM] & FEATURE_LA57 else 47
         return value >> unused in (0, U64 >> unused)

@@ -201,7 +201,7 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
     if not init:
         s.xcr0 = 1
         s.pat = 0x0007_0406_0007_0406
-        s.pkru = 0
+        s.pkru = s.pkrs = 0
         ctypes.memset(cpu.address + _XMM, 0, 16 * XMM_BYTES)
         set_fpu(cpu, Fpu(fcw=0x40, ftw=0x5555))
     cpu.refresh_mode()

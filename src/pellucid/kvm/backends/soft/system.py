@@ -22,7 +22,10 @@ from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 
 CALIBRATION_NS = 10_000_000
+NS = 10**9
 U64 = (1 << 64) - 1
+PAUSE_WINDOW_NS = 100_000
+"""How long a guest may spin with PAUSE before its thread lets others have the host's CPU."""
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
 
@@ -100,6 +103,9 @@ class SoftVm:
         with self.stopped():
             vcpu = SoftVcpu(self, apic_id)
         self.vcpus.append(vcpu)
+        if len(self.vcpus) > 1:  # alone, a processor waits for nobody
+            for each in self.vcpus:
+                each.state.pause_window = PAUSE_WINDOW_NS * self.tsc_hz // NS
         return vcpu
 
     def create_irqchip(self) -> None:
@@ -117,6 +123,9 @@ class SoftVm:
 
     def create_pit(self) -> None:
         self.chips().create_pit()
+
+    def reinject_control(self, reinject: bool) -> None:
+        self.chips().reinject_control(reinject)
 
     def irq_line(self, gsi: int, level: bool) -> None:
         self.chips().routing.set_irq(gsi, level)
@@ -217,6 +226,19 @@ class SoftVm:
     def memory_written(self, hva: int, size: int) -> None:
         if self.vcpus:
             self.vcpus[0].processor.memory_written(hva, size)
+
+    # --- what hypercalls ask: see pellucid.kvm.hypercalls
+
+    def kick_cpu(self, apic_id: int) -> None:
+        for vcpu in self.vcpus:
+            if vcpu.lapic.id == apic_id:
+                vcpu.unhalt()
+
+    def send_ipis(self, apic_ids: list[int], mode: int, vector: int, *, level: bool, asserted: bool) -> int:
+        return self.chips().bus.deliver_to(apic_ids, mode, vector, level=level, asserted=asserted)
+
+    def yield_cpu(self) -> None:
+        os.sched_yield()
 
     def close(self) -> None:
         for vcpu in self.vcpus:

@@ -9,39 +9,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
-    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN,
-    PENDING_REQUEST, RFLAGS_IF)
+    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE, EXIT_PENDING,
+    EXIT_RSM, EXIT_SHUTDOWN, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry,
-    DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState, MmioExit, MpState, Observer, Regs,
-    ShutdownExit, Sregs, VcpuEvents)
-from pellucid.kvm.backends.soft import registers, report
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
+    KVM_REQ_UNBLOCK, CpuidEntry, DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState,
+    MmioExit, MpState, Observer, Regs, ShutdownExit, Sregs, VcpuEvents)
+from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
-from pellucid.kvm.backends.soft.msrs import Msrs
+from pellucid.kvm.backends.soft.hypercall_exit import answer
+from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
-from pellucid.kvm.events import (
-    EventKind, Interruptibility, InterruptShadow, PendingEvents, accept_apic_events, save_events)
+from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
+from pellucid.kvm.pv_eoi import PvEoi
 from pellucid.kvm.pvclock import PvclockVcpu
+from pellucid.kvm.steal_time import StealTime
 from pellucid.kvm.vcpu_requests import VcpuRequests
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.system import SoftVm
 
-NS = 10**9
-U64 = (1 << 64) - 1
+NS, U64 = 10**9, (1 << 64) - 1
 A20 = 1 << 20
 NMI_VECTOR = 2
-# What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
-# (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
-# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
-ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
+NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 
 
 class SoftVcpu:
@@ -53,14 +50,10 @@ class SoftVcpu:
         self.processor = Processor(vm.engine, vm.memory)
         self.state = self.processor.state
         self.guest_lock = threading.Lock()
-        self.requests = VcpuRequests()
-        self._events = PendingEvents()
-        self._kicked = False
-        self._halted = False
-        self._frozen = False
-        self._wake = threading.Event()
+        self.requests, self._events = VcpuRequests(), PendingEvents()
+        self._kicked = self._halted = self._unhalted = self._frozen = self._closed = False
+        self._wake, self._thread = threading.Event(), 0
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
-        self._closed = False
         self.a20 = True
         self._log: Observer | None = None
         self.cpuid_table: object = None
@@ -73,6 +66,8 @@ class SoftVcpu:
         self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0)
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
+        self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
+        self.steal_time = StealTime(vm.write_guest, vm.read_guest)
         self.state.tsc_offset = vm.tsc_offset
         self.msrs = Msrs(self)
         registers.reset(self.processor)
@@ -80,7 +75,8 @@ class SoftVcpu:
         self._handlers: dict[int, Callable[[], Exit | None]] = {
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
-            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive}
+            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
+            EXIT_PAUSE: lambda: vm.yield_cpu()}
 
     @property
     def apic_id(self) -> int:
@@ -112,6 +108,7 @@ class SoftVcpu:
 
     def kvmclock_ctrl(self) -> None:
         self.pvclock.mark_guest_stopped()
+        self.steal_time.forget()
 
     def tsc_moved(self) -> None:
         """The guest wrote its TSC: the time page follows."""
@@ -122,7 +119,8 @@ class SoftVcpu:
     def request(self, request: int) -> None:
         self.requests.make(request)
         self.processor.kick()
-        self._wake.set()
+        if threading.get_ident() != self._thread:  # its own thread does not sleep
+            self._wake.set()
 
     def kick(self) -> None:
         self._kicked = True
@@ -136,27 +134,39 @@ class SoftVcpu:
     def smi(self) -> None:
         self.request(KVM_REQ_SMI)
 
+    def unhalt(self) -> None:
+        """End its HLT without an interrupt; where it does not halt now, the next one does not wait (pv_unhalted)."""
+        self._unhalted = True
+        self.request(KVM_REQ_UNBLOCK)
+
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> Exit:
-        handlers, processor, gate = self._handlers, self.processor, self._vm.gate
+        self._thread = threading.get_ident()
+        handlers, processor, gate, pv_eoi = self._handlers, self.processor, self._vm.gate, self.pv_eoi
+        state, lapic = self.state, self.lapic
         while True:
             self.state.pending = 0
             if self._kicked:
                 self._kicked = False
                 return IntrExit()
-            if self.requests.word:
-                stop = self._serve_requests()
-                if stop is not None:
-                    return stop
+            if self.requests.word and (stop := self._serve_requests()) is not None:
+                return stop
             if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
-            gate.wait()
+            if gate.closed:
+                gate.wait()
             with self.guest_lock:
                 if gate.closed:
                     continue
+                if pv_eoi.enabled:
+                    pv_eoi.offer()
                 reason = processor.run()
+                if state.cr8 != lapic.tpr >> 4:
+                    lapic.cr8 = state.cr8
+                if pv_eoi.offered:
+                    pv_eoi.collect()
             handler = handlers.get(reason)
             if handler is None:
                 return InternalErrorExit(f"the processor stopped for an unknown reason, {reason}")
@@ -166,22 +176,33 @@ class SoftVcpu:
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests
-        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
-        if requests.check(KVM_REQ_TLB_FLUSH):
-            self.state.a20_mask = U64 if self.a20 else U64 & ~A20
-            self.processor.flush_tlb()
-        if requests.check(KVM_REQ_CLOCK_UPDATE):
-            self.pvclock.update()
+        if requests.word & NOT_EVENTS:
+            self._serve_rare_requests(requests)
+        if self.steal_time.enabled and self.steal_time.is_due():
+            self.steal_time.update()
         self._collect_events()
         if requests.check(KVM_REQ_EVENT):
             self._accept_apic_events()
             if self._mp_state is not MpState.RUNNABLE:
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0 and not self.state.delivering:
-                return self._inject()
+                stop = self._inject()
+                self.state.tpr_watch = int(self.lapic.irr != 0)
+                return stop
             self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
-            self.request(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
+            requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
+            self.state.pending = 1
         return None
+
+    def _serve_rare_requests(self, requests: VcpuRequests) -> None:
+        requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
+        if requests.check(KVM_REQ_TLB_FLUSH):
+            self.state.a20_mask = U64 if self.a20 else U64 & ~A20
+            self.processor.flush_tlb()
+        if requests.check(KVM_REQ_CLOCK_UPDATE):
+            self.pvclock.update()
+        if requests.check(KVM_REQ_STEAL_UPDATE):
+            self.steal_time.update()
 
     def _collect_events(self) -> None:
         """KVM_REQ_NMI and KVM_REQ_SMI: what was asked for becomes pending."""
@@ -218,7 +239,8 @@ class SoftVcpu:
             self._log.reset()
         registers.reset(self.processor, init=True)
         self.lapic.init_reset()
-        self._halted = self._frozen = False
+        self.pv_eoi.reset()
+        self._halted = self._unhalted = self._frozen = False
 
     def _inject(self) -> Exit | None:
         """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
@@ -281,8 +303,11 @@ class SoftVcpu:
         if self._frozen and self.state.ignne:
             self._frozen = False
             return not self._halted and self._mp_state is MpState.RUNNABLE
+        if self._halted and self._unhalted:
+            self._halted = self._unhalted = False
+            return False
         if not self.requests.word and not self._kicked:
-            self._wake.wait()
+            self.steal_time.idle(self._wake.wait)
         self._wake.clear()
         if self.requests.word:
             self.state.pending = 1
@@ -291,8 +316,6 @@ class SoftVcpu:
     # --- exits -------------------------------------------------------------------------------------------
 
     def _on_pending(self) -> Exit | None:
-        if self.state.cr8 != self.lapic.cr8:
-            self.lapic.cr8 = self.state.cr8
         if self.state.irq_window or self._events.nmi_pending and not self.state.nmi_blocked:
             self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
         return None
@@ -460,22 +483,12 @@ class SoftVcpu:
         self._mp_state = MpState.RUNNABLE if self._halted else mp_state
         self.request(KVM_REQ_EVENT)
 
-    def _interruptibility(self) -> Interruptibility:
-        shadow = InterruptShadow.STI if self.state.shadow else InterruptShadow.NONE
-        state = self.state
-        return Interruptibility(bool(state.flags & RFLAGS_IF), bool(state.nmi_blocked), shadow, bool(state.smm))
-
     def get_vcpu_events(self) -> VcpuEvents:
         self._collect_events()
-        inside_nmi, init = int(self.state.smm_inside_nmi), int(self.lapic.init_pending)
-        return replace(save_events(self._events, self._interruptibility()), smi_smm_inside_nmi=inside_nmi,
-                       smi_latched_init=init)
+        return event_state.get_events(self, self._events)
 
     def set_vcpu_events(self, events: VcpuEvents) -> None:
-        self._events = events.to_pending()
-        self.state.nmi_blocked, self.state.shadow = events.nmi_masked, int(bool(events.interrupt_shadow))
-        self.processor.set_smm(bool(events.smi_smm))
-        self.state.smm_inside_nmi, self.lapic.init_pending = events.smi_smm_inside_nmi, bool(events.smi_latched_init)
+        self._events = event_state.set_events(self, events)
         self.request(KVM_REQ_EVENT)
 
     def translate(self, gva: int) -> int | None:

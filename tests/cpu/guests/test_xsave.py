@@ -1,0 +1,103 @@
+"""State components beyond x87, SSE and AVX: PKRU in XSAVE's formats; AMD's x87 pointers."""
+
+import pytest
+from pellucid.cpu.state import (
+    CR4_OSXSAVE,
+    CR4_PKE,
+    FEATURE_ERROR_POINTERS,
+    FEATURES_SYSTEM,
+    XCR0_AVX,
+    XCR0_PKRU,
+)
+
+from .machine import DATA, Machine
+from .tables import RWU
+
+RIGHTS = 0x1234_5674
+STANDARD, COMPACTED, COMPACTED_AVX = 2688, 576, 832
+PKRU, AVX = XCR0_PKRU, XCR0_AVX
+
+
+def machine(source: str, xcr0: int = 3 | PKRU, wanted: int = (1 << 64) - 1) -> Machine:
+    m = Machine()
+    m.labels["DATA"] = DATA
+    m.long("mov ebx, DATA\n" + source + "\nhlt", cr4=CR4_OSXSAVE | CR4_PKE)
+    s = m.state
+    s.xcr0 = xcr0
+    s.gpr[0], s.gpr[2] = wanted & 0xFFFF_FFFF, wanted >> 32
+    m.refresh()
+    return m
+
+
+@pytest.mark.parametrize(
+    ("source", "xcr0", "at"),
+    [
+        ("xsave [rbx]", 3 | PKRU, STANDARD),
+        ("xsaveopt [rbx]", 3 | PKRU, STANDARD),
+        ("xsave [rbx]", 7 | PKRU, STANDARD),
+        ("xsavec [rbx]", 7 | PKRU, COMPACTED_AVX),
+        ("xsavec [rbx]", 3 | PKRU, COMPACTED),
+    ],
+)
+def test_pkru_is_saved_and_restored(source: str, xcr0: int, at: int) -> None:
+    m = machine(f"{source}\nmov dword [rbx + {at}], 0xC\nxrstor [rbx]", xcr0)
+    s = m.state
+    s.pkru = RIGHTS
+    m.write(DATA + at, 0xFFFF_FFFF, 4)
+    assert m.run().reason == 5, m.history()
+    assert s.pkru == 0xC and m.read(DATA + 512, 8) & PKRU
+    m = machine(source, xcr0)
+    m.state.pkru = RIGHTS
+    assert m.run().reason == 5 and m.read(DATA + at, 8) == RIGHTS
+
+
+def test_compacted_place_follows_the_layout() -> None:
+    """AVX in XCOMP_BV moves PKRU even where AVX is not asked for."""
+    m = machine("xrstor [rbx]", 7 | PKRU, PKRU)
+    m.write(DATA + 512, PKRU, 8)
+    m.write(DATA + 520, 1 << 63 | 7 | PKRU, 8)
+    m.write(DATA + COMPACTED_AVX, RIGHTS, 4)
+    assert m.run().reason == 5 and m.state.pkru == RIGHTS
+
+
+def test_pkru_in_its_initial_configuration() -> None:
+    m = machine("xsave [rbx]")
+    assert m.run().reason == 5 and not m.read(DATA + 512, 8) & PKRU
+    m = machine("xrstor [rbx]")
+    m.state.pkru = RIGHTS
+    assert m.run().reason == 5 and m.state.pkru == 0
+    m = machine("xrstor [rbx]", 3)
+    m.state.pkru = RIGHTS
+    assert m.run().reason == 5 and m.state.pkru == RIGHTS, "not enabled: not touched"
+
+
+def test_restored_rights_count_at_once() -> None:
+    m = machine("mov cl, [rsi]\nxrstor [rbx]\nmov cl, [rsi]")
+    assert m.pages is not None
+    m.pages.map(0x4000_0000, DATA, RWU | 1 << 59)
+    m.state.gpr[6] = 0x4000_0000
+    m.write(DATA + 512, PKRU, 8)
+    m.write(DATA + STANDARD, 4, 4)
+    assert m.catch() == 14 and m.stack(1, 8)[0] == 0x21
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_x87_pointers(keeps: bool) -> None:
+    """Without RstrFpErrPtrs, AMD's processors save and restore them only with an exception pending (FSW.ES)."""
+    for pending in (False, True):
+        m = machine("fxsave [rbx]\nhlt\nfxrstor [rbx]", 3)
+        s = m.state
+        if not keeps:
+            s.features[FEATURES_SYSTEM] &= ~FEATURE_ERROR_POINTERS
+        s.fpu_cw, s.fpu_sw = (0x37E, 0x8081) if pending else (0x37F, 0)
+        s.fpu_ip, s.fpu_dp, s.fpu_opcode = 0x1111, 0x2222, 0x333
+        m.write(DATA + 6, 0, 18)
+        m.refresh()
+        assert m.run().reason == 5
+        saved = keeps or pending
+        assert (m.read(DATA + 6, 2), m.read(DATA + 8, 4), m.read(DATA + 16, 4)) == (
+            (0x333, 0x1111, 0x2222) if saved else (0, 0, 0)
+        )
+        s.fpu_ip = s.fpu_dp = s.fpu_opcode = 7
+        assert m.run().reason == 5
+        assert s.fpu_ip == (0x1111 if saved else 7)

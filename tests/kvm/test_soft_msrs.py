@@ -1,0 +1,65 @@
+"""MSRs of a soft vCPU that its CPUID decides about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pellucid.cpu.models import resolve
+from pellucid.cpu.models.leaves import cpuid_leaves
+from pellucid.cpu.models.topology import CpuTopology
+from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.regs import CpuidEntry
+
+from .test_soft_smp import Guest
+
+IA32_PKRS, AMD_SELECT, AMD_COUNTER = 0x6E1, 0xC001_0000, 0xC001_0004
+WIDE = 0xFFAA_AAAA_AAAA_AAAA
+
+
+@pytest.fixture
+def vcpu() -> Iterator[SoftVcpu]:
+    guest = Guest(1)
+    yield guest.vcpus[0]
+    guest.close()
+
+
+def be(vcpu: SoftVcpu, model: str, **features: bool) -> SoftVcpu:
+    found = cpuid_leaves(resolve(model, features).model, 0, CpuTopology())
+    vcpu.set_cpuid([CpuidEntry(e.function, e.index, eax=e.eax, ebx=e.ebx, ecx=e.ecx, edx=e.edx) for e in found])
+    return vcpu
+
+
+def test_pkrs(vcpu: SoftVcpu) -> None:
+    be(vcpu, "max").msrs.write(IA32_PKRS, 0xFFFF_FFFF)
+    assert vcpu.msrs.read(IA32_PKRS) == 0xFFFF_FFFF == vcpu.state.pkrs and vcpu.state.cr4_allowed >> 24 & 1
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(IA32_PKRS, 1 << 32)
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "qemu64").msrs.read(IA32_PKRS)
+    assert not vcpu.state.cr4_allowed >> 24 & 1
+
+
+@pytest.mark.parametrize("index", [0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102])
+def test_addresses_are_as_wide_as_cpuid_tells(vcpu: SoftVcpu, index: int) -> None:
+    be(vcpu, "max").msrs.write(index, WIDE)
+    assert vcpu.msrs.read(index) == WIDE, "CR4.LA57 is clear"
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(index, 0xAAAA_AAAA_AAAA_AAAA)
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "qemu64").msrs.write(index, WIDE)
+
+
+def test_amd_counters(vcpu: SoftVcpu) -> None:
+    """They are there by the architecture, and count nothing: an event cannot be selected."""
+    be(vcpu, "Opteron_G1")
+    for index in (AMD_SELECT, AMD_SELECT + 3, AMD_COUNTER, AMD_COUNTER + 3):
+        vcpu.msrs.write(index, 0)
+        assert vcpu.msrs.read(index) == 0
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, 1 << 22)
+    be(vcpu, "qemu64")
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.read(AMD_SELECT)
