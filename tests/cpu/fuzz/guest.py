@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
-    CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PENDING,
-    EXIT_SHUTDOWN,
+    CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
+    EXIT_PENDING, EXIT_SHUTDOWN,
     MODE_64, MODE_SIZE, PAGE, PENDING_REQUEST, REPLAY_SLOTS, RFLAGS_IF, RFLAGS_VM, CpuState)
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
