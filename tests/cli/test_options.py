@@ -23,6 +23,7 @@ from pellucid.machine.config import (
     MonitorConfig,
     MonitorMode,
 )
+from pellucid.machine.firmware.image import find_firmware
 from pellucid.runtime import PanicAction
 
 STDIO = CharBackend(CharBackendKind.STDIO)
@@ -356,3 +357,14 @@ def test_any_words_give_a_machine_or_one_line(words: list[str]) -> None:
         assert str(error)
     except HelpRequested:
         pass
+
+
+def test_firmware_and_its_folders(tmp_path: Path) -> None:
+    config = parse_options(["-bios", "mine.bin", "-L", str(tmp_path), "-L", "/other"])
+    assert config.board_options == {"firmware": "mine.bin"} and config.data_folders == (tmp_path, Path("/other"))
+    (tmp_path / "mine.bin").touch()
+    assert find_firmware("mine.bin", config.data_folders) == tmp_path / "mine.bin"
+    with pytest.raises(UserError, match=f"none of {tmp_path}.*give the path"):
+        find_firmware("none.bin", config.data_folders)
+    with pytest.raises(HelpRequested, match="/usr/share/seabios"):
+        parse_options(["-L", "help"])

@@ -47,6 +47,7 @@ class Draft:
     drives: list[DriveOptions] = field(default_factory=list)
     snapshot: bool = False
     boot: BootConfig = field(default_factory=BootConfig)
+    data_folders: list[Path] = field(default_factory=list)
     nographic: bool = False
     display_none: bool = False
     no_defaults: bool = False
@@ -108,6 +109,7 @@ class Draft:
             kernel=self._kernel(),
             initrd=self._initrd(),
             append=self.append or "",
+            data_folders=tuple(self.data_folders),
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
             default_drives=not self.no_defaults,
             boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),

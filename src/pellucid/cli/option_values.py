@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import NoReturn
 
 from pellucid.cli import names
@@ -420,3 +421,17 @@ def log_items(draft: Draft, text: str) -> None:
 def log_ranges(draft: Draft, text: str) -> None:
     """-dfilter RANGE,...: in_asm, exec and cpu only for code there; the last one counts."""
     draft.log_ranges = parse_log_ranges(text)
+
+
+def bios(draft: Draft, text: str) -> None:
+    """-bios FILE: the same as -machine firmware=FILE."""
+    draft.board_options["firmware"] = text
+
+
+def data_folder(draft: Draft, text: str) -> None:
+    """-L FOLDER."""
+    if text == "help":
+        from pellucid.machine.firmware.image import FOLDERS
+
+        help_("\n".join(map(str, (*draft.data_folders, *FOLDERS))))
+    draft.data_folders.append(Path(text))

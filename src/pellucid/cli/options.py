@@ -49,6 +49,8 @@ OPTIONS = (
     Option(("m",), "[size=]SIZE", "RAM in MiB, or with a suffix K, M, G, T (default 128M)", values.memory),
     Option(("smp",), "[cpus=]N", "number of guest CPUs", values.smp),
     Option(("cpu",), "MODEL[,+FEATURE][,-FEATURE][,PROPERTY=VALUE]", "CPU model (-cpu help lists)", values.cpu),
+    Option(("bios",), "FILE", "the firmware: a path, or a name in the firmware folders", values.bios),
+    Option(("L",), "FOLDER", "look for firmware there first (-L help lists the folders)", values.data_folder),
     Option(("kernel",), "FILE", "a bzImage or an ELF kernel to boot", _text("kernel")),
     Option(("initrd",), "FILE", "the initial RAM disk for it", _text("initrd")),
     Option(("append",), "TEXT", "the kernel's command line", _text("append")),

@@ -5,8 +5,8 @@ never mistaken for the next option.
 """
 
 WITH_VALUE = """
-add-fd blockdev bios chroot compat dtb
-dump-vmstate fsdev gdb icount incoming iscsi k L loadvm mem-path
+add-fd blockdev chroot compat dtb
+dump-vmstate fsdev gdb icount incoming iscsi k loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
 rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
@@ -18,7 +18,6 @@ portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 
 HINTS = {
-    "bios": "give a kernel with -kernel FILE",
     "gdb": "use the monitor (Ctrl-A c) to look at the guest",
     "s": "use the monitor (Ctrl-A c) to look at the guest",
 }

@@ -175,6 +175,7 @@ class MachineConfig:
     drives: disks and CDs in the order they were asked for; default_drives: an empty CD
         and an empty floppy drive, where the board has them and none was asked for.
     boot: what firmware boots from.
+    data_folders: where firmware is looked for first (-L).
     serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
     chardevs: the named streams, which serials and monitors may mean.
@@ -202,6 +203,7 @@ class MachineConfig:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    data_folders: tuple[Path, ...] = ()
     serial_console: bool = True
     drives: tuple[DriveOptions, ...] = ()
     default_drives: bool = True

@@ -55,7 +55,7 @@ FIXED_SLOTS = 0b11
 def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
     options = parse_pc_options("pc", machine.config.board_options)
-    firmware = read_firmware(find_firmware(options.firmware))
+    firmware = read_firmware(find_firmware(options.firmware, machine.config.data_folders))
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
         pc_parts.add_firmware(machine, memory, firmware)

@@ -51,7 +51,7 @@ LOW_RAM_MOST, LOW_RAM_SPLIT = 0xB000_0000, 0x8000_0000
 def build_q35(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
     options = parse_pc_options("q35", machine.config.board_options)
-    firmware = read_firmware(find_firmware(options.firmware))
+    firmware = read_firmware(find_firmware(options.firmware, machine.config.data_folders))
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
         pc_parts.add_firmware(machine, memory, firmware)

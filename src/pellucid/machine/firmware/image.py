@@ -1,5 +1,6 @@
 """Firmware images: where distributions put them, and what is wrong with a file that is none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pellucid.errors import UserError
@@ -16,20 +17,21 @@ LARGEST, LARGEST_ROM = 16 << 20, 128 << 10
 ROM_MARK = b"\x55\xaa"
 
 
-def find_firmware(name: str) -> Path:
-    """The file of that name in the usual folders, or the path itself when it has a slash or exists.
+def find_firmware(name: str, first: Sequence[Path] = ()) -> Path:
+    """The file of that name in the folders of -L or the usual ones, or the path itself when it has a slash or exists.
 
     Raises UserError that names the Debian package when there is one.
     """
     given = Path(name)
     if "/" in name or given.is_file():
         return given
-    for folder in FOLDERS:
+    folders = (*first, *FOLDERS)
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
     package = PACKAGES.get(name)
     remedy = f"install the Debian package '{package}'" if package else "give the path of a firmware image"
-    raise UserError(f"firmware {name} is in none of {', '.join(map(str, FOLDERS))}: {remedy}")
+    raise UserError(f"firmware {name} is in none of {', '.join(map(str, folders))}: {remedy}")
 
 
 def option_rom(name: str) -> bytes | None:
