@@ -83,16 +83,23 @@ def check_code_offset(s, offset: u64, d: u64, error: u32) -> None:
         general_protection(s, error)
 
 
-@native(inline=False)
-def descriptor_address(s, selector: u32, error: u32, vector: u32) -> u64:
-    """Linear address of a selector's descriptor; raises `vector`(error) beyond the table's limit."""
+@native
+def table_of(s, selector):
+    """(base, limit) of the table that a selector names; an unusable LDT has no place for any descriptor."""
     base = s.gdt_base
     limit = s.gdt_limit
     if (selector & 4) != 0:
         base = s.seg_base[LDTR]
         limit = s.seg_limit[LDTR]
         if (s.seg_attr[LDTR] & ATTR_UNUSABLE) != 0:
-            fault(s, vector, error)
+            limit = u32(0)
+    return base, limit
+
+
+@native(inline=False)
+def descriptor_address(s, selector: u32, error: u32, vector: u32) -> u64:
+    """Linear address of a selector's descriptor; raises `vector`(error) beyond the table's limit."""
+    base, limit = table_of(s, selector)
     if (selector & 0xFFF8) + 7 > limit:
         fault(s, vector, error)
     return linear(s, base + u64(selector & 0xFFF8))

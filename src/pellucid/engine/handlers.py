@@ -14,7 +14,7 @@ from pellucid.engine import dispatch, run
 from pellucid.isa import forms, helpers
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, COLD, JUMP, LEAVE, LEAVE_JUMP, Row
-from pellucid.native import cache, ptr
+from pellucid.native import ptr
 from pellucid.native.image import Image, Progress, Root, constant, load_or_build, source_key
 
 _OPS = (ptr[CpuState], ptr[Op])
@@ -122,10 +122,3 @@ def key() -> str:
 def numbers(image: Image) -> dict[str, int]:
     """Handler numbers by root name."""
     return {name: number for number, name in enumerate(image.address)}
-
-
-def is_compiled() -> bool:
-    """Whether a start would find the image in the cache."""
-    return cache.get("images", f"handlers-{key()}") is not None
-
-

@@ -105,7 +105,7 @@ class RegionCompiler:
             start = time.perf_counter()
             try:
                 layout = self._compile(worker, name, pieces)
-            except (OSError, EOFError):
+            except (OSError, EOFError, pickle.UnpicklingError):
                 log.warning("the region compiler ended; hot code stays interpreted from here on")
                 return
             if layout is not None:
@@ -124,7 +124,7 @@ class RegionCompiler:
 
     @staticmethod
     def _compile(worker: subprocess.Popen[bytes], name: str, pieces: list[Piece]) -> Layout | None:
-        """The region, None when it cannot be compiled. Raises OSError or EOFError when the worker is gone."""
+        """The region, None when it cannot be compiled. OSError, EOFError and UnpicklingError say that the worker is gone."""
         assert worker.stdin is not None and worker.stdout is not None
         worker.stdin.write(pickle.dumps((name, pieces)))
         worker.stdin.flush()

@@ -23,7 +23,6 @@ from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
 from pellucid.native.code import Code, Layout
-from pellucid.native.errors import NativeError
 from pellucid.native.image import Root
 from pellucid.native.program import Instance, Program
 
@@ -323,7 +322,7 @@ def serve() -> None:
         layout = None
         try:
             layout = compile_region(program, roots, pieces, name)
-        except (NativeError, RuntimeError) as error:
-            print(f"pellucid: {name} stays interpreted: {error}", file=sys.stderr)
+        except Exception as error:  # of whatever kind: this region stays interpreted, and the next one is compiled
+            print(f"pellucid: {name} stays interpreted: {type(error).__name__}: {error}", file=sys.stderr)
         pickle.dump(layout, output)
         output.flush()

@@ -2,14 +2,14 @@
 
 from pellucid.cpu.descriptors import (
     DESC_P, DESC_S, desc_attr, desc_base, desc_dpl, desc_limit, desc_type, descriptor_address, in_long_mode, linear,
-    read_descriptor, set_null)
+    read_descriptor, set_null, table_of)
 from pellucid.cpu.faults import fault, general_protection
 from pellucid.cpu.flags import get_rflags, set_rflags
 from pellucid.cpu.memory import check_base, load, load_sys, probe_write, store, store_sys
 from pellucid.cpu.operands import address, read, set_register, write
 from pellucid.cpu.paging import canonical_base
 from pellucid.cpu.privilege import require_cpl0, require_protected, require_umip
-from pellucid.cpu.state import ATTR_UNUSABLE, GP, LDTR, NP, TR
+from pellucid.cpu.state import GP, LDTR, NP, TR
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, u8, u16, u32, u64, uint
 
@@ -175,13 +175,7 @@ def probe_descriptor(s, selector: u32, what: u32) -> u64:
     """The descriptor when LAR (0), LSL (1), VERR (2) or VERW (3) may see it, else 0."""
     if (selector & 0xFFFC) == 0:
         return u64(0)
-    base = s.gdt_base
-    limit = s.gdt_limit
-    if (selector & 4) != 0:
-        base = s.seg_base[LDTR]
-        limit = s.seg_limit[LDTR]
-        if (s.seg_attr[LDTR] & ATTR_UNUSABLE) != 0:
-            return u64(0)
+    base, limit = table_of(s, selector)
     if (selector & 0xFFF8) + 7 > limit:
         return u64(0)
     d = load_sys(s, linear(s, base + u64(selector & 0xFFF8)), u64)

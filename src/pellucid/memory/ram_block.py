@@ -118,10 +118,6 @@ class RamBlock:
         """Call `hook(old size, new size)` after each change of the bytes in use."""
         self._resize_hooks.append(hook)
 
-    def remove_resize_hook(self, hook: ResizeHook) -> None:
-        """Undo `add_resize_hook`."""
-        self._resize_hooks.remove(hook)
-
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host: they read zero afterwards."""
         if length:

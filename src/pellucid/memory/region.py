@@ -216,11 +216,6 @@ class MemoryRegion:
         return self.kind is RegionKind.RAM or self.kind is RegionKind.RAM_DEVICE
 
     @property
-    def is_rom(self) -> bool:
-        """Read-only RAM."""
-        return self.is_ram and self.readonly
-
-    @property
     def is_romd(self) -> bool:
         """A ROM device whose reads come from memory now."""
         return self.romd_mode

@@ -3,6 +3,7 @@
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
 from pellucid.monitor.hmp import completions, execute
 from pellucid.monitor.identity import version
+from pellucid.monitor.output import Output
 from pellucid.monitor.readline import LineEditor
 from pellucid.monitor.session import Control, Session
 
@@ -18,7 +19,7 @@ class MonitorConsole:
         self._editor = LineEditor(PROMPT, completions)
         self._session = Session(control, history=lambda: self._editor.history)
         self._chardev = chardev
-        self._output = bytearray()
+        self._output = Output(chardev)
         self._input = bytearray()
         self._greeted = False
         chardev.set_receiver(self._receive, self._room, writable=self._flush, event=self._event)
@@ -54,19 +55,10 @@ class MonitorConsole:
             self._input.clear()
 
     def _show(self, text: str) -> None:
-        self._output += text.encode("utf-8", "replace")
-        self._flush_some()
+        self._output.write(text.encode("utf-8", "replace"))
 
     def _flush(self) -> None:
-        self._flush_some()
+        self._output.flush()
         if not self._output:
             self._receive(b"")
             self._chardev.accept_input()
-
-    def _flush_some(self) -> None:
-        """Write what the stream takes now; the rest follows when it has room again."""
-        while self._output:
-            taken = self._chardev.write(bytes(self._output))
-            if taken <= 0:
-                return
-            del self._output[:taken]

@@ -23,9 +23,3 @@ class DeviceNotFound(CommandError):
     """No device or object has this name."""
 
     error_class = "DeviceNotFound"
-
-
-class DeviceNotActive(CommandError):
-    """The device is there and not in use."""
-
-    error_class = "DeviceNotActive"

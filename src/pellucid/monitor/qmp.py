@@ -14,6 +14,7 @@ from pellucid.monitor.command import QMP_COMMANDS, run_command
 from pellucid.monitor.errors import CommandError, CommandNotFound
 from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.json_stream import JsonError, JsonStream, JsonValue
+from pellucid.monitor.output import Output
 from pellucid.monitor.qapi import check_members, plain
 from pellucid.monitor.session import Control, Session
 
@@ -36,7 +37,7 @@ class QmpServer:
         self._control = control
         self._chardev = chardev
         self._pretty = pretty
-        self._output = bytearray()
+        self._output = Output(chardev)
         self._start_over()
         self._present = False
         self._busy = False
@@ -95,7 +96,8 @@ class QmpServer:
             self._busy = False
 
     def _writable(self) -> None:
-        self._flush()
+        self._output.flush()
+        self._dropping = self._dropping and bool(self._output)
         if len(self._output) < ENOUGH_OUTPUT:
             self._work()
             self._chardev.accept_input()
@@ -104,16 +106,7 @@ class QmpServer:
         if not self._present:
             return
         text = json.dumps(value, indent=4) if self._pretty else json.dumps(value)
-        self._output += text.encode() + b"\r\n"
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._output:
-            taken = self._chardev.write(bytes(self._output))
-            if taken <= 0:
-                return
-            del self._output[:taken]
-        self._dropping = False
+        self._output.write(text.encode() + b"\r\n")
 
     # ---- messages
 

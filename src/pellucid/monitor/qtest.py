@@ -26,6 +26,7 @@ from pellucid.machine.device import Device
 from pellucid.machine.irq import GsiLine, SharedInput
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.objects import find
+from pellucid.monitor.output import Output
 from pellucid.monitor.session import Control
 from pellucid.runtime import SteppedClock
 
@@ -59,7 +60,7 @@ class QtestServer:
         self._logfile = log
         self._started = time.monotonic()
         self._input = bytearray()
-        self._output = bytearray()
+        self._output = Output(chardev)
         self._intercepted: object = None
         self._levels: dict[int, bool] = {}
         chardev.set_receiver(self._receive, self._room, writable=self._writable, event=self._event)
@@ -93,22 +94,14 @@ class QtestServer:
             self._send(self._execute(line))
 
     def _writable(self) -> None:
-        self._flush()
+        self._output.flush()
         if len(self._output) < ENOUGH_OUTPUT:
             self._work()
             self._chardev.accept_input()
 
     def _send(self, line: str) -> None:
         self._log_line("S +", line)
-        self._output += line.encode() + b"\n"
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._output:
-            taken = self._chardev.write(bytes(self._output))
-            if taken <= 0:
-                return
-            del self._output[:taken]
+        self._output.write(line.encode() + b"\n")
 
     def _log_line(self, mark: str, line: str) -> None:
         if self._logfile is not None:

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import mmap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pellucid.native.errors import NativeError
@@ -41,7 +42,8 @@ class Code:
         at = -start % huge if huge else 0
         self.address = start + at
         if huge:
-            self._map.madvise(mmap.MADV_HUGEPAGE, at, room)
+            with suppress(OSError):  # a kernel without huge pages: small ones do
+                self._map.madvise(mmap.MADV_HUGEPAGE, at, room)
         self._map[at:at + len(layout.code)] = layout.code
         for name, slot in layout.imports.items():
             self._map[at + slot:at + slot + _SLOT] = self._outside(name).to_bytes(_SLOT, "little")

@@ -98,20 +98,7 @@ BIT = tuple(1 << n for n in range(256))
 """BIT[vector]: the vector's bit in a 256-bit register. A table, as making a big int costs more than reading one."""
 
 
-class DeliveryMode(IntEnum):
-    """Delivery modes of ICR, LVT, IOAPIC entries and MSI data."""
-
-    FIXED = 0
-    LOWEST = 1
-    SMI = 2
-    REMRD = 3
-    NMI = 4
-    INIT = 5
-    STARTUP = 6
-    EXTINT = 7
-
-
-# Plain ints for the paths that run at every interrupt.
+# Delivery modes of ICR, LVT, IOAPIC entries and MSI data; plain ints, for the paths that run at every interrupt.
 DM_FIXED, DM_LOWEST, DM_SMI, DM_REMRD, DM_NMI, DM_INIT, DM_STARTUP, DM_EXTINT = range(8)
 
 

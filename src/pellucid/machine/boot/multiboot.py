@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from elftools.elf.elffile import ELFFile
 
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.machine.boot.image import MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED
 from pellucid.machine.boot.plan import BootPlan, GuestRam
 
-HEADER_MAGIC, SEARCHED = 0x1BAD_B002, 8192
+HEADER_MAGIC = int.from_bytes(MULTIBOOT_MAGIC, "little")
 WANTS_VIDEO, HAS_ADDRESSES = 1 << 2, 1 << 16
 _PAGE = 4096
 _LARGEST = 1 << 30
@@ -100,7 +101,7 @@ def command_line_of(name: str, append: bytes) -> bytes:
 
 def find_header(content: bytes) -> tuple[int, int] | None:
     """(offset, flags) of the header: magic, flags and a checksum that add up to nothing, on a 4-byte boundary."""
-    for offset in range(0, min(len(content), SEARCHED) - 11, 4):
+    for offset in range(0, min(len(content), MULTIBOOT_SEARCHED) - 11, 4):
         magic, flags, checksum = struct.unpack_from("<3I", content, offset)
         if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFF_FFFF == 0:
             return offset, flags

@@ -9,14 +9,6 @@ from enum import Enum
 MULTI_TRACK = 0x80
 
 
-class Phase(Enum):
-    """Whose turn it is."""
-
-    COMMAND = 0
-    EXECUTION = 1
-    RESULT = 2
-
-
 class Transfer(Enum):
     """What a command does with sectors."""
 

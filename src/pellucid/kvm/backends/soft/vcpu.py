@@ -8,7 +8,7 @@ through requests and `kick`, both of which set the processor's `pending` word.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
@@ -18,12 +18,13 @@ from pellucid.cpu.state import (
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
-    KVM_REQ_UNBLOCK, CpuidEntry, DebugRegs, Exit, FerrExit, Fpu, InternalErrorExit, IntrExit, IoExit, LapicState,
-    MmioExit, MpState, Observer, Regs, ShutdownExit, Sregs, VcpuEvents)
+    KVM_REQ_UNBLOCK, CpuidEntry, Exit, FerrExit, InternalErrorExit, IntrExit, IoExit, MmioExit, MpState, Observer,
+    ShutdownExit, VcpuEvents)
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
+from pellucid.kvm.backends.soft.vcpu_state import VcpuState
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
 from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
@@ -41,7 +42,7 @@ NMI_VECTOR = 2
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 
 
-class SoftVcpu:
+class SoftVcpu(VcpuState):
     """One virtual processor of a `SoftVm`."""
 
     def __init__(self, vm: SoftVm, apic_id: int) -> None:
@@ -409,71 +410,8 @@ class SoftVcpu:
 
     # --- state -------------------------------------------------------------------------------------------
 
-    @property
-    def apic_base(self) -> int:
-        """IA32_APIC_BASE."""
-        return self.lapic.apic_base
-
-    def set_apic_base(self, value: int, host_initiated: bool = False) -> None:
-        """Write IA32_APIC_BASE; the CPUID bit follows."""
-        self.lapic.set_apic_base(value, host_initiated)
-        self.state.apic_base = value
-
-    def get_regs(self) -> Regs:
-        return registers.get_regs(self.processor)
-
-    def set_regs(self, regs: Regs) -> None:
-        self.state.replay_count = self.state.step_once = self.state.delivering = 0
-        registers.set_regs(self.processor, regs)
-
-    def get_sregs(self) -> Sregs:
-        return registers.get_sregs(self.processor, self.apic_base, self.lapic.cr8)
-
-    def set_sregs(self, sregs: Sregs) -> None:
-        registers.set_sregs(self.processor, sregs)
-        if sregs.apic_base:
-            self.set_apic_base(sregs.apic_base, host_initiated=True)
-        self.lapic.cr8 = sregs.cr8
-
-    def get_fpu(self) -> Fpu:
-        return registers.get_fpu(self.processor)
-
-    def set_fpu(self, fpu: Fpu) -> None:
-        registers.set_fpu(self.processor, fpu)
-
-    def get_xsave(self) -> bytes:
-        return registers.get_xsave(self.processor)
-
-    def set_xsave(self, image: bytes) -> None:
-        registers.set_xsave(self.processor, image)
-
-    def get_xcr0(self) -> int:
-        return int(self.state.xcr0)
-
-    def set_xcr0(self, value: int) -> None:
-        registers.set_xcr0(self.processor, value)
-
-    def get_debugregs(self) -> DebugRegs:
-        return registers.get_debugregs(self.processor)
-
-    def set_debugregs(self, debugregs: DebugRegs) -> None:
-        registers.set_debugregs(self.processor, debugregs)
-
-    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
-        return {index: self.msrs.read(index, host_initiated=True) for index in indices}
-
-    def set_msrs(self, msrs: Mapping[int, int]) -> None:
-        for index, value in msrs.items():
-            self.msrs.write(index, value, host_initiated=True)
-
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         install_cpuid(self, entries)
-
-    def get_lapic(self) -> LapicState:
-        return self.lapic.get_state()
-
-    def set_lapic(self, state: LapicState) -> None:
-        self.lapic.set_state(state)
 
     def get_mp_state(self) -> MpState:
         return MpState.HALTED if self._halted else self._mp_state
