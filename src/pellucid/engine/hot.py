@@ -124,7 +124,7 @@ class RegionCompiler:
 
     @staticmethod
     def _compile(worker: subprocess.Popen[bytes], name: str, pieces: list[Piece]) -> Layout | None:
-        """The region, None when it cannot be compiled. OSError, EOFError and UnpicklingError say that the worker is gone."""
+        """The region, None when it cannot be compiled. OSError, EOFError, UnpicklingError: the worker is gone."""
         assert worker.stdin is not None and worker.stdout is not None
         worker.stdin.write(pickle.dumps((name, pieces)))
         worker.stdin.flush()
