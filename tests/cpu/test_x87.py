@@ -23,7 +23,7 @@ from .oracle import EXTRA, X86_64_V3, Executor, Failure, HostCpu, Report, catalo
 needs_host = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 IMAGES = "FXSAVE FXSAVE64 FXRSTOR FXRSTOR64 XSAVE XSAVE64 XSAVEC XSAVEC64 XRSTOR XRSTOR64".split()
-MODULES = ("isa.x87", "isa.xsave")
+MODULES = ("isa.x87", "isa.fxsave", "isa.xsave")
 HLT, PLACE = b"\xf4", 0x3000
 BUFFER = 0x5000
 ONE, PI = 0x3FFF << 64 | 1 << 63, 0x4000_C90F_DAA2_2168_C235

@@ -1,6 +1,7 @@
 """CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
 
-from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, XCR0_AVX, XCR0_PKRU
+from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE
+from pellucid.cpu.xstate import compacted_bytes, standard_bytes
 from pellucid.native import native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -31,13 +32,11 @@ def find_leaf(s, leaf: u32, subleaf: u32) -> ptr[CpuidEntry]:
 
 @native
 def xsave_bytes(s, compacted):
-    """The size of an XSAVE image with what XCR0 enables now (SDM vol. 2, CPUID, leaf 0xD)."""
-    size: u32 = 576
-    if (s.xcr0 & XCR0_AVX) != 0:
-        size = 832
-    if (s.xcr0 & XCR0_PKRU) != 0:
-        size = size + 8 if compacted else u32(2696)
-    return size
+    """The size of an image with what is enabled now: by XCR0, in the compacted format by IA32_XSS too (SDM vol. 2)."""
+    size = standard_bytes(s.xcr0)
+    if compacted:
+        size = compacted_bytes(s.xcr0 | s.xss)
+    return u32(size)
 
 
 @native(inline=False)

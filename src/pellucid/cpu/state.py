@@ -282,6 +282,7 @@ class CpuState(Struct):
     cr8: u64
     efer: u64
     xcr0: u64
+    xss: u64               # IA32_XSS: supervisor components that XSAVES saves
     gdt_base: u64
     idt_base: u64
     gdt_limit: u32
@@ -361,6 +362,7 @@ class CpuState(Struct):
     cr4_allowed: u64       # bits of CR4 that may be set
     efer_allowed: u64
     xcr0_allowed: u64
+    xss_allowed: u64
     table_limit: u32       # limit read by LGDT or LIDT
     msr_fault: u32         # the MSR access in flight raises #GP(0)
     delivering: u32        # 1: the event in exc_* is half delivered and goes on when a device answered; 2: not begun

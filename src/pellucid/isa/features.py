@@ -24,7 +24,8 @@ GATES = {
     "xsaveopt": "XSAVEOPT", "xsavec": "XSAVEC", "syscall": "SYSCALL", "rdtscp": "RDTSCP", "abm": "LZCNT",
     "wbnoinvd": "WBNOINVD", "aes": "AES", "pclmulqdq": "PCLMULQDQ", "avx": "AVX", "avx2": "AVX2", "bmi1": "BMI1",
     "bmi2": "BMI2", "f16c": "F16C", "fma": "FMA", "rdrand": "RDRAND", "rdseed": "RDSEED", "adx": "ADX",
-    "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "lahf-lm": "LAHF and SAHF in 64-bit mode",
+    "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "xsaves": "XSAVES",
+    "xgetbv1": "XGETBV with 1 in ECX", "lahf-lm": "LAHF and SAHF in 64-bit mode",
 }
 """Feature by QEMU's name, and the encodings it stands for by iced-x86's name of a feature."""
 

@@ -5,10 +5,12 @@ from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base
 from pellucid.cpu.outside import outside
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
+from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR, FEATURES_ISA
 from pellucid.cpu.privilege import require_cpl0
+from pellucid.isa.features import bit_of
 from pellucid.isa.system import set_edx_eax
 from pellucid.isa.table import LEAVE, instruction
+from pellucid.isa.xsave import components_in_use
 from pellucid.native import native, u32, u64
 
 MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
@@ -66,11 +68,16 @@ def wrmsr(s, o, f):
 @instruction("XGETBV")
 @native
 def xgetbv(s, o, f):
+    """Register 0 is XCR0; 1, where CPUID tells of it, what of that is in use (SDM vol. 1, 13.2)."""
     if (s.cr4 & CR4_OSXSAVE) == 0:
         undefined(s)
-    if u32(s.gpr[1]) != 0:
+    index = u32(s.gpr[1])
+    if index == 1 and (s.features[FEATURES_ISA] & bit_of("xgetbv1")) != 0:
+        set_edx_eax(s, s.xcr0 & components_in_use(s))
+    elif index == 0:
+        set_edx_eax(s, s.xcr0)
+    else:
         general_protection(s, 0)
-    set_edx_eax(s, s.xcr0)
 
 
 @instruction("XSETBV", ends=LEAVE)

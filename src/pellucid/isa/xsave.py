@@ -1,264 +1,143 @@
-"""FXSAVE, FXRSTOR and the XSAVE family (SDM vol. 1, 10.5 and chapter 13).
+"""The XSAVE family (SDM vol. 1, chapter 13): components in the standard and the compacted format.
 
-State components are x87, SSE, AVX and PKRU. The first three lie where the standard format has them in the compacted
-format too; PKRU follows them there. The state is written after every fault that the instruction may take.
+The components beyond x87 and SSE are `STATES`, one row each; where they lie says `cpu.xstate`. The state is written
+after every fault that the instruction may take.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 from pellucid.cpu.faults import general_protection, not_available, undefined
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
-from pellucid.cpu.memory import flush_tlb, linear_wrap, load, probe_read, probe_write, store
-from pellucid.cpu.operands import address
+from pellucid.cpu.memory import flush_tlb, probe_read, probe_write
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import (
-    CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, FEATURE_ERROR_POINTERS, FEATURES_SYSTEM, MODE_64, MODE_SIZE, XMM_BYTES, slot_of)
-from pellucid.cpu.x87 import ST, high, place, put, reset_x87, set_control, set_status, status_word
+from pellucid.cpu.state import CR0_TS, CR4_OSXSAVE, FEATURES_ISA
+from pellucid.cpu.xstate import (
+    AREA, AVX, AVX_STATE, COMPACTED, COMPONENTS, HEADER, PKRU_STATE, SSE, X87, Component, compacted_bytes,
+    compacted_offset, standard_bytes)
+from pellucid.isa.features import bit_of
+from pellucid.isa.fxsave import (
+    aligned, checked_mxcsr, field, halves_in_use, initial_x87, put_field, restore_halves, restore_x87,
+    save_halves, save_mxcsr, save_x87, wide_pointers, x87_in_use)
 from pellucid.isa.table import LEAVE, instruction
-from pellucid.native import at, native, u16, u32, u64
+from pellucid.native import native, static, u32, u64
 
-XMM = slot_of("xmm")
-MXCSR_MASK, MXCSR_INITIAL = 0xFFFF, 0x1F80
-X87, SSE, AVX, PKRU = 1, 2, 4, 1 << 9
-LEGACY_BYTES, HEADER, HEADER_BYTES, AVX_OFFSET, AVX_BYTES = 512, 512, 64, 576, 256
-PKRU_OFFSET, PKRU_BYTES = 2688, 8
-COMPACTED = 1 << 63
-
-
-@native
-def field(s, lin, where, T):
-    return load(s, linear_wrap(s, lin + where), T)
-
-
-@native
-def put_field(s, lin, where, value, T):
-    store(s, linear_wrap(s, lin + where), value, T)
-
-
-@native
-def vector(s, number, half):
-    """64 bits number `half` of a vector register."""
-    return at(s, u64(XMM) + u64(number) * XMM_BYTES + half * 8, u64)
-
-
-@native
-def vectors(s):
-    """How many vector registers the mode has."""
-    return u64(16) if (s.mode & MODE_SIZE) == MODE_64 else u64(8)
+MXCSR_INITIAL = 0x1F80
 
 
 # --- components ----------------------------------------------------------------------------------------
 
 
-@native(inline=False)
-def save_x87(s, lin: u64, wide: bool) -> None:
-    """Bytes 0 to 23 and the registers; `wide` pointers have 64 bits and no selector."""
-    put_field(s, lin, 0, s.fpu_cw, u16)
-    put_field(s, lin, 2, status_word(s), u16)
-    put_field(s, lin, 4, u16(s.fpu_tags), u16)
-    if keeps_pointers(s, status_word(s)):
-        save_pointers(s, lin, wide)
-    for i in range(u32(8)):
-        p = place(s, i)
-        put_field(s, lin, 32 + u64(i) * 16, p[0], u64)
-        put_field(s, lin, 40 + u64(i) * 16, u64(high(p)[0]), u64)
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the XSAVE family does with a component; native functions.
 
-
-@native
-def keeps_pointers(s, status):
-    """Whether an image with this status word has the last instruction's opcode and pointers.
-
-    AMD's older processors leave them alone unless an exception is pending (APM vol. 2, 11.4.4).
+    `in_use(s)` says whether it is out of its initial configuration, `save(s, lin)` writes it at `lin`,
+    `restore(s, lin, present)` loads it from there, or makes it initial where it is not present. `check(s, lin)` raises
+    the fault of an image that `restore` cannot take.
     """
-    return (s.features[FEATURES_SYSTEM] & FEATURE_ERROR_POINTERS) != 0 or (status & 0x80) != 0
+
+    component: Component
+    in_use: Any
+    save: Any
+    restore: Any
+    check: Any = None
 
 
 @native
-def save_pointers(s, lin, wide):
-    put_field(s, lin, 6, u16(s.fpu_opcode), u16)
-    if wide:
-        put_field(s, lin, 8, s.fpu_ip, u64)
-        put_field(s, lin, 16, s.fpu_dp, u64)
-    else:
-        put_field(s, lin, 8, (s.fpu_ip & 0xFFFF_FFFF) | (u64(s.fpu_cs) << 32), u64)
-        put_field(s, lin, 16, (s.fpu_dp & 0xFFFF_FFFF) | (u64(s.fpu_ds) << 32), u64)
+def avx_in_use(s):
+    return halves_in_use(s, u64(2))
+
+
+@native
+def save_avx(s, lin):
+    save_halves(s, lin, u64(2))
+
+
+@native
+def restore_avx(s, lin, present):
+    restore_halves(s, lin, u64(2), present)
+
+
+@native
+def pkru_in_use(s):
+    return s.pkru != 0
+
+
+@native
+def save_pkru(s, lin):
+    put_field(s, lin, 0, u64(s.pkru), u64)
 
 
 @native(inline=False)
-def restore_x87(s, lin: u64, wide: bool) -> None:
-    if keeps_pointers(s, field(s, lin, 2, u16)):
-        restore_pointers(s, lin, wide)
-    s.fpu_tags = u32(field(s, lin, 4, u16)) & 0xFF
-    set_control(s, field(s, lin, 0, u16))
-    set_status(s, field(s, lin, 2, u16))
-    for i in range(u32(8)):
-        put(place(s, i), field(s, lin, 32 + u64(i) * 16, u64), field(s, lin, 40 + u64(i) * 16, u16))
+def restore_pkru(s, lin: u64, present: bool) -> None:
+    """Load PKRU, or make it 0: every key allows everything."""
+    rights: u32 = 0
+    if present:
+        rights = field(s, lin, 0, u32)
+    if rights != s.pkru:
+        s.pkru = rights
+        flush_tlb(s, True)
 
 
-@native
-def restore_pointers(s, lin, wide):
-    s.fpu_opcode = u32(field(s, lin, 6, u16)) & 0x7FF
-    s.fpu_ip = field(s, lin, 8, u64)
-    s.fpu_dp = field(s, lin, 16, u64)
-    s.fpu_cs = 0
-    s.fpu_ds = 0
-    if not wide:
-        s.fpu_cs = u16(s.fpu_ip >> 32)
-        s.fpu_ds = u16(s.fpu_dp >> 32)
-        s.fpu_ip = s.fpu_ip & 0xFFFF_FFFF
-        s.fpu_dp = s.fpu_dp & 0xFFFF_FFFF
+STATES = (
+    State(AVX_STATE, avx_in_use, save_avx, restore_avx),
+    State(PKRU_STATE, pkru_in_use, save_pkru, restore_pkru),
+)
+"""One for each of `COMPONENTS`, in the same order."""
 
-
-@native
-def save_mxcsr(s, lin):
-    put_field(s, lin, 24, guest_mxcsr(s), u32)
-    put_field(s, lin, 28, u32(MXCSR_MASK), u32)
-
-
-@native
-def checked_mxcsr(s, lin):
-    """The image's MXCSR; #GP(0) for reserved bits."""
-    value = field(s, lin, 24, u32)
-    if (value & ~u32(MXCSR_MASK)) != 0:
-        general_protection(s, 0)
-    return value
-
-
-@native(inline=False)
-def save_halves(s, lin: u64, first: u64) -> None:
-    """Two quadwords of each vector register, `first` and the next: XMM registers (0), upper halves of YMM (2)."""
-    for i in range(vectors(s)):
-        put_field(s, lin, i * 16, vector(s, i, first)[0], u64)
-        put_field(s, lin, i * 16 + 8, vector(s, i, first)[1], u64)
-
-
-@native(inline=False)
-def restore_halves(s, lin: u64, first: u64, present: bool) -> None:
-    """Load what `save_halves` wrote, or zeros."""
-    for i in range(vectors(s)):
-        p = vector(s, i, first)
-        if present:
-            p[0] = field(s, lin, i * 16, u64)
-            p[1] = field(s, lin, i * 16 + 8, u64)
-        else:
-            p[0] = 0
-            p[1] = 0
-
-
-@native(inline=False)
-def initial_x87(s) -> None:
-    """The initial configuration of the x87 component: as FNINIT, and every register zero."""
-    reset_x87(s)
-    for i in range(u32(8)):
-        put(place(s, i), u64(0), u16(0))
-
-
-# --- FXSAVE --------------------------------------------------------------------------------------------
-
-
-def _wide(code: str) -> int:
-    """1 with REX.W: 64-bit pointers in the image."""
-    return int("64_" in code)
-
-
-@native
-def aligned(s, o, size):
-    """The address of an image; #GP(0) where it is not aligned."""
-    lin = address(s, o)
-    if (lin & (size - 1)) != 0:
-        general_protection(s, 0)
-    return lin
-
-
-@instruction("FXSAVE", "FXSAVE64", extra=_wide, fpu=True, mmx=True)
-@native
-def fxsave(s, o, f):
-    lin = aligned(s, o, 16)
-    probe_write(s, lin, u64(LEGACY_BYTES))
-    save_x87(s, lin, f.extra == 1)
-    save_mxcsr(s, lin)
-    if (s.cr4 & CR4_OSFXSR) != 0:
-        save_halves(s, lin + 160, u64(0))
-
-
-@instruction("FXRSTOR", "FXRSTOR64", extra=_wide, fpu=True, mmx=True, ends=LEAVE)
-@native
-def fxrstor(s, o, f):
-    lin = aligned(s, o, 16)
-    probe_read(s, lin, u64(LEGACY_BYTES))
-    mxcsr = checked_mxcsr(s, lin)
-    restore_x87(s, lin, f.extra == 1)
-    if (s.cr4 & CR4_OSFXSR) != 0:
-        set_guest_mxcsr(s, mxcsr)
-        restore_halves(s, lin + 160, u64(0), True)
-    update_mode(s)
-
-
-# --- XSAVE ---------------------------------------------------------------------------------------------
-
-
-@native
-def requested(s):
-    """The components that EDX:EAX asks for, of those enabled; #UD and #NM first."""
-    if (s.cr4 & CR4_OSXSAVE) == 0:
-        undefined(s)
-    if (s.cr0 & CR0_TS) != 0:
-        not_available(s)
-    return s.xcr0 & ((s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF))
-
-
-@native
-def pkru_offset(layout):
-    """Where PKRU stands: `layout` is XCOMP_BV of the compacted format, or 0 for the standard one."""
-    offset: u64 = PKRU_OFFSET
-    if (layout & COMPACTED) != 0:
-        offset = AVX_OFFSET + AVX_BYTES if (layout & AVX) != 0 else u64(AVX_OFFSET)
-    return offset
-
-
-@native
-def image_bytes(wanted, layout):
-    """How far an image with these components reaches; `layout` as for `pkru_offset`."""
-    size: u64 = AVX_OFFSET
-    if (wanted & AVX) != 0:
-        size = AVX_OFFSET + AVX_BYTES
-    if (wanted & PKRU) != 0:
-        size = pkru_offset(layout) + PKRU_BYTES
-    return size
-
-
-@native(inline=False)
-def x87_in_use(s) -> bool:
-    """Whether the x87 component is out of its initial configuration."""
-    used = s.fpu_cw != 0x37F or s.fpu_sw != 0 or s.fpu_top != 0 or s.fpu_tags != 0
-    used = used or s.fpu_ip != 0 or s.fpu_dp != 0 or s.fpu_opcode != 0
-    bits: u64 = 0
-    for n in range(u64(8)):
-        p = at(s, u64(ST) + n * 16, u64)
-        bits = bits | p[0] | u64(high(p)[0])
-    return used or bits != 0
-
-
-@native
-def halves_in_use(s, first):
-    bits: u64 = 0
-    for i in range(vectors(s)):
-        p = vector(s, i, first)
-        bits = bits | p[0] | p[1]
-    return bits != 0
+assert tuple(state.component for state in STATES) == COMPONENTS
 
 
 @native(inline=False)
 def components_in_use(s) -> u64:
-    """XINUSE: components that are not in their initial configuration (SDM vol. 1, 13.6)."""
+    """XINUSE: components that are not in their initial configuration. SSE's are the registers, not MXCSR (13.6)."""
     found: u64 = 0
     if x87_in_use(s):
         found = X87
-    if halves_in_use(s, u64(0)) or guest_mxcsr(s) != MXCSR_INITIAL:
+    if halves_in_use(s, u64(0)):
         found = found | SSE
-    if halves_in_use(s, u64(2)):
-        found = found | AVX
-    if s.pkru != 0:
-        found = found | PKRU
+    for state in static(STATES):
+        if state.in_use(s):
+            found = found | state.component.bit
     return found
+
+
+# --- saving --------------------------------------------------------------------------------------------
+
+
+@native
+def enabled(s):
+    """#UD while the operating system has not enabled the family, #NM while CR0.TS is set."""
+    if (s.cr4 & CR4_OSXSAVE) == 0:
+        undefined(s)
+    if (s.cr0 & CR0_TS) != 0:
+        not_available(s)
+
+
+@native
+def requested(s):
+    """RFBM: the user components that EDX:EAX asks for, of those enabled."""
+    enabled(s)
+    return s.xcr0 & ((s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF))
+
+
+@native
+def requested_of_all(s):
+    """RFBM with supervisor components; #GP(0) beyond CPL 0."""
+    enabled(s)
+    if s.cpl != 0:
+        general_protection(s, 0)
+    return (s.xcr0 | s.xss) & ((s.gpr[2] << 32) | (s.gpr[0] & 0xFFFF_FFFF))
+
+
+@native
+def component_offset(layout, component):
+    """Where a component lies: `layout` is XCOMP_BV, of the standard format 0."""
+    offset: u64 = component.offset
+    if (layout & COMPACTED) != 0:
+        offset = compacted_offset(layout, component)
+    return offset
 
 
 @native(inline=False)
@@ -267,74 +146,82 @@ def save_components(s, lin: u64, wanted: u64, layout: u64, wide: bool) -> None:
         save_x87(s, lin, wide)
     if (wanted & SSE) != 0:
         save_halves(s, lin + 160, u64(0))
-    if (wanted & AVX) != 0:
-        save_halves(s, lin + AVX_OFFSET, u64(2))
-    if (wanted & PKRU) != 0:
-        put_field(s, lin, pkru_offset(layout), u64(s.pkru), u64)
+    for state in static(STATES):
+        if (wanted & state.component.bit) != 0:
+            state.save(s, lin + component_offset(layout, state.component))
 
 
-@instruction("XSAVE", "XSAVE64", extra=_wide)
-@native
-def xsave(s, o, f):
-    wanted = requested(s)
-    lin = aligned(s, o, 64)
-    probe_write(s, lin, image_bytes(wanted, u64(0)))
+@native(inline=False)
+def save_standard(s, lin: u64, wanted: u64, unused: bool, wide: bool) -> None:
+    """XSAVE (`unused`: what is in its initial configuration is written too) and XSAVEOPT (13.7 and 13.9)."""
+    probe_write(s, lin, standard_bytes(wanted))
     used = components_in_use(s)
-    save_components(s, lin, wanted, u64(0), f.extra == 1)
+    saved = wanted
+    if not unused:
+        saved = wanted & used
+    save_components(s, lin, saved, u64(0), wide)
     if (wanted & (SSE | AVX)) != 0:
         save_mxcsr(s, lin)
     put_field(s, lin, HEADER, (field(s, lin, HEADER, u64) & ~wanted) | (used & wanted), u64)
 
 
-@instruction("XSAVEOPT", "XSAVEOPT64", extra=_wide)
-@native
-def xsaveopt(s, o, f):
-    """XSAVE without the components that are in their initial configuration."""
-    wanted = requested(s)
-    lin = aligned(s, o, 64)
-    probe_write(s, lin, image_bytes(wanted, u64(0)))
-    used = components_in_use(s)
-    save_components(s, lin, wanted & used, u64(0), f.extra == 1)
-    if (wanted & (SSE | AVX)) != 0:
-        save_mxcsr(s, lin)
-    put_field(s, lin, HEADER, (field(s, lin, HEADER, u64) & ~wanted) | (used & wanted), u64)
-
-
-@instruction("XSAVEC", "XSAVEC64", extra=_wide)
-@native
-def xsavec(s, o, f):
-    """The compacted format: what is not in use is not written (SDM vol. 1, 13.10)."""
-    wanted = requested(s)
-    lin = aligned(s, o, 64)
+@native(inline=False)
+def save_compacted(s, lin: u64, wanted: u64, wide: bool) -> None:
+    """XSAVEC and XSAVES: what is not in use is not written; here MXCSR counts as SSE's (13.10 and 13.11)."""
     layout = wanted | COMPACTED
-    probe_write(s, lin, image_bytes(wanted, layout))
-    saved = wanted & components_in_use(s)
-    save_components(s, lin, saved, layout, f.extra == 1)
+    probe_write(s, lin, compacted_bytes(wanted))
+    used = components_in_use(s)
+    if guest_mxcsr(s) != MXCSR_INITIAL:
+        used = used | SSE
+    saved = wanted & used
+    save_components(s, lin, saved, layout, wide)
     if (saved & SSE) != 0:
         save_mxcsr(s, lin)
     put_field(s, lin, HEADER, saved, u64)
     put_field(s, lin, HEADER + 8, layout, u64)
 
 
-@native(inline=False)
-def restore_pkru(s, lin: u64, present: bool, layout: u64) -> None:
-    """Load PKRU, or make it 0: every key allows everything."""
-    rights: u32 = 0
-    if present:
-        rights = field(s, lin, pkru_offset(layout), u32)
-    if rights != s.pkru:
-        s.pkru = rights
-        flush_tlb(s, True)
+@instruction("XSAVE", "XSAVE64", extra=wide_pointers)
+@native
+def xsave(s, o, f):
+    wanted = requested(s)
+    save_standard(s, aligned(s, o, 64), wanted, True, f.extra == 1)
+
+
+@instruction("XSAVEOPT", "XSAVEOPT64", extra=wide_pointers)
+@native
+def xsaveopt(s, o, f):
+    """XSAVE without the components that are in their initial configuration."""
+    wanted = requested(s)
+    save_standard(s, aligned(s, o, 64), wanted, False, f.extra == 1)
+
+
+@instruction("XSAVEC", "XSAVEC64", extra=wide_pointers)
+@native
+def xsavec(s, o, f):
+    wanted = requested(s)
+    save_compacted(s, aligned(s, o, 64), wanted, f.extra == 1)
+
+
+@instruction("XSAVES", "XSAVES64", extra=wide_pointers)
+@native
+def xsaves(s, o, f):
+    wanted = requested_of_all(s)
+    save_compacted(s, aligned(s, o, 64), wanted, f.extra == 1)
+
+
+# --- restoring -----------------------------------------------------------------------------------------
 
 
 @native(inline=False)
-def check_header(s, lin: u64) -> None:
-    """#GP(0) for a header that no XSAVE writes (SDM vol. 1, 13.8.1 and 13.8.2)."""
+def check_header(s, lin: u64, allowed: u64) -> None:
+    """#GP(0) for a header that no XSAVE writes (13.8 and 13.12); `allowed`: components that it may name."""
     present = field(s, lin, HEADER, u64)
     layout = field(s, lin, HEADER + 8, u64)
-    bad = (present & ~s.xcr0) != 0 or field(s, lin, HEADER + 16, u64) != 0
+    bad = (present & ~allowed) != 0 or field(s, lin, HEADER + 16, u64) != 0
     if (layout & COMPACTED) != 0:
-        bad = bad or (layout & ~s.xcr0 & ~u64(COMPACTED)) != 0 or (present & ~layout) != 0
+        bad = bad or (s.features[FEATURES_ISA] & bit_of("xsavec")) == 0
+        bad = bad or (layout & ~allowed & ~u64(COMPACTED)) != 0 or (present & ~layout) != 0
         for i in range(u64(5)):
             bad = bad or field(s, lin, HEADER + 24 + i * 8, u64) != 0
     else:
@@ -343,34 +230,66 @@ def check_header(s, lin: u64) -> None:
         general_protection(s, 0)
 
 
-@instruction("XRSTOR", "XRSTOR64", extra=_wide, ends=LEAVE)
 @native
-def xrstor(s, o, f):
-    wanted = requested(s)
-    lin = aligned(s, o, 64)
-    probe_read(s, lin, image_bytes(wanted & (X87 | SSE), u64(0)))
-    check_header(s, lin)
-    present = field(s, lin, HEADER, u64)
-    layout = field(s, lin, HEADER + 8, u64)
-    compacted = (layout & COMPACTED) != 0
-    if (wanted & present & (AVX | PKRU)) != 0:
-        probe_read(s, lin, image_bytes(wanted & present, layout))
+def restored_mxcsr(s, lin, wanted, present, compacted):
+    """MXCSR after the instruction; #GP(0) for reserved bits in the image."""
     mxcsr = guest_mxcsr(s)
     if compacted:
         if (wanted & SSE) != 0:
             mxcsr = checked_mxcsr(s, lin) if (present & SSE) != 0 else u32(MXCSR_INITIAL)
     elif (wanted & (SSE | AVX)) != 0:
         mxcsr = checked_mxcsr(s, lin)
+    return mxcsr
+
+
+@native(inline=False)
+def restore_components(s, lin: u64, wanted: u64, allowed: u64, wide: bool) -> None:
+    """XRSTOR and XRSTORS behind their first checks."""
+    check_header(s, lin, allowed)
+    present = field(s, lin, HEADER, u64)
+    layout = field(s, lin, HEADER + 8, u64)
+    loaded = wanted & present
+    if (layout & COMPACTED) != 0:
+        if (loaded & ~u64(X87 | SSE)) != 0:
+            probe_read(s, lin, compacted_bytes(layout))
+    else:
+        probe_read(s, lin, standard_bytes(loaded))
+    mxcsr = restored_mxcsr(s, lin, wanted, present, (layout & COMPACTED) != 0)
+    for state in static(STATES):
+        if state.check is not None:
+            if (loaded & state.component.bit) != 0:
+                state.check(s, lin + component_offset(layout, state.component))
     if (wanted & X87) != 0:
         if (present & X87) != 0:
-            restore_x87(s, lin, f.extra == 1)
+            restore_x87(s, lin, wide)
         else:
             initial_x87(s)
     if (wanted & SSE) != 0:
         restore_halves(s, lin + 160, u64(0), (present & SSE) != 0)
-    if (wanted & AVX) != 0:
-        restore_halves(s, lin + AVX_OFFSET, u64(2), (present & AVX) != 0)
-    if (wanted & PKRU) != 0:
-        restore_pkru(s, lin, (present & PKRU) != 0, layout)
+    for state in static(STATES):
+        if (wanted & state.component.bit) != 0:
+            where = lin + component_offset(layout, state.component)
+            state.restore(s, where, (present & state.component.bit) != 0)
     set_guest_mxcsr(s, mxcsr)
     update_mode(s)
+
+
+@instruction("XRSTOR", "XRSTOR64", extra=wide_pointers, ends=LEAVE)
+@native
+def xrstor(s, o, f):
+    wanted = requested(s)
+    lin = aligned(s, o, 64)
+    probe_read(s, lin, u64(AREA))
+    restore_components(s, lin, wanted, s.xcr0, f.extra == 1)
+
+
+@instruction("XRSTORS", "XRSTORS64", extra=wide_pointers, ends=LEAVE)
+@native
+def xrstors(s, o, f):
+    """Takes the compacted format only."""
+    wanted = requested_of_all(s)
+    lin = aligned(s, o, 64)
+    probe_read(s, lin, u64(AREA))
+    if (field(s, lin, HEADER + 8, u64) & COMPACTED) == 0:
+        general_protection(s, 0)
+    restore_components(s, lin, wanted, s.xcr0 | s.xss, f.extra == 1)

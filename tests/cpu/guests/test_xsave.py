@@ -9,6 +9,9 @@ from pellucid.cpu.state import (
     XCR0_AVX,
     XCR0_PKRU,
 )
+from pellucid.cpu.xstate import PKRU_STATE, Component, compacted_bytes, compacted_offset, standard_bytes
+from pellucid.isa.features import bit_of
+from pellucid.native import u64
 
 from .machine import DATA, Machine
 from .tables import RWU
@@ -101,3 +104,81 @@ def test_x87_pointers(keeps: bool) -> None:
         s.fpu_ip = s.fpu_dp = s.fpu_opcode = 7
         assert m.run().reason == 5
         assert s.fpu_ip == (0x1111 if saved else 7)
+
+
+# --- XSAVES and XRSTORS ----------------------------------------------------------------------------------
+
+RESTORE = "xrstors [rbx]"
+
+
+def test_xsaves_writes_the_compacted_format_and_xrstors_takes_it_back() -> None:
+    m = machine("xsaves [rbx]\nhlt\nxrstors [rbx]", 7 | PKRU)
+    m.state.pkru = RIGHTS
+    assert m.run().reason == 5
+    assert m.read(DATA + 520, 8) == 1 << 63 | 7 | PKRU
+    assert m.read(DATA + 512, 8) & (AVX | PKRU) == PKRU, "AVX state is initial: not written"
+    assert m.read(DATA + COMPACTED_AVX, 8) == RIGHTS
+    m.state.pkru = 0
+    assert m.run().reason == 5 and m.state.pkru == RIGHTS
+
+
+def test_mxcsr_counts_as_sse_state_in_the_compacted_format_only() -> None:
+    """SDM vol. 1, 13.6: XINUSE[1] is the registers alone; 13.10: XSAVEC looks at MXCSR too."""
+    for source, present in (("xsave", 0), ("xsaveopt", 0), ("xsavec", 2), ("xsaves", 2)):
+        m = machine(f"{source} [rbx]", 3, wanted=2)
+        m.write(DATA + 512, 0, 8)
+        m.state.mxcsr = 0x1FA0
+        m.refresh()
+        assert m.run().reason == 5
+        assert (m.read(DATA + 512, 8), m.read(DATA + 24, 4)) == (present, 0x1FA0), source
+
+
+@pytest.mark.parametrize("source", ["xsaves [rbx]", RESTORE])
+def test_supervisor_instructions_need_cpl_0(source: str) -> None:
+    m = machine(source)
+    m.state.cpl = 3
+    m.refresh()
+    assert m.catch() == 13
+
+
+@pytest.mark.parametrize(
+    ("present", "layout", "rest"),
+    [(1, 0, 0), (1, 3, 0),
+     (1 << 8, 1 << 63 | 1 << 8, 0), (2, 1 << 63 | 1, 0), (1, 1 << 63 | 1, 1), (0, 1 << 63 | 4, 0)],
+)
+def test_xrstors_refuses_headers(present: int, layout: int, rest: int) -> None:
+    m = machine(RESTORE, 3)
+    for n, word in enumerate((present, layout, rest)):
+        m.write(DATA + 512 + 8 * n, word, 8)
+    assert m.catch() == 13
+
+
+def test_the_compacted_format_needs_xsavec() -> None:
+    m = machine("xrstor [rbx]", 3)
+    m.processor.show_features((1 << 64) - 1 & ~bit_of("xsavec"))
+    m.write(DATA + 512, 0, 8)
+    m.write(DATA + 520, 1 << 63 | 3, 8)
+    assert m.catch() == 13
+
+
+def test_xgetbv_1_tells_what_is_in_use() -> None:
+    m = machine("mov ecx, 1\nxgetbv", 7 | PKRU)
+    m.state.pkru = RIGHTS
+    m.state.mxcsr = 0x1FA0
+    m.refresh()
+    assert m.run().reason == 5
+    assert m.state.gpr[0] & ~1 == PKRU, "MXCSR is not among it"
+    m = machine("mov ecx, 1\nxgetbv", 7)
+    m.processor.show_features((1 << 64) - 1 & ~bit_of("xgetbv1"))
+    assert m.catch() == 13
+
+
+def test_places_in_the_compacted_format() -> None:
+    """SDM vol. 1, 13.4.3: components follow each other, those that ask for it at multiples of 64 bytes."""
+    layouts = {0: 576, AVX: 832, AVX | PKRU: 840, PKRU: 584}
+    for layout, size in layouts.items():
+        assert compacted_bytes(u64(layout)) == size
+    assert compacted_offset(u64(AVX), PKRU_STATE) == 832 and compacted_offset(u64(0), PKRU_STATE) == 576
+    lined = Component(12, (), 24, supervisor=True, aligned=True)
+    assert compacted_offset(u64(AVX | PKRU), lined) == 896 and compacted_offset(u64(AVX), lined) == 832
+    assert standard_bytes(u64(3)) == 576 and standard_bytes(u64(PKRU)) == 2696

@@ -86,7 +86,7 @@ _BUILT = frozenset(
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
-        "syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
+        "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )
 """What this processor carries out whole on every host."""

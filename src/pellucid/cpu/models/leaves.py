@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from pellucid.cpu.models import CpuModel
 from pellucid.cpu.models.topology import CpuTopology
+from pellucid.cpu.xstate import AREA, COMPONENTS, SSE, X87, standard_bytes
+from pellucid.native import u64
 
 CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
-XSAVE_BYTES, XSAVE_BYTES_AVX = 576, 832
-PKRU_OFFSET, PKRU_BYTES = 2688, 8
-XCR0_X87_SSE, XCR0_AVX, XCR0_PKRU = 3, 4, 1 << 9
 EXTENDED = 0x8000_0000
 HTT = 1 << 28
+XSAVEC_OR_XSAVES = 1 << 1 | 1 << 3
 AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
 CMP_LEGACY = 1 << 1
 AMD_TLBS = 0x01FF_01FF
@@ -139,17 +139,18 @@ def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
 
 
 def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:
-    """Leaf 0xD: components, and the sizes of an image with all of them, in the standard and the compacted format."""
-    avx, pku = "avx" in model.features, "pku" in model.features
-    size = XSAVE_BYTES_AVX if avx else XSAVE_BYTES
-    enabled = XCR0_X87_SSE | (XCR0_AVX if avx else 0) | (XCR0_PKRU if pku else 0)
-    yield CpuidLeaf(0xD, 0, eax=enabled, ebx=XSAVE_BYTES, ecx=PKRU_OFFSET + PKRU_BYTES if pku else size)
-    compacted = size + (PKRU_BYTES if pku else 0) if features.eax & 2 else 0
-    yield CpuidLeaf(0xD, 1, features.eax, compacted)
-    if avx:
-        yield CpuidLeaf(0xD, 2, eax=XSAVE_BYTES_AVX - XSAVE_BYTES, ebx=XSAVE_BYTES)
-    if pku:
-        yield CpuidLeaf(0xD, 9, eax=PKRU_BYTES, ebx=PKRU_OFFSET)
+    """Leaf 0xD: components, and the sizes of an image with all of them, in the standard and the compacted format.
+
+    EBX of the first two is the running processor's where it is not 0.
+    """
+    found = [c for c in COMPONENTS if not model.features.isdisjoint(c.features)
+             and (not c.supervisor or "xsaves" in model.features)]
+    user = X87 | SSE | sum(c.bit for c in found if not c.supervisor)
+    supervisor = sum(c.bit for c in found if c.supervisor)
+    yield CpuidLeaf(0xD, 0, user & 0xFFFF_FFFF, AREA, int(standard_bytes(u64(user))), user >> 32)
+    yield CpuidLeaf(0xD, 1, features.eax, AREA if features.eax & XSAVEC_OR_XSAVES else 0, supervisor)
+    for c in found:
+        yield CpuidLeaf(0xD, c.number, c.size, c.offset, int(c.supervisor) | int(c.aligned) << 1)
 
 
 def _brand(text: str) -> Iterator[CpuidLeaf]:

@@ -51,7 +51,8 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     state.cr4_allowed = CR4_PCE | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where))
     state.efer_allowed = (int(has(0x8000_0001, 0, "edx", 11)) | (0x500 if has(0x8000_0001, 0, "edx", 29) else 0)
                           | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0))
-    state.xcr0_allowed = next((e.eax for e in entries if e.function == 0xD and not e.index), 1)
+    state.xcr0_allowed = next((e.eax | e.edx << 32 for e in entries if e.function == 0xD and not e.index), 1)
+    state.xss_allowed = next((e.ecx | e.edx << 32 for e in entries if (e.function, e.index) == (0xD, 1)), 0)
     sizes = next((e for e in entries if e.function == 0x8000_0008), None)
     state.maxphyaddr = sizes.eax & 0xFF if sizes else 36
     state.features[FEATURES_SYSTEM] = (FEATURE_PDPE1GB * has(0x8000_0001, 0, "edx", 26)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
-IA32_PAT, IA32_MISC_ENABLE = 0x277, 0x1A0
+IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
@@ -30,7 +30,7 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0xDA0: (0, 0), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403),
+VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403),
           0x140: (0, 0), **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
           **{0x268 + n: (0, U64) for n in range(8)}}
 # MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
@@ -49,7 +49,7 @@ IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
-            IA32_PKRS: ((7, 0, "ecx", 31),),
+            IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -68,6 +68,7 @@ class Msrs:
             IA32_EFER: (lambda: int(vcpu.processor.state.efer), self._write_efer),
             IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
             IA32_PKRS: (lambda: int(vcpu.processor.state.pkrs), self._write_pkrs),
+            IA32_XSS: (lambda: int(vcpu.processor.state.xss), self._write_xss),
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
             MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
@@ -184,6 +185,12 @@ class Msrs:
             raise MsrAccessError(IA32_PKRS, value)
         self._vcpu.processor.state.pkrs = value
         self._vcpu.processor.flush_tlb()
+
+    def _write_xss(self, value: int) -> None:
+        state = self._vcpu.processor.state
+        if value & ~state.xss_allowed:
+            raise MsrAccessError(IA32_XSS, value)
+        state.xss = value
 
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value

@@ -199,7 +199,7 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
     set_regs(cpu, Regs(rip=0xFFF0, rdx=_signature(cpu)))
     set_debugregs(cpu, DebugRegs())
     if not init:
-        s.xcr0 = 1
+        s.xcr0, s.xss = 1, 0
         s.pat = 0x0007_0406_0007_0406
         s.pkru = s.pkrs = 0
         ctypes.memset(cpu.address + _XMM, 0, 16 * XMM_BYTES)
