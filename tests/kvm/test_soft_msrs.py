@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from pellucid.cpu.models import resolve
 from pellucid.cpu.models.leaves import cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
+from pellucid.kvm.backends.soft.report import refused_msr
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.regs import CpuidEntry
 
 from .test_soft_smp import Guest
 
-IA32_PKRS, AMD_SELECT, AMD_COUNTER = 0x6E1, 0xC001_0000, 0xC001_0004
+IA32_PKRS, IA32_MTRRCAP, AMD_SELECT, AMD_COUNTER = 0x6E1, 0xFE, 0xC001_0000, 0xC001_0004
 WIDE = 0xFFAA_AAAA_AAAA_AAAA
 
 
@@ -63,3 +65,36 @@ def test_amd_counters(vcpu: SoftVcpu) -> None:
     be(vcpu, "qemu64")
     with pytest.raises(MsrAccessError):
         vcpu.msrs.read(AMD_SELECT)
+
+
+def test_memory_type_ranges(vcpu: SoftVcpu) -> None:
+    """They keep what may be written, refuse the rest, and are not there without CPUID's bit."""
+    be(vcpu, "max")
+    assert vcpu.msrs.read(IA32_MTRRCAP) == 0x508
+    for index, value, refused in (
+        (0x200, 0xC000_0001, 0xC000_0002),
+        (0x20F, 0xFF_C000_0800, 1 << 40 | 0x800),
+        (0x26F, 0x0605_0401_0006_0606, 7),
+        (0x2FF, 0xC06, 0x1000),
+    ):
+        vcpu.msrs.write(index, value)
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, refused)
+        assert vcpu.msrs.read(index) == value
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(IA32_MTRRCAP, 0x508)
+    for index in (0x210, 0x1F2, 0x1F3):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(index)
+    be(vcpu, "max", mtrr=False, pat=False)
+    for index in (IA32_MTRRCAP, 0x200, 0x250, 0x2FF, 0x277):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(index)
+
+
+def test_refused_msrs_are_logged(vcpu: SoftVcpu, caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, by the logger that -d guest_errors opens."""
+    with caplog.at_level(logging.DEBUG, "pellucid.kvm.msr"):
+        for _ in range(2):
+            refused_msr(MsrAccessError(0xDEAD, 5))
+    assert [record.getMessage() for record in caplog.records] == ["WRMSR of 0x5 to 0xdead raises #GP(0)"]

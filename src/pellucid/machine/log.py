@@ -29,7 +29,10 @@ LOG_ITEMS = {
     "cpu_reset": LogItem("registers before a CPU is reset", ("pellucid.cpu.cpu_reset",)),
     "nochain": LogItem("accepted: 'exec' and 'cpu' are complete without it", ("pellucid.cpu.nochain",)),
     "unimp": LogItem("instructions that the guest used and that are not built", ("pellucid.translate",)),
-    "guest_errors": LogItem("accesses of the guest to where nothing answers", ("pellucid.memory.invalid",)),
+    "guest_errors": LogItem(
+        "accesses of the guest to where nothing answers, and of MSRs that raise #GP",
+        ("pellucid.memory.invalid", "pellucid.kvm.msr"),
+    ),
 }
 LOG_ITEMS_NOT_BUILT = "out_asm op op_opt op_ind mmu pcall page plugin strace tid vpu".split()
 

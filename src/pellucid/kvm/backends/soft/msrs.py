@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pellucid.cpu.memtype import valid_pat
+from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
 from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
@@ -20,7 +22,6 @@ IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
-PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
 
 # MSRs whose value is a field of CpuState, with the bits that may be set.
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
@@ -30,11 +31,9 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x2FF: (0, 0xCFF), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403),
-          0x140: (0, 0), **{0x200 + n: (0, U64) for n in range(16)}, 0x250: (0, U64), 0x258: (0, U64), 0x259: (0, U64),
-          **{0x268 + n: (0, U64) for n in range(8)}}
-# MSRs that only read, with their value. 0xFE: eight variable-range MTRRs, fixed ranges, write combining.
-CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, 0xFE: 0x508, 0x179: 0, 0x1C9: 0}
+VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0)}
+# MSRs that only read, with their value.
+CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0, 0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
@@ -49,7 +48,8 @@ IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
-            IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),),
+            IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
+            **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -86,6 +86,7 @@ class Msrs:
     def reset(self) -> None:
         """Values after RESET."""
         self._values = {index: reset for index, (reset, _) in VALUES.items()}
+        self._mtrrs = dict.fromkeys(MTRR_MSRS, 0)
         self._tsc_adjust = 0
         self._misc_enable = 1
         for name, _ in FIELDS.values():
@@ -104,6 +105,8 @@ class Msrs:
             return int(getattr(self._vcpu.processor.state, SMM_FIELDS[index][0]))
         if index in self._values:
             return self._values[index]
+        if index in self._mtrrs:
+            return self._mtrrs[index]
         if index in CONSTANTS:
             return CONSTANTS[index]
         if index in AMD_COUNTERS:
@@ -137,6 +140,10 @@ class Msrs:
             if value & ~VALUES[index][1]:
                 raise MsrAccessError(index, value)
             self._values[index] = value
+        elif index in self._mtrrs:
+            if not valid_mtrr(index, value, int(self._vcpu.processor.state.maxphyaddr)):
+                raise MsrAccessError(index, value)
+            self._mtrrs[index] = value
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
         elif index in AMD_COUNTERS:
@@ -176,7 +183,7 @@ class Msrs:
         self._vcpu.processor.refresh_mode()
 
     def _write_pat(self, value: int) -> None:
-        if any((value >> shift & 0xFF) not in PAT_TYPES for shift in range(0, 64, 8)):
+        if not valid_pat(value):
             raise MsrAccessError(IA32_PAT, value)
         self._vcpu.processor.state.pat = value
 

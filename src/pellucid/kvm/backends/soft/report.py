@@ -14,7 +14,7 @@ from pellucid.kvm.errors import MsrAccessError
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 
-_log = logging.getLogger("pellucid.kvm")
+_log = logging.getLogger("pellucid.kvm.msr")
 VECTORS = ("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "coprocessor overrun", "#TS", "#NP", "#SS",
            "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP")
 _seen: set[int] = set()
