@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailabl
 EVERYTHING = (1 << 64) - 1
 OTHERWISE = {"TZCNT": "BSF", "LZCNT": "BSR", "WBNOINVD": "WBINVD"}
 """What the bytes mean without their feature."""
+BY_HAND = {"MOVDIR64B": bytes.fromhex("660f38f806")}
+"""What has two operands of the address size: movdir64b rax, [rsi]."""
 NEED_XSAVE = {"avx", "avx2", "f16c", "fma", "xsavec", "xsaveopt", "xsaves", "xgetbv1"}
 """Features that CPUID does not show in a model without XSAVE."""
 UNDEFINED_ANYHOW = {"smap", "pku"}
@@ -54,6 +56,9 @@ def encodings(gate: str) -> list[bytes]:
         if not features.needs(code, True) & features.bit_of(gate) or not op_info(code).mode64:
             continue
         if TABLE.find(mnemonic_name(code), name) is None or mnemonic_name(code) in OTHERWISE:
+            continue
+        if mnemonic_name(code) in BY_HAND:
+            found.append(BY_HAND[mnemonic_name(code)])
             continue
         made = next((v for v in variants(code, 8, random.Random(code), 64) if v.valid and v.decoded.code == code), None)
         if made is not None:

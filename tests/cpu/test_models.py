@@ -53,8 +53,9 @@ def test_names_are_of_one_thing() -> None:
 
 
 INSTRUCTIONS = {gate: word for gate, word in GATES.items() if gate not in ("lahf-lm", "xgetbv1")} | {
-    "fpu": "FPU FPU287 FPU387", "lm": "X64", "monitor": "MONITOR", "xsaves": "XSAVES", "waitpkg": "WAITPKG",
-    "movdiri": "MOVDIRI", "serialize": "SERIALIZE", "vmx": "VMX", "svm": "SVM", "rtm": "RTM", "gfni": "GFNI",
+    "fpu": "FPU FPU287 FPU387", "lm": "X64", "monitor": "MONITOR", "cmpccxadd": "CMPCCXADD",
+    "avx-ne-convert": "AVX_NE_CONVERT",
+    "cldemote": "CLDEMOTE", "vmx": "VMX", "svm": "SVM", "rtm": "RTM",
 }
 """The encodings that a feature stands for, by iced-x86's names."""
 

@@ -66,7 +66,7 @@ MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: ea
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
-    EXIT_HYPERCALL, EXIT_PAUSE = range(20)
+    EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT = range(21)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -282,7 +282,6 @@ class CpuState(Struct):
     cr8: u64
     efer: u64
     xcr0: u64
-    xss: u64               # IA32_XSS: supervisor components that XSAVES saves
     gdt_base: u64
     idt_base: u64
     gdt_limit: u32
@@ -362,6 +361,7 @@ class CpuState(Struct):
     cr4_allowed: u64       # bits of CR4 that may be set
     efer_allowed: u64
     xcr0_allowed: u64
+    xss: u64               # IA32_XSS: supervisor components that XSAVES saves
     xss_allowed: u64
     table_limit: u32       # limit read by LGDT or LIDT
     msr_fault: u32         # the MSR access in flight raises #GP(0)
@@ -389,6 +389,11 @@ class CpuState(Struct):
     pause_window: u64      # TSC ticks that a loop with PAUSE may take before it leaves with EXIT_PAUSE; 0: any
     pause_first: u64       # when that loop began, and its last PAUSE
     pause_last: u64
+    umwait_control: u64    # IA32_UMWAIT_CONTROL
+    wait_until: u64        # guest TSC at which TPAUSE or UMWAIT, under way, ends
+    monitor_gpa: u64       # the line that UMONITOR watches | 1, or 0
+    monitor_line: array[u64, 8]   # what it held
+    wait_limited: u32      # 1: wait_until comes from IA32_UMWAIT_CONTROL
     announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 

@@ -247,11 +247,13 @@ class Learner:
                     op["seg"] = self._string_segment(instr, mode)
                 if kind == iced.OpKind.IMMEDIATE8 and not constants.has_immediate:
                     op["imm"] = instr.immediate8
+        if row.implicit:
+            op["seg"] = self._string_segment(instr, mode)
         return tuple(chosen), op
 
     @staticmethod
     def _string_segment(instr: Any, mode: int) -> int:
-        """The segment of a string instruction's source: its slot in 64-bit mode, its number elsewhere (src2)."""
+        """The slot of the base of the segment of a string's source, or of other implicit memory."""
         segment = _SEGMENTS.get(instr.memory_segment, DS)
         if mode & MODE_SIZE == MODE_64 and segment not in (FS, GS):
             return _ZERO

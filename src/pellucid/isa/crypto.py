@@ -1,25 +1,35 @@
-"""AES, SHA, carry-less products, random numbers (SDM vol. 2); rows exist where the host has the instructions."""
+"""AES, GFNI, SHA, carry-less products, random numbers (SDM vol. 2); rows exist where the host has the instructions."""
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.host_crypto import host_mix, host_mix_by, host_mix_by_xmm0, host_mix_one, host_random
 from pellucid.cpu.host_sse import F, HOST
 from pellucid.cpu.operands import write
-from pellucid.cpu.simd import left, operand, put, right, xmm
+from pellucid.cpu.simd import lanes, left, operand, put, right, xmm
 from pellucid.isa.simd import avx, is_sse, numbered
 from pellucid.isa.table import instruction
-from pellucid.native import array, bitcast, local, native, u32, u64, uint, vec
+from pellucid.native import array, local, native, shuffle, u32, u64, uint
 
 
 def either(*mnemonics, needs, **more):
-    """Rows for the SSE and AVX encodings on XMM registers of mnemonics that the host can execute."""
+    """Rows for the SSE and AVX encodings of mnemonics that the host can execute on XMM registers."""
 
     def register(fn):
         if needs in HOST:
             instruction(*mnemonics, codes=is_sse, fpu=True, sse=True, **more)(fn)
-            avx(*mnemonics, codes=lambda code: "YMM" not in code, **more)(fn)
+            avx(*mnemonics, **more)(fn)
         return fn
 
     return register
+
+
+@native
+def by_halves(name, a, b, V):
+    """name(a, b) on each 16 bytes of two V, vectors of u32."""
+    if V.size == 32:
+        low = host_mix(name, shuffle(a, a, [0, 1, 2, 3]), shuffle(b, b, [0, 1, 2, 3]))
+        high = host_mix(name, shuffle(a, a, [4, 5, 6, 7]), shuffle(b, b, [4, 5, 6, 7]))
+        return shuffle(low, high, [0, 1, 2, 3, 4, 5, 6, 7])
+    return host_mix(name, a, b)
 
 
 # --- AES -----------------------------------------------------------------------------------------------
@@ -30,7 +40,8 @@ ROUNDS = ("AESENC", "AESENCLAST", "AESDEC", "AESDECLAST")
 @either(*ROUNDS, needs="aes", extra=numbered(ROUNDS))
 @native
 def aes_round(s, o, f):
-    put(s, o, f, F, host_mix(ROUNDS[f.extra].lower(), left(s, o, f, F), right(s, o, f, F)))
+    V = lanes(f, u32)
+    put(s, o, f, V, by_halves(ROUNDS[f.extra].lower(), left(s, o, f, V), right(s, o, f, V), V))
 
 
 @either("AESIMC", needs="aes")
@@ -48,17 +59,47 @@ def aeskeygenassist(s, o, f):
     put(s, o, f, F, a ^ F([u32(0), r, u32(0), r]))
 
 
+# --- GFNI ----------------------------------------------------------------------------------------------
+
+AFFINE = ("GF2P8AFFINEQB", "GF2P8AFFINEINVQB")
+
+
+@either("GF2P8MULB", needs="gfni")
+@native
+def gf2p8mulb(s, o, f):
+    V = lanes(f, u32)
+    put(s, o, f, V, by_halves("gf2p8mulb", left(s, o, f, V), right(s, o, f, V), V))
+
+
+@either(*AFFINE, needs="gfni", extra=numbered(AFFINE))
+@native
+def gf2p8affine(s, o, f):
+    """The immediate is added to every byte of what the instruction gives for 0 (SDM vol. 2)."""
+    V = lanes(f, u32)
+    r = by_halves(f"{AFFINE[f.extra].lower()} $$0,", left(s, o, f, V), right(s, o, f, V), V)
+    put(s, o, f, V, r ^ V(u32(o.imm & 0xFF) * 0x01010101))
+
+
 # --- carry-less products -------------------------------------------------------------------------------
 
 
 @either("PCLMULQDQ", needs="pclmulqdq")
 @native
 def pclmulqdq(s, o, f):
-    """Bits 0 and 4 of the immediate choose the halves."""
-    V = vec[u64, 2]
-    a = left(s, o, f, V)[o.imm & 1]
-    b = right(s, o, f, V)[(o.imm >> 4) & 1]
-    put(s, o, f, F, host_mix("pclmulqdq $$0,", bitcast(F, V([a, u64(0)])), bitcast(F, V([b, u64(0)]))))
+    """Bits 0 and 4 of the immediate choose the halves of every 16 bytes."""
+    V = lanes(f, u32)
+    a = chosen(left(s, o, f, V), (o.imm & 1) != 0, V)
+    b = chosen(right(s, o, f, V), (o.imm & 0x10) != 0, V)
+    put(s, o, f, V, by_halves("pclmulqdq $$0,", a, b, V))
+
+
+@native
+def chosen(a, high, V):
+    """`a`, or with `high` its high eight bytes in place of the low ones, in every 16 bytes."""
+    r = a
+    if high:
+        r = shuffle(a, a, [lane | 2 for lane in range(V.count)])
+    return r
 
 
 # --- SHA -----------------------------------------------------------------------------------------------

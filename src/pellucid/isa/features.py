@@ -3,7 +3,7 @@
 The bits are our own, in the order of `GATES`; a template carries those that its instruction needs, `CpuState.features`
 those that CPUID shows (`FEATURES_ISA`), and the translator compares them (SDM vol. 2: "#UD if CPUID... = 0").
 Encodings that are another instruction without their feature (TZCNT, LZCNT, WBNOINVD) have a second template.
-What needs a control register besides, as AVX does, is a matter of the mode.
+What needs a control register besides, as AVX does, is a matter of the mode. CLDEMOTE is a no-operation without its.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ GATES = {
     "wbnoinvd": "WBNOINVD", "aes": "AES", "pclmulqdq": "PCLMULQDQ", "avx": "AVX", "avx2": "AVX2", "bmi1": "BMI1",
     "bmi2": "BMI2", "f16c": "F16C", "fma": "FMA", "rdrand": "RDRAND", "rdseed": "RDSEED", "adx": "ADX",
     "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "xsaves": "XSAVES",
+    "gfni": "GFNI", "vaes": "VAES", "vpclmulqdq": "VPCLMULQDQ", "serialize": "SERIALIZE", "movdiri": "MOVDIRI",
+    "movdir64b": "MOVDIR64B", "waitpkg": "WAITPKG", "clzero": "CLZERO", "sse4a": "SSE4A", "avx-vnni": "AVX_VNNI",
+    "avx-vnni-int8": "AVX_VNNI_INT8", "avx-ifma": "AVX_IFMA",
     "xgetbv1": "XGETBV with 1 in ECX", "lahf-lm": "LAHF and SAHF in 64-bit mode",
 }
 """Feature by QEMU's name, and the encodings it stands for by iced-x86's name of a feature."""

@@ -141,7 +141,7 @@ def setcc(s, o, f, kind):
 
 
 @instruction("NOP", "ENDBR64", "ENDBR32", "RESERVEDNOP", "PREFETCHW", "PREFETCHT0", "PREFETCHT1", "PREFETCHT2",
-             "PREFETCHNTA", "PREFETCH", address_only=True)
+             "PREFETCHNTA", "PREFETCH", "CLDEMOTE", address_only=True)
 @native
 def nop(s, o, f):
     pass

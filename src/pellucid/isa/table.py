@@ -51,6 +51,7 @@ class Row:
     undefined: int = 0
     op_flags: int = 0                # OP_* of its op
     address_after_pop: bool = False  # a memory operand through RSP is addressed as if RSP had been popped (POP)
+    implicit: bool = False           # a register alone addresses memory: Op.seg is its segment's base
     address_only: bool = False       # the memory operand is not accessed as data (LEA, INVLPG, prefetch)
 
 

@@ -26,7 +26,8 @@ _BITS: dict[Place, str] = {
     (0x7, 0, "edx"): "- - avx512-4vnniw avx512-4fmaps fsrm - - - avx512-vp2intersect - md-clear - - - serialize - "
     "tsx-ldtrk - - arch-lbr - - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
     "core-capability ssbd",
-    (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16",
+    (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16 - cmpccxadd - - fzrm fsrs fsrc - - - - - - - - amx-fp16 - avx-ifma",
+    (0x7, 1, "edx"): "- - - - avx-vnni-int8 avx-ne-convert",
     (0x7, 2, "edx"): "intel-psfd ipred-ctrl rrsba-ctrl ddpd-u bhi-ctrl mcdt-no",
     (0xD, 1, "eax"): "xsaveopt xsavec xgetbv1 xsaves xfd",
     (0x8000_0001, 0, "edx"): "- - - - - - - - - - - syscall - - - - - - - - nx - mmxext - - fxsr-opt pdpe1gb rdtscp - "
@@ -86,23 +87,25 @@ _BUILT = frozenset(
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
+        "serialize movdiri movdir64b waitpkg cldemote clzero sse4a fzrm fsrs fsrc "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )
 """What this processor carries out whole on every host."""
 
 _BY_HOST = {
-    "avx": ("avx", "avx2"), "fma": ("fma",), "f16c": ("f16c",), "aes": ("aes",), "pclmulqdq": ("pclmulqdq",),
-    "sha_ni": ("sha-ni",), "rdrand": ("rdrand",), "rdseed": ("rdseed",),
+    "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma"), "fma": ("fma",), "f16c": ("f16c",),
+    "aes": ("aes",), "aes avx": ("vaes",), "pclmulqdq": ("pclmulqdq",), "pclmulqdq avx": ("vpclmulqdq",),
+    "gfni": ("gfni",), "sha_ni": ("sha-ni",), "rdrand": ("rdrand",), "rdseed": ("rdseed",),
 }
-"""By the host's feature in /proc/cpuinfo: what we do by the host's own instructions, where it has them."""
+"""By the host's features in /proc/cpuinfo: what we do by the host's own instructions, where it has them."""
 
 
 @functools.cache
 def built() -> frozenset[str]:
     """What this processor carries out whole on this host; nothing else is ever announced."""
     host = flags()
-    return _BUILT.union(*(names for name, names in _BY_HOST.items() if name in host))
+    return _BUILT.union(*(names for name, names in _BY_HOST.items() if host.issuperset(name.split())))
 
 UNMIGRATABLE = frozenset(("invtsc",))
 """Features that a machine cannot take along to another host; left out unless asked for by name."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
+IA32_UMWAIT_CONTROL = 0xE1
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
@@ -27,7 +28,7 @@ X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
           0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64),
-          0xC000_0103: ("tsc_aux", 0xFFFF_FFFF)}
+          0xC000_0103: ("tsc_aux", 0xFFFF_FFFF), IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD)}
 CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
@@ -50,6 +51,7 @@ SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
             IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
+            IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 

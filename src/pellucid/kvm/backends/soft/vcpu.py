@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
     EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE, EXIT_PENDING,
-    EXIT_RSM, EXIT_SHUTDOWN, PENDING_REQUEST, RFLAGS_IF)
+    EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 NS, U64 = 10**9, (1 << 64) - 1
 A20 = 1 << 20
 NMI_VECTOR = 2
+LINE_SECONDS, LONGEST_SLEEP = 200e-6, 1.0
+"""How long TPAUSE and UMWAIT sleep at a time, with and without a line to look at."""
+
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 
 
@@ -77,7 +80,7 @@ class SoftVcpu(VcpuState):
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
-            EXIT_PAUSE: lambda: vm.yield_cpu()}
+            EXIT_PAUSE: lambda: vm.yield_cpu(), EXIT_WAIT: self._on_wait}
 
     @property
     def apic_id(self) -> int:
@@ -377,6 +380,21 @@ class SoftVcpu(VcpuState):
         self._halted = True
         self.state.shadow = 0
         self.requests.make(KVM_REQ_EVENT)
+        return None
+
+    def _on_wait(self) -> Exit | None:
+        """TPAUSE and UMWAIT: sleep to the deadline, an event, or a store to the monitored line, which is looked at."""
+        state, line = self.state, self.state.io_address
+        longest = LINE_SECONDS if line else LONGEST_SLEEP
+        while not self.requests.word and not self._kicked:
+            left = (state.io_data - self.guest_tsc()) / self._vm.tsc_hz
+            if left <= 0 or line and self._vm.read_guest(line - 1, 64) != bytes(state.monitor_line):
+                break
+            self._wake.wait(min(left, longest))
+            self._wake.clear()
+        if self.requests.word or self._kicked:
+            state.pending = PENDING_REQUEST
+        self.processor.complete(0)
         return None
 
     def _on_exclusive(self) -> Exit | None:
