@@ -201,7 +201,7 @@ def test_processors_are_grouped_cores_first(
         (["-enable-kvm"], "-accel kvm: not built yet: use -accel tcg (Pellucid's own engine)"),
         (["-accel", "tgc"], "-accel tgc: no such accelerator: did you mean 'tcg'?"),
         (["-cpu", "hsot"], "-cpu hsot: no such CPU model: did you mean 'host'?"),
-        (["-cpu", "base"], "-cpu base: this model is not built yet: use -cpu pellucid or -cpu max"),
+        (["-cpu", "EPYC-v4"], "-cpu EPYC-v4: no such CPU model: did you mean 'EPYC-v"),
         (["-cpu", "max,+axv2"], "-cpu +axv2: no such CPU feature: did you mean 'avx2'?"),
         (["-cpu", "max,smep=maybe"], "-cpu: smep=maybe: give on or off"),
         (["-cpu", "max,hv-time"], "-cpu hv-time: Hyper-V enlightenments are not built yet: leave it out"),

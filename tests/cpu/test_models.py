@@ -5,8 +5,9 @@ from __future__ import annotations
 import iced_x86
 import pytest
 from pellucid.cpu.models import (
-    FEATURES, CpuModel, built, canonical_name, describe_models, feature_names, find_model, models, own_models, resolve)
-from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE
+    FEATURES, CpuModel, alias_of, built, canonical_name, describe_models, feature_names, find_model, models,
+    needed_levels, own_models, resolve)
+from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE, in_word_order, spelled
 from pellucid.cpu.models.leaves import CACHES, CpuidLeaf, cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import UserError
@@ -44,11 +45,11 @@ def test_places_of_bits(name: str, place: tuple[int, int, str], bit: int) -> Non
 
 def test_names_are_of_one_thing() -> None:
     assert len(set(FEATURES.values())) == len(FEATURES)
-    assert not OTHER_FEATURES & FEATURES.keys()
-    assert built() <= FEATURES.keys() and UNMIGRATABLE <= built()
+    assert not OTHER_FEATURES.keys() & FEATURES.keys()
+    assert built() <= FEATURES.keys() | OTHER_FEATURES.keys() and UNMIGRATABLE <= built()
     assert len(set(feature_names())) == len(FEATURES) + len(OTHER_FEATURES)
     for model in models().values():
-        assert model.features <= FEATURES.keys(), model.name
+        assert model.features <= FEATURES.keys() | OTHER_FEATURES.keys(), model.name
         assert len(model.vendor) == 12 and len(model.model_id) <= 48
 
 
@@ -91,7 +92,7 @@ def test_what_is_announced_is_what_the_instruction_table_has() -> None:
 
 def test_every_announced_control_bit_can_be_set() -> None:
     """CR4 bits by feature, as the soft backend derives them; and what is built is known to it."""
-    places = {FEATURES[name] for name in built()}
+    places = {FEATURES[name] for name in built() & FEATURES.keys()}
     known = {((function, index, register), bit) for function, index, register, bit in CR4_FEATURES.values()}
     for name in ("de", "pse", "pae", "mce", "pge", "fxsr", "sse", "umip", "la57", "fsgsbase", "pcid", "xsave", "smep",
                  "smap", "tsc"):
@@ -146,10 +147,38 @@ def test_the_accelerator_adds_and_takes_away_as_kvm_does() -> None:
 def test_amd_models() -> None:
     g1 = resolve("Opteron_G1")
     assert g1.lacking == () and (g1.model.vendor, g1.model.signature) == ("AuthenticAMD", 0xF61)
-    assert resolve("EPYC").lacking == tuple(sorted(resolve("EPYC").lacking)) and "npt" not in resolve("EPYC").lacking
+    assert "npt" not in resolve("EPYC").lacking
     first, extended = leaf(g1.model, 1).edx, leaf(g1.model, 0x8000_0001).edx
     assert first & 0x0183_F3FF == extended & 0x0183_F3FF and extended >> 29 & 1
     assert not leaf(resolve("qemu64").model, 0x8000_0001).edx & 1, "Intel's leaf repeats nothing"
+
+
+def test_versions() -> None:
+    """SDM's and APM's words aside: what QEMU 7.2's versions change."""
+    first, third = find_model("EPYC-v1"), find_model("EPYC-v3")
+    assert third.features - first.features == {"ibpb", "perfctr-core", "clzero", "xsaveerptr", "xsaves"}
+    assert (find_model("EPYC").features, find_model("EPYC-IBPB").features) == (
+        first.features, find_model("EPYC-v2").features)
+    assert alias_of("EPYC") == "EPYC-v1" and alias_of("Haswell-noTSX-IBRS") == "Haswell-v4"
+    assert alias_of("EPYC-v3") is None is alias_of("max")
+    assert find_model("Haswell-v2").stepping == 1 and find_model("Haswell-v3").stepping == 4
+    assert find_model("Icelake-Server-v4").model == 106 == find_model("Icelake-Server-v6").model
+    assert describe_models()["Skylake-Server-v5"].endswith("[IBRS, XSAVES, EPT switching, no TSX]")
+    with pytest.raises(UserError, match="did you mean 'EPYC-v3'"):
+        find_model("EPYC-v33")
+
+
+def test_features_raise_the_highest_leaf() -> None:
+    assert resolve("Opteron_G1").model.level == 5 and resolve("Opteron_G1", {"smep": True}).model.level == 7
+    assert resolve("qemu32", {"invtsc": True}).model.xlevel == 0x8000_0007
+    assert needed_levels(()) == (0, 0) and needed_levels({"xsaves", "3dnow"}) == (0xD, 0x8000_0001)
+
+
+def test_places_as_qemu_spells_them() -> None:
+    assert spelled("hle") == "CPUID.07H:EBX.hle [bit 4]" and spelled("svm") == "CPUID.80000001H:ECX.svm [bit 2]"
+    assert spelled("rdctl-no") == "MSR(10AH).rdctl-no [bit 0]"
+    mixed = ("arat", "xsaves", "svm", "npt", "rdctl-no", "hle", "fpu")
+    assert in_word_order(mixed) == ("fpu", "hle", "svm", "npt", "xsaves", "arat", "rdctl-no")
 
 
 def test_amd_caches_and_cores() -> None:

@@ -34,7 +34,14 @@ def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptur
     cpu = CpuConfig("max", {"svm": True, "avx512f": True, "kvm-asyncpf": True})
     with caplog.at_level(logging.WARNING, "pellucid"):
         assert not leaf(cpu, 0x8000_0001).ecx & 4
-    assert caplog.messages == ["-cpu max: this processor does not have avx512f, svm, kvm-asyncpf: left out"]
+    assert caplog.messages == ["TCG doesn't support requested feature: " + feature for feature in (
+        "CPUID.07H:EBX.avx512f [bit 16]", "CPUID.80000001H:ECX.svm [bit 2]", "CPUID.40000001H:EAX.kvm-asyncpf [bit 4]")]
+    caplog.clear()
+    configured_model(CpuConfig("max", {"svm": True}, {"check": "off"}))
+    assert not caplog.messages
+    configured_model(CpuConfig("max", {"vmx-ept": True, "rsba": True}))
+    assert caplog.messages == ["TCG doesn't support requested feature: " + feature for feature in (
+        "MSR(48BH).vmx-ept [bit 1]", "MSR(10AH).rsba [bit 2]")]
     caplog.clear()
     cpuid_entries(cpu, 0, CpuTopology(), warn=False)
     assert not caplog.messages
@@ -42,7 +49,7 @@ def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("feature", ["svm", "kvm-asyncpf"])
 def test_enforce_refuses_what_is_not_built(feature: str) -> None:
-    with pytest.raises(UserError, match=f"this processor does not have {feature}"):
+    with pytest.raises(UserError, match="^TCG doesn't support requested features$"):
         cpuid_entries(CpuConfig("max", {feature: True}, {"enforce": "on"}), 0, CpuTopology())
 
 
@@ -67,10 +74,11 @@ def test_kvmclock_can_be_taken_away() -> None:
     [
         (CpuConfig("z80"), UserError, "-cpu z80: no such CPU model"),
         (CpuConfig("max", {"sse5": True}), UserError, "-cpu sse5: no such CPU feature"),
-        (CpuConfig("max", {}, {"phys-bits": "64"}), UserError, "phys-bits=64: give a number from 32 to 52"),
-        (CpuConfig("max", {}, {"family": "six"}), UserError, "family=six: give a number"),
-        (CpuConfig("max", {}, {"vendor": "Intel"}), UserError, "exactly 12 characters"),
-        (CpuConfig("max", {}, {"enforce": "maybe"}), UserError, "give on or off"),
+        (CpuConfig("max", {}, {"phys-bits": "64"}), UserError, "phys-bits should be between 32 and 52"),
+        (CpuConfig("max", {}, {"family": "six"}), UserError, "max-x86_64-cpu.family=six: Parameter 'family' expects"),
+        (CpuConfig("max", {}, {"stepping": "16"}), UserError, r"take value 16 \(minimum: 0, maximum: 15\)"),
+        (CpuConfig("max", {}, {"vendor": "Intel"}), UserError, "Property '.vendor' doesn't take value 'Intel'"),
+        (CpuConfig("max", {}, {"enforce": "maybe"}), UserError, "Parameter 'enforce' expects 'on' or 'off'"),
         (CpuConfig("max", {}, {"tsc-frequency": "1000000000"}), NotBuiltError, "not built yet"),
     ],
 )

@@ -13,29 +13,3 @@ ACCELERATORS = {
     "qtest": "nobody: tests drive the devices, over -qtest",
 }
 ACCELERATORS_NOT_BUILT = ("kvm", "xen", "hvf", "whpx", "nvmm", "hax")
-
-
-CPU_MODELS_NOT_BUILT = """
-base
-""".split()
-"""QEMU's models that are not here."""
-
-CPU_PROPERTIES = (
-    "phys-bits",
-    "host-phys-bits",
-    "tsc-frequency",
-    "vendor",
-    "family",
-    "model",
-    "stepping",
-    "model-id",
-    "level",
-    "xlevel",
-    "min-level",
-    "min-xlevel",
-    "check",
-    "enforce",
-    "migratable",
-    "pmu",
-    "kvm",
-)

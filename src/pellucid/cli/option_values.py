@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -13,10 +14,11 @@ from pellucid.cli import names
 from pellucid.cli.char_backends import CHARDEVS, parse_char_backend, parse_chardev
 from pellucid.cli.draft import Draft, readable_file
 from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
-from pellucid.cpu.models import DEFAULT_MODEL, canonical_name, describe_models, feature_names
+from pellucid.cpu.models import canonical_name, describe_models, feature_names
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import (
+    CPU_PROPERTIES,
     MAX_CPUS,
     CharBackend,
     CharBackendKind,
@@ -163,19 +165,25 @@ def smp(draft: Draft, text: str) -> None:
 def cpu(draft: Draft, text: str) -> None:
     """-cpu MODEL,+feature,-feature,feature=on|off,property=value."""
     if text == "help":
-        _listing("CPU models:", describe_models())
+        _cpu_help()
     model, *items = split_items(text)
-    if model in names.CPU_MODELS_NOT_BUILT:
-        raise NotBuiltError(f"-cpu {model}: this model is not built yet: use -cpu {DEFAULT_MODEL} or -cpu max")
     known = describe_models()
     if model not in known:
-        hint = suggestion(model, (*known, *names.CPU_MODELS_NOT_BUILT), "-cpu help lists them")
+        hint = suggestion(model, tuple(known), "-cpu help lists them")
         raise UserError(f"-cpu {model}: no such CPU model: {hint}")
     features: dict[str, bool] = {}
     properties: dict[str, str] = {}
     for item in items:
         _cpu_item(item, features, properties)
     draft.cpu = CpuConfig(model, features, properties)
+
+
+def _cpu_help() -> NoReturn:
+    """-cpu help, as QEMU lays it out."""
+    lines = ["Available CPUs:", *(f"x86 {name:<20}  {what}" for name, what in describe_models().items())]
+    flags = " ".join(sorted((*feature_names(), *_kvm_features())))
+    wrapped = textwrap.wrap(flags, 75, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    help_("\n".join([*lines, "", "Recognized CPUID flags:", *wrapped]))
 
 
 def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) -> None:
@@ -187,10 +195,10 @@ def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) 
     features_known = (*feature_names(), *_kvm_features())
     if name in features_known:
         features[name] = parse_switch("cpu", name, value) if equals else sign != "-"
-    elif name in names.CPU_PROPERTIES and not sign:
+    elif name in CPU_PROPERTIES and not sign:
         properties[name] = value if equals else "on"
     else:
-        every = (*features_known, *names.CPU_PROPERTIES)
+        every = (*features_known, *CPU_PROPERTIES)
         raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every)}")
 
 

@@ -8,12 +8,13 @@ import logging
 from dataclasses import astuple, replace
 from typing import Any
 
-from pellucid.cpu.models import CpuModel, resolve
+from pellucid.cpu.models import CpuModel, find_model, needed_levels, resolve
+from pellucid.cpu.models.features import spelled
 from pellucid.cpu.models.leaves import cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
-from pellucid.kvm.cpuid import SUPPORTED_FEATURES, KvmFeature, kvm_leaves
+from pellucid.kvm.cpuid import KVM_CPUID_FEATURES, SUPPORTED_FEATURES, KvmFeature, kvm_leaves
 from pellucid.machine.config import CpuConfig
 
 _log = logging.getLogger("pellucid.machine.cpu")
@@ -37,8 +38,10 @@ KVM_FEATURES = {
 """The paravirtual features that -cpu can switch, by QEMU's names. On without being asked: all that are built."""
 
 PHYS_BITS = (32, 52)
-IGNORED = ("migratable", "check", "host-phys-bits")
-"""Properties that mean nothing here, because nothing of the host's CPU is passed through."""
+U32 = 0xFFFF_FFFF
+LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32}
+IGNORED = ("migratable", "host-phys-bits", "full-cpuid-auto-level")
+"""Properties that mean nothing here, because nothing of the host's CPU is passed through, or that others look at."""
 
 
 def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: bool = True) -> list[CpuidEntry]:
@@ -55,18 +58,20 @@ def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
     """The model with the features and properties that were asked for, less what is not built."""
     changes = {name: on for name, on in cpu.features.items() if name not in KVM_FEATURES}
     resolved = resolve(cpu.model, changes)
-    lacking = [*resolved.lacking, *_lacking_kvm_features(cpu)]
+    lacking = [*map(spelled, resolved.lacking), *_lacking_kvm_features(cpu)]
     enforce = _switch(cpu, "enforce", False)
+    if warn and (enforce or _switch(cpu, "check", True)):
+        for feature in lacking:
+            _log.warning("TCG doesn't support requested feature: %s", feature)
     if lacking and enforce:
-        raise UserError(f"-cpu {cpu.model},enforce: this processor does not have {', '.join(lacking)}")
-    if lacking and warn:
-        _log.warning("-cpu %s: this processor does not have %s: left out", cpu.model, ", ".join(lacking))
+        raise UserError("TCG doesn't support requested features")
     return _with_properties(resolved.model, cpu)
 
 
 def _lacking_kvm_features(cpu: CpuConfig) -> list[str]:
-    asked = (name for name, on in cpu.features.items() if on and name in KVM_FEATURES)
-    return sorted(name for name in asked if KVM_FEATURES[name] & ~SUPPORTED_FEATURES)
+    asked = sorted((KVM_FEATURES[name], name) for name, on in cpu.features.items() if on and name in KVM_FEATURES)
+    return [f"CPUID.{KVM_CPUID_FEATURES:02X}H:EAX.{name} [bit {bits.bit_length() - 1}]"
+            for bits, name in asked if bits & ~SUPPORTED_FEATURES]
 
 
 def _kvm_entries(cpu: CpuConfig) -> list[CpuidEntry]:
@@ -82,20 +87,42 @@ def _kvm_entries(cpu: CpuConfig) -> list[CpuidEntry]:
 
 def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:
     changes: dict[str, Any] = {}
+    if not _switch(cpu, "full-cpuid-auto-level", True):
+        base = find_model(cpu.model)
+        changes |= {"level": base.level, "xlevel": base.xlevel}
+    needed = dict(zip(("level", "xlevel"), needed_levels(model.features), strict=True))
     for name, text in cpu.properties.items():
-        if name in ("family", "model", "stepping", "level", "xlevel"):
-            changes[name] = _number(cpu, name, 0, 0xFFFF_FFFF)
+        if name in LARGEST:
+            changes[name] = _number(cpu, name, 0, LARGEST[name])
+        elif name in ("min-level", "min-xlevel"):
+            level = name.removeprefix("min-")
+            if level not in cpu.properties:
+                changes[level] = max(_number(cpu, name, 0, U32), needed[level])
         elif name == "phys-bits":
-            changes["phys_bits"] = _number(cpu, name, *PHYS_BITS)
+            changes["phys_bits"] = _physical_bits(cpu)
         elif name == "model-id":
             changes["model_id"] = text[:48]
         elif name == "vendor":
             if len(text.encode()) != 12:
-                raise UserError(f"-cpu {cpu.model},vendor={text}: a vendor has exactly 12 characters")
+                raise UserError(_refused(cpu, name, f"Property '.vendor' doesn't take value '{text}'"))
             changes["vendor"] = text
-        elif name not in ("enforce", "kvm", *IGNORED):
+        elif name not in ("enforce", "check", "kvm", *IGNORED):
             raise NotBuiltError(f"-cpu {cpu.model},{name}={text}: this property is not built yet: leave it out")
+    if _switch(cpu, "host-phys-bits", False):
+        changes["phys_bits"] = CpuModel.phys_bits
     return replace(model, **changes)
+
+
+def _refused(cpu: CpuConfig, name: str, why: str) -> str:
+    return f"can't apply global {cpu.model}-x86_64-cpu.{name}={cpu.properties[name]}: {why}"
+
+
+def _physical_bits(cpu: CpuConfig) -> int:
+    """-cpu ...,phys-bits=N; 0 is the accelerator's own width."""
+    bits = _number(cpu, "phys-bits", 0, U32)
+    if bits and not PHYS_BITS[0] <= bits <= PHYS_BITS[1]:
+        raise UserError(f"phys-bits should be between {PHYS_BITS[0]} and {PHYS_BITS[1]} (but is {bits})")
+    return bits or CpuModel.phys_bits
 
 
 def _number(cpu: CpuConfig, name: str, low: int, high: int) -> int:
@@ -103,14 +130,15 @@ def _number(cpu: CpuConfig, name: str, low: int, high: int) -> int:
     try:
         value = int(text, 0)
     except ValueError:
-        value = -1
+        raise UserError(_refused(cpu, name, f"Parameter '{name}' expects uint64")) from None
     if not low <= value <= high:
-        raise UserError(f"-cpu {cpu.model},{name}={text}: give a number from {low} to {high}")
+        why = f"Property .{name} doesn't take value {value} (minimum: {low}, maximum: {high})"
+        raise UserError(_refused(cpu, name, why))
     return value
 
 
 def _switch(cpu: CpuConfig, name: str, default: bool) -> bool:
     text = cpu.properties.get(name)
     if text not in (None, "on", "off", ""):
-        raise UserError(f"-cpu {cpu.model},{name}={text}: give on or off")
+        raise UserError(_refused(cpu, name, f"Parameter '{name}' expects 'on' or 'off'"))
     return default if text is None else text != "off"

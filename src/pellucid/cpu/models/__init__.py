@@ -2,25 +2,21 @@
 
     resolve("Nehalem", {"sse4.2": False, "aes": True})
 
-gives the model with what this processor has of all that, and the names of what it lacks. Models stand in the .toml
-files beside this one; those that follow the processor itself, `pellucid`, `max` and `host`, are
-made here.
+gives the model with what this processor has of all that, and the names of what it lacks. Named models are `data`'s;
+those that follow the processor itself, `pellucid`, `max` and `host`, are made here.
 """
 
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 
+from pellucid.cpu.models.data import CpuModel, catalog, describe
 from pellucid.cpu.models.features import (
-    FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, is_feature)
+    FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, in_word_order, is_feature)
 from pellucid.errors import UserError
-
-_DATA = ("generic.toml", "intel.toml", "intel_since_haswell.toml", "amd.toml")
 
 DEFAULT_MODEL = "pellucid"
 
@@ -34,44 +30,16 @@ ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
                           *(name for name, (place, _) in FEATURES.items() if place[0] == SVM_LEAF))
 """What it takes away without a word, as KVM does."""
 
+EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
+"""Where the ranges of extended and of Centaur's leaves begin."""
+
 NOT_IN_DEFAULT = ("la57",)
 """Left out of `pellucid`: a fifth level of page tables makes every walk longer, and no guest here needs it."""
 
 
 @dataclass(frozen=True)
-class CpuModel:
-    """What CPUID is made from: identity, highest leaves, and features by canonical name."""
-
-    name: str
-    features: frozenset[str]
-    vendor: str = "GenuineIntel"
-    family: int = 6
-    model: int = 58
-    stepping: int = 9
-    model_id: str = "Pellucid Virtual CPU"
-    level: int = 0xD
-    xlevel: int = 0x8000_0008
-    phys_bits: int = 40
-
-    def words(self) -> dict[tuple[int, int, str], int]:
-        """The feature bits, word by word."""
-        words: dict[tuple[int, int, str], int] = {}
-        for name in self.features:
-            place, bit = FEATURES[name]
-            words[place] = words.get(place, 0) | 1 << bit
-        return words
-
-    @property
-    def signature(self) -> int:
-        """Family, model and stepping as leaf 1 packs them (SDM vol. 2, figure 3-6)."""
-        family = min(self.family, 15)
-        extended = (self.family - family & 0xFF) << 20 | (self.model >> 4 & 15) << 16
-        return extended | family << 8 | (self.model & 15) << 4 | self.stepping & 15
-
-
-@dataclass(frozen=True)
 class Resolved:
-    """A model as this processor can be it, and what was asked for beyond that, in alphabetical order."""
+    """A model as this processor can be it, and what was asked for beyond that, in the order of the feature words."""
 
     model: CpuModel
     lacking: tuple[str, ...]
@@ -84,28 +52,31 @@ def own_models() -> dict[str, CpuModel]:
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
         "max": CpuModel("max", everything),
         "host": CpuModel("host", everything),
+        "base": CpuModel("base", frozenset(), "\0" * 12, 0, 0, 0, "", 0, 0),
     }
 
 
 @functools.cache
 def models() -> dict[str, CpuModel]:
-    """Every model by name."""
-    found = own_models()
-    for name in _DATA:
-        for model, fields in tomllib.loads((Path(__file__).parent / name).read_text("ascii")).items():
-            found[model] = CpuModel(name=model, features=frozenset(fields.pop("features").split()), **fields)
-    return found
+    """Every model by every name that it has."""
+    named = catalog()
+    aliases = {name: replace(named.versions[target], name=name) for name, target in named.aliases.items()}
+    return own_models() | named.versions | aliases
+
+
+def alias_of(name: str) -> str | None:
+    """The version that a name stands for; None for one that stands for itself."""
+    return catalog().aliases.get(name)
 
 
 def describe_models() -> dict[str, str]:
     """A line about each model, for `-cpu help`."""
-    special = {
-        DEFAULT_MODEL: "the default: what this processor has, less what slows a guest down",
+    return describe(catalog()) | {
+        "base": "base CPU model type with no features enabled",
+        "host": "the same as max: this processor is the host of its guests",
         "max": "everything that this processor has",
-        "host": "the same: this processor is the host of its guests; nothing of the CPU under it is passed through",
+        DEFAULT_MODEL: "the default: what this processor has, less what slows a guest down",
     }
-    plain = {name: model.model_id or f"a processor of family {model.family}" for name, model in models().items()}
-    return plain | special
 
 
 def find_model(name: str) -> CpuModel:
@@ -130,20 +101,33 @@ def _hint(word: str, known: Collection[str]) -> str:
 
 
 def resolve(name: str, changes: Mapping[str, bool] | None = None) -> Resolved:
-    """Model `name` with features switched on or off, reduced to what is built; raises UserError for unknown names."""
+    """Model `name` with features switched on or off, reduced to what is built; raises UserError for unknown names.
+
+    Its highest leaves are at least those that the features asked for need.
+    """
     base = find_model(name)
     asked = {find_feature(word): on for word, on in (changes or {}).items()}
     on, off = ({word for word, state in asked.items() if state is wanted} for wanted in (True, False))
     wanted = base.features - set(ACCELERATOR_LEAVES_OUT) | set(_added(base))
     wanted = (wanted | on) - off
-    return Resolved(replace(base, features=wanted & built()), tuple(sorted(wanted - built())))
+    level, xlevel = needed_levels(wanted)
+    model = replace(base, features=wanted & built(), level=max(base.level, level), xlevel=max(base.xlevel, xlevel))
+    return Resolved(model, in_word_order(wanted - built()))
+
+
+def needed_levels(features: Collection[str]) -> tuple[int, int]:
+    """The highest leaf and the highest extended leaf that these features are told in; 0 without any."""
+    leaves = [FEATURES[name][0][0] for name in features if name in FEATURES]
+    return (max((leaf for leaf in leaves if leaf < EXTENDED), default=0),
+            max((leaf for leaf in leaves if EXTENDED <= leaf < CENTAUR), default=0))
 
 
 def _added(model: CpuModel) -> list[str]:
     """The accelerator's features for a model that has the local APIC and the leaves that tell of them."""
     if "apic" not in model.features:
-        return ["hypervisor"]
-    names = ACCELERATOR_FEATURES + (("arch-capabilities",) if model.name in HARMLESS_MODELS else ())
+        return ["hypervisor"] if model.level else []
+    harmless = model.name.removesuffix("-v1") in HARMLESS_MODELS
+    names = ACCELERATOR_FEATURES + (("arch-capabilities",) if harmless else ())
     return [name for name in names if FEATURES[name][0][0] <= model.level]
 
 
@@ -153,6 +137,7 @@ __all__ = [
     "FEATURES",
     "CpuModel",
     "Resolved",
+    "alias_of",
     "built",
     "canonical_name",
     "describe_models",
@@ -160,6 +145,7 @@ __all__ = [
     "find_feature",
     "find_model",
     "models",
+    "needed_levels",
     "own_models",
     "resolve",
 ]

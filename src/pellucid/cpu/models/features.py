@@ -4,7 +4,9 @@ Naming and places are facts of the manuals (SDM vol. 2, CPUID; APM vol. 3, appen
 """
 
 import functools
+from collections.abc import Iterable
 
+from pellucid.cpu.models.msr_features import OTHER_FEATURES
 from pellucid.native.host import flags
 
 Place = tuple[int, int, str]
@@ -47,29 +49,6 @@ FEATURES: dict[str, tuple[Place, int]] = {
 }
 """Where a feature's bit is."""
 
-OTHER_FEATURES = frozenset(
-    """
-full-width-write ibrs-all mds-no pschange-mc-no rdctl-no rsba sgx-debug sgx-exinfo sgx-kss sgx-mode64
-sgx-provisionkey sgx-tokenkey sgx1 sgx2 skip-l1dfl-vmentry split-lock-detect ssb-no taa-no tsx-ctrl intel-pt-lip
-vmx-activity-hlt vmx-activity-shutdown vmx-activity-wait-sipi vmx-apicv-register vmx-apicv-vid vmx-apicv-x2apic
-vmx-apicv-xapic vmx-cr3-load-noexit vmx-cr3-store-noexit vmx-cr8-load-exit vmx-cr8-store-exit vmx-desc-exit
-vmx-encls-exit vmx-entry-ia32e-mode vmx-entry-load-bndcfgs vmx-entry-load-efer vmx-entry-load-pat
-vmx-entry-load-perf-global-ctrl vmx-entry-load-pkrs vmx-entry-load-rtit-ctl vmx-entry-noload-debugctl vmx-ept
-vmx-ept-1gb vmx-ept-2mb vmx-ept-advanced-exitinfo vmx-ept-execonly vmx-eptad vmx-eptp-switching vmx-exit-ack-intr
-vmx-exit-clear-bndcfgs vmx-exit-clear-rtit-ctl vmx-exit-load-efer vmx-exit-load-pat vmx-exit-load-perf-global-ctrl
-vmx-exit-load-pkrs vmx-exit-nosave-debugctl vmx-exit-save-efer vmx-exit-save-pat vmx-exit-save-preemption-timer
-vmx-flexpriority vmx-hlt-exit vmx-ins-outs vmx-intr-exit vmx-invept vmx-invept-all-context
-vmx-invept-single-context vmx-invept-single-context-noglobals vmx-invlpg-exit vmx-invpcid-exit vmx-invvpid
-vmx-invvpid-all-context vmx-invvpid-single-addr vmx-io-bitmap vmx-io-exit vmx-monitor-exit vmx-movdr-exit
-vmx-msr-bitmap vmx-mtf vmx-mwait-exit vmx-nmi-exit vmx-page-walk-4 vmx-page-walk-5 vmx-pause-exit vmx-ple vmx-pml
-vmx-posted-intr vmx-preemption-timer vmx-rdpmc-exit vmx-rdrand-exit vmx-rdseed-exit vmx-rdtsc-exit
-vmx-rdtscp-exit vmx-secondary-ctls vmx-shadow-vmcs vmx-store-lma vmx-true-ctls vmx-tsc-offset vmx-tsc-scaling
-vmx-unrestricted-guest vmx-vintr-pending vmx-vmfunc vmx-vmwrite-vmexit-fields vmx-vnmi vmx-vnmi-pending vmx-vpid
-vmx-wbinvd-exit vmx-xsaves vmx-zero-len-inject
-""".split()
-)
-"""Features that MSRs tell rather than CPUID; known by name, so that asking for one is answered."""
-
 ALIASES = {
     "sse3": "pni",
     "sse4-1": "sse4.1",
@@ -93,6 +72,10 @@ _BUILT = frozenset(
 )
 """What this processor carries out whole on every host."""
 
+_BUILT_MSR_BITS = frozenset(
+    "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no".split())
+"""Bits of IA32_ARCH_CAPABILITIES that always stand."""
+
 _BY_HOST = {
     "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma"), "fma": ("fma",), "f16c": ("f16c",),
     "aes": ("aes",), "aes avx": ("vaes",), "pclmulqdq": ("pclmulqdq",), "pclmulqdq avx": ("vpclmulqdq",),
@@ -105,7 +88,7 @@ _BY_HOST = {
 def built() -> frozenset[str]:
     """What this processor carries out whole on this host; nothing else is ever announced."""
     host = flags()
-    return _BUILT.union(*(names for name, names in _BY_HOST.items() if host.issuperset(name.split())))
+    return _BUILT.union(_BUILT_MSR_BITS, *(names for name, names in _BY_HOST.items() if host.issuperset(name.split())))
 
 UNMIGRATABLE = frozenset(("invtsc",))
 """Features that a machine cannot take along to another host; left out unless asked for by name."""
@@ -125,3 +108,29 @@ def is_feature(name: str) -> bool:
 def feature_names() -> tuple[str, ...]:
     """Every canonical name."""
     return (*FEATURES, *sorted(OTHER_FEATURES))
+
+
+_LAST_WORDS = ((SVM_LEAF, 0, "edx"), (0xD, 1, "eax"), (0x6, 0, "eax"))
+"""What QEMU names behind all other words that CPUID tells of."""
+
+
+def _word_order(name: str) -> tuple[int, int]:
+    if name not in FEATURES:
+        return 100 + list(OTHER_FEATURES).index(name), 0
+    place, bit = FEATURES[name]
+    at = 50 + _LAST_WORDS.index(place) if place in _LAST_WORDS else list(_BITS).index(place)
+    return at, bit
+
+
+def in_word_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Features in the order in which QEMU tells of them: word by word."""
+    return tuple(sorted(names, key=_word_order))
+
+
+def spelled(name: str) -> str:
+    """A feature with its place, as QEMU spells it: CPUID.07H:EBX.hle [bit 4]."""
+    if name in FEATURES:
+        (leaf, _, register), bit = FEATURES[name]
+        return f"CPUID.{leaf:02X}H:{register.upper()}.{name} [bit {bit}]"
+    place, bit = OTHER_FEATURES[name]
+    return f"{place}.{name} [bit {bit}]"

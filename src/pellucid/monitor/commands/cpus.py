@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pellucid.cpu.models import describe_models, resolve
+from pellucid.cpu.models import alias_of, describe_models, resolve
 from pellucid.cpu.models.features import feature_names
-from pellucid.errors import PellucidError, UserError
-from pellucid.machine.config import MachineConfig
+from pellucid.errors import PellucidError
+from pellucid.machine.config import CPU_PROPERTIES, CpuConfig, MachineConfig
+from pellucid.machine.cpu_model import configured_model
 from pellucid.monitor.command import Marker, command
 from pellucid.monitor.errors import CommandError, SyntaxProblem
 from pellucid.monitor.objects import vcpu_path
@@ -139,6 +140,7 @@ class CpuDefinitionInfo:
     typename: str
     deprecated: bool
     migration_safe: bool | None = None
+    alias_of: str | None = None
     unavailable_features: list[str] = field(default_factory=list)
 
 
@@ -148,10 +150,11 @@ def query_cpu_definitions(session: Session) -> list[CpuDefinitionInfo]:
     return [
         CpuDefinitionInfo(
             name,
-            static=False,
+            static=name == "base",
             typename=name + TYPE_SUFFIX,
             deprecated=False,
-            migration_safe=name not in ("max", "pellucid"),
+            migration_safe=name not in ("max", "host", "pellucid"),
+            alias_of=alias_of(name),
             unavailable_features=list(resolve(name, {}).lacking),
         )
         for name in describe_models()
@@ -173,6 +176,22 @@ class CpuModelExpansionInfo:
     model: CpuModelInfo
 
 
+def _cpu_config(name: str, props: dict[str, object]) -> CpuConfig:
+    """-cpu as these properties would have it; CommandError for one that does not exist or has another type."""
+    features: dict[str, bool] = {}
+    properties: dict[str, str] = {}
+    for word, value in props.items():
+        if word in feature_names():
+            if not isinstance(value, bool):
+                raise CommandError(f"Invalid parameter type for '{word}', expected: boolean")
+            features[word] = value
+        elif word in CPU_PROPERTIES:
+            properties[word] = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+        else:
+            raise CommandError(f"Property '{name}{TYPE_SUFFIX}.{word}' not found")
+    return CpuConfig(name, features, properties)
+
+
 @command("query-cpu-model-expansion")
 def query_cpu_model_expansion(
     session: Session, type: Literal["static", "full"], model: CpuModelInfo
@@ -182,20 +201,14 @@ def query_cpu_model_expansion(
         raise CommandError(f"CPU model '{model.name}' not found")
     if model.props is not None and not isinstance(model.props, dict):
         raise CommandError("Invalid parameter type for 'props', expected: dict")
-    changes: dict[str, bool] = {}
-    for name, value in (model.props or {}).items():
-        if name not in feature_names():
-            raise CommandError(f"Property '{model.name}{TYPE_SUFFIX}.{name}' not found")
-        if not isinstance(value, bool):
-            raise CommandError(f"Invalid parameter type for '{name}', expected: boolean")
-        changes[name] = value
     try:
-        resolved = resolve(model.name, changes).model
-    except UserError as error:
+        resolved = configured_model(_cpu_config(model.name, model.props or {}), warn=False)
+    except PellucidError as error:
         raise CommandError(str(error)) from None
     props: dict[str, object] = {name: name in resolved.features for name in feature_names()}
     props |= {"family": resolved.family, "model": resolved.model, "stepping": resolved.stepping}
-    props |= {"vendor": resolved.vendor, "model-id": resolved.model_id, "phys-bits": resolved.phys_bits}
+    props |= {"level": resolved.level, "xlevel": resolved.xlevel}
+    props |= {"vendor": resolved.vendor.strip("\0"), "model-id": resolved.model_id, "phys-bits": resolved.phys_bits}
     return CpuModelExpansionInfo(CpuModelInfo("base" if type == "static" else model.name, props))
 
 
