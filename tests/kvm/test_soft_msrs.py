@@ -98,3 +98,18 @@ def test_refused_msrs_are_logged(vcpu: SoftVcpu, caplog: pytest.LogCaptureFixtur
         for _ in range(2):
             refused_msr(MsrAccessError(0xDEAD, 5))
     assert [record.getMessage() for record in caplog.records] == ["WRMSR of 0x5 to 0xdead raises #GP(0)"]
+
+
+def test_split_lock_control(vcpu: SoftVcpu) -> None:
+    """IA32_CORE_CAPABILITIES tells of the one bit of MSR_MEMORY_CTRL; CPUID tells of both."""
+    be(vcpu, "max")
+    assert vcpu.msrs.read(0xCF) == 1 << 5 and vcpu.msrs.read(0x33) == 0
+    vcpu.msrs.write(0x33, 1 << 29)
+    assert vcpu.msrs.read(0x33) == 1 << 29 and vcpu.state.split_lock == 1
+    for index, value in ((0x33, 1 << 28), (0x33, 1), (0xCF, 1 << 5)):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, value)
+    be(vcpu, "max", **{"core-capability": False})
+    for index in (0x33, 0xCF):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(index)

@@ -69,7 +69,8 @@ def deliver_until_done(s) -> u32:
             if vector == PF and soft == SOFT_NONE:
                 s.cr2 = s.exc_address
             deliver_event(s, vector, s.exc_error, s.exc_has_error != 0, soft)
-            s.delivering = IDLE
+            if s.delivering == UNDER_WAY:  # else a task that was switched to begins with a fault
+                s.delivering = IDLE
             s.replay_count = 0
             s.shadow = 0
             return u32(DELIVERED)

@@ -21,6 +21,8 @@ from pellucid.cpu.state import (
 from pellucid.native import (
     fence, i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
 
+CACHE_LINE = 64  # bytes, as CPUID tells
+
 
 @native
 def tlb_entry(s, tlb, lin):
@@ -56,6 +58,9 @@ def load_rw(s, lin, T):
 @native
 def load_locked(s, lin, T):
     """`load_rw` for an instruction with LOCK, whose store `locked_pointer` makes atomic where it can."""
+    if T.size > 1:
+        if unlikely((lin & (CACHE_LINE - 1)) + T.size > CACHE_LINE):
+            check_split_lock(s, lin)
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
         return volatile_load(ptr[T](e.addend + lin))
@@ -63,6 +68,13 @@ def load_locked(s, lin, T):
     if (lin & 0xFFF) + T.size > 4096:
         exclude_others(s)
     return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native(inline=False)
+def check_split_lock(s, lin: u64) -> None:
+    """#AC(0) for LOCK across two cache lines where MSR_MEMORY_CTRL forbids it, at any CPL (SDM vol. 3, 9.1.2.3)."""
+    if s.split_lock != 0 and ((s.mode & MODE_SIZE) != MODE_64 or canonical(s, lin)):
+        alignment(s)
 
 
 @native(inline=False)

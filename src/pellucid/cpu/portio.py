@@ -19,20 +19,25 @@ def check_port(s, port: u64, size: u64) -> None:
         return
     if (s.flags & RFLAGS_VM) == 0 and u64(s.cpl) <= (s.flags >> 12) & 3:
         return
-    attr = s.seg_attr[TR]
-    kind = attr & ATTR_TYPE
-    if (attr & ATTR_UNUSABLE) != 0 or (attr & ATTR_P) == 0 or (kind != _TSS_AVAILABLE and kind != _TSS_BUSY):
-        general_protection(s, 0)
-    limit = u64(s.seg_limit[TR])
-    if limit < _IO_MAP_BASE + 1:
-        general_protection(s, 0)
-    at = u64(load_sys(s, task_state(s, u64(_IO_MAP_BASE)), u16)) + (port >> 3)
+    at = io_map_base(s) + (port >> 3)
     # Two bytes are always read, so that a wide access may begin at any bit.
-    if at + 1 > limit:
+    if at + 1 > u64(s.seg_limit[TR]):
         general_protection(s, 0)
     denied = u64(load_sys(s, task_state(s, at), u16)) >> (port & 7)
     if (denied & ((u64(1) << size) - 1)) != 0:
         general_protection(s, 0)
+
+
+@native
+def io_map_base(s):
+    """Where the TSS has its I/O permission map; #GP(0) where TR has no TSS of 32 bits or more, or a short one."""
+    attr = s.seg_attr[TR]
+    kind = attr & ATTR_TYPE
+    if (attr & ATTR_UNUSABLE) != 0 or (attr & ATTR_P) == 0 or (kind != _TSS_AVAILABLE and kind != _TSS_BUSY):
+        general_protection(s, 0)
+    if u64(s.seg_limit[TR]) < _IO_MAP_BASE + 1:
+        general_protection(s, 0)
+    return u64(load_sys(s, task_state(s, u64(_IO_MAP_BASE)), u16))
 
 
 @native

@@ -21,9 +21,15 @@ def require_protected(s):
 
 
 @native
+def above_iopl(s):
+    """Whether CPL is above IOPL, so that CLI and STI do not reach IF; in real mode it never is."""
+    return not in_real_mode(s) and s.cpl > u32(s.flags >> 12) & 3
+
+
+@native
 def require_iopl(s):
-    """#GP(0) where CPL is above IOPL: CLI and STI, and INT n and IRET of virtual-8086 mode, where CPL is 3."""
-    if not in_real_mode(s) and s.cpl > u32(s.flags >> 12) & 3:
+    """#GP(0) where CPL is above IOPL: INT n of virtual-8086 mode, where CPL is 3."""
+    if above_iopl(s):
         general_protection(s, 0)
 
 

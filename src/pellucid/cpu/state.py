@@ -394,6 +394,7 @@ class CpuState(Struct):
     monitor_gpa: u64       # the line that UMONITOR watches | 1, or 0
     monitor_line: array[u64, 8]   # what it held
     wait_limited: u32      # 1: wait_until comes from IA32_UMWAIT_CONTROL
+    split_lock: u32        # 1: LOCK across two cache lines raises #AC(0) (MSR_MEMORY_CTRL.SPLIT_LOCK_DISABLE)
     announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
 
 

@@ -17,6 +17,7 @@ from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
     CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, RFLAGS_VM, SS, TR,
     TS)
+from pellucid.cpu.virtual import check_virtual_pending
 from pellucid.native import array, local, native, static, struct, u8, u16, u32, u64
 from pellucid.native.layout import Struct
 
@@ -225,6 +226,7 @@ def enter_task(s, t, selector, d, way, ext, bias):
     if t.trap != 0:
         s.db_pending = s.db_pending | DR6_BT
     update_mode(s)
+    check_virtual_pending(s)
 
 
 @native

@@ -1,6 +1,5 @@
 """Instructions on the flags: CLC to STD, LAHF, SAHF, PUSHF, POPF, SALC; and XLAT."""
 
-from pellucid.cpu.faults import general_protection
 from pellucid.cpu.flags import CC_UNKNOWN, carry, get_rflags, set_eflags, set_rflags, status_flags
 from pellucid.cpu.memory import load
 from pellucid.cpu.operands import set_gpr
@@ -8,10 +7,11 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stack import drop, peek, push
 from pellucid.cpu.state import (
     CR0_PE, RFLAGS_AC, RFLAGS_CF, RFLAGS_DF, RFLAGS_ID, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF, RFLAGS_RF,
-    RFLAGS_STATUS, RFLAGS_TF, RFLAGS_VM)
+    RFLAGS_STATUS, RFLAGS_TF, RFLAGS_VIF, RFLAGS_VM)
 from pellucid.cpu.strings import address_mask, check_source, source_linear
+from pellucid.cpu.virtual import require_vme, sensitive, shown_flags, taken_flags
 from pellucid.isa.table import LEAVE, instruction
-from pellucid.native import native, u8, u32, u64, uint
+from pellucid.native import native, u8, u32, u64, uint, unlikely
 
 RAX, RBX = 0, 3
 
@@ -76,13 +76,6 @@ def xlat(s, o, f):
 # --- PUSHF and POPF --------------------------------------------------------------------------------------
 
 
-@native
-def check_v86(s):
-    """#GP(0) in virtual-8086 mode with IOPL below 3 (SDM vol. 3, 21.2.7)."""
-    if (s.flags & RFLAGS_VM) != 0 and (s.flags & RFLAGS_IOPL) != RFLAGS_IOPL:
-        general_protection(s, 0)
-
-
 def _flags_width(code):
     """Operand size: PUSHFW 2, PUSHFD 4, PUSHFQ 8."""
     return {"W": 2, "D": 4, "Q": 8}[code[-1]]
@@ -91,8 +84,11 @@ def _flags_width(code):
 @instruction("PUSHF", "PUSHFD", "PUSHFQ", stack=True, width=_flags_width)
 @native
 def pushf(s, o, f):
-    check_v86(s)
-    push(s, f, uint(f.w)(get_rflags(s) & ~u64(RFLAGS_VM | RFLAGS_RF)), f.w)
+    value = get_rflags(s) & ~u64(RFLAGS_VM | RFLAGS_RF)
+    if unlikely(sensitive(s)):
+        require_vme(s, u32(f.w))
+        value = shown_flags(s, value)
+    push(s, f, uint(f.w)(value), f.w)
 
 
 @native
@@ -112,10 +108,15 @@ def writable_flags(s, w):
 @instruction("POPF", "POPFD", "POPFQ", stack=True, width=_flags_width, ends=LEAVE, cc_out=CC_UNKNOWN)
 @native
 def popf(s, o, f):
-    check_v86(s)
+    virtual = sensitive(s)
+    if unlikely(virtual):
+        require_vme(s, u32(f.w))
     value = u64(peek(s, f, 0, f.w))
-    drop(s, f, f.w)
     may = writable_flags(s, f.w)
+    if unlikely(virtual):
+        value = taken_flags(s, value)
+        may = may | RFLAGS_VIF
+    drop(s, f, f.w)
     old = get_rflags(s)
     if f.w != 2:
         old = old & ~u64(RFLAGS_RF)

@@ -13,6 +13,8 @@ from pellucid.cpu.state import (
     BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, OF, PENDING_REQUEST, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF,
     RFLAGS_RF, RFLAGS_VIF, RFLAGS_VIP, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SS, TR, TS)
 from pellucid.cpu.tasks import RETURN, switch_task, task_descriptor
+from pellucid.cpu.virtual import (
+    check_virtual_pending, enter_8086_handler, redirected, require_vme, sensitive, taken_flags)
 from pellucid.isa.table import JUMP, LEAVE_JUMP, PLAIN, instruction
 from pellucid.native import atomic_or, native, ref, u16, u32, u64
 
@@ -31,12 +33,16 @@ def software_interrupt(s, o, vector, kind):
     raise Stop
 
 
-@instruction("INT", ends=JUMP, name="int_n")
+@instruction("INT", ends=LEAVE_JUMP, name="int_n")
 @native
 def int_n(s, o, f):
+    vector = u32(o.imm) & 0xFF
     if in_v86(s):
+        if redirected(s, vector):
+            enter_8086_handler(s, vector, s.rip + u64(o.next_ip))
+            return
         require_iopl(s)
-    software_interrupt(s, o, u32(o.imm) & 0xFF, SOFT_INT)
+    software_interrupt(s, o, vector, SOFT_INT)
 
 
 @instruction("INT3", ends=JUMP)
@@ -75,7 +81,8 @@ def iret(s, o, f):
     if in_real_mode(s):
         iret_real(s, f)
     elif in_v86(s):
-        require_iopl(s)
+        if sensitive(s):
+            require_vme(s, u32(f.w))
         iret_real(s, f)
     elif (s.flags & RFLAGS_NT) != 0:
         iret_task(s, o)
@@ -116,12 +123,15 @@ def iret_real(s, f):
     flags = u64(peek(s, f, f.w * 2, f.w))
     if ip > u64(s.seg_limit[CS]):
         general_protection(s, 0)
-    drop(s, f, f.w * 3)
     keep: u64 = RFLAGS_VM | RFLAGS_VIF | RFLAGS_VIP
     if f.w == 2:
         keep = 0xFFFF_0000
     if in_v86(s):
         keep = keep | RFLAGS_IOPL
+    if sensitive(s):
+        flags = taken_flags(s, flags)
+        keep = (keep | RFLAGS_IF) & ~u64(RFLAGS_VIF)
+    drop(s, f, f.w * 3)
     set_rflags(s, (get_rflags(s) & keep) | (flags & ~keep & 0x3F7FD5))
     s.rip = ip
     set_real_code(s, cs & 0xFFFF)
@@ -173,6 +183,7 @@ def iret_code(s, f, ip, selector, flags):
     set_rflags(s, merged)
     set_return_code(s, selector, d, ip)
     update_mode(s)
+    check_virtual_pending(s)
 
 
 @native
@@ -197,3 +208,4 @@ def iret_to_v86(s, f, ip, selector, flags):
     set_real_segment(s, u32(FS), fs)
     set_real_segment(s, u32(GS), gs)
     update_mode(s)
+    check_virtual_pending(s)

@@ -3,12 +3,13 @@
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, write
-from pellucid.cpu.privilege import require_cpl0, require_iopl
+from pellucid.cpu.privilege import above_iopl, require_cpl0
 from pellucid.cpu.state import (
     CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS, RFLAGS_AC,
     RFLAGS_IF, SHADOW_STI)
+from pellucid.cpu.virtual import write_virtual_if
 from pellucid.isa.table import LEAVE, instruction
-from pellucid.native import native, rdtsc, u32, u64, u128, uint
+from pellucid.native import native, rdtsc, u32, u64, u128, uint, unlikely
 
 RAX, RCX, RDX = 0, 1, 2
 
@@ -16,17 +17,21 @@ RAX, RCX, RDX = 0, 1, 2
 @instruction("CLI")
 @native
 def cli(s, o, f):
-    require_iopl(s)
-    s.flags = s.flags & ~u64(RFLAGS_IF)
+    if unlikely(above_iopl(s)):
+        write_virtual_if(s, False)
+    else:
+        s.flags = s.flags & ~u64(RFLAGS_IF)
 
 
 @instruction("STI", ends=LEAVE)
 @native
 def sti(s, o, f):
-    require_iopl(s)
-    if (s.flags & RFLAGS_IF) == 0:
-        s.shadow = SHADOW_STI
-    s.flags = s.flags | RFLAGS_IF
+    if unlikely(above_iopl(s)):
+        write_virtual_if(s, True)
+    else:
+        if (s.flags & RFLAGS_IF) == 0:
+            s.shadow = SHADOW_STI
+        s.flags = s.flags | RFLAGS_IF
 
 
 @instruction("HLT", ends=LEAVE)

@@ -66,7 +66,7 @@ USER32, USER_DATA, USER64 = 0x33, 0x3B, 0x43
 CONFORMING, TSS, LDT = 0x48, 0x50, 0x60
 SPARE = 0x70  # and every eight bytes up to 0xF8
 GDT_LIMIT, TSS_LIMIT = 0xFF, 0x67
-CR4_ALLOWED = 0x17F_1FFC  # everything but VME, PVI, VMX, SMX, CET, and what is beyond PKS
+CR4_ALLOWED = 0x17F_1FFF  # everything but VMX, SMX, CET, and what is beyond PKS
 _HANG = 5.0  # seconds after which a guest that does not stop is stopped
 
 

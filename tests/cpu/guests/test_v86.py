@@ -3,7 +3,6 @@
 import pytest
 from pellucid.cpu.state import (
     CR0_AM,
-    CR4_VME,
     DS,
     ES,
     EXIT_HLT,
@@ -170,13 +169,6 @@ def test_entry_faults() -> None:
     m.load("pushfd\npop eax\nint 0x30", 0x12000, 32)
     m.catch()
     assert not m.stack(3, 4)[2] & RFLAGS_VM, "VM counts at CPL 0 only"
-
-
-def test_vme_is_not_announced() -> None:
-    """CR4.VME stays a reserved bit, so the redirection that is not built cannot be asked for."""
-    m = Machine()
-    m.protected("mov eax, 1\nmov cr4, eax")
-    assert m.catch() == 13 and not m.state.cr4 & CR4_VME
 
 
 def test_flags_of_the_restarted_instruction() -> None:

@@ -62,19 +62,19 @@ ALIASES = {
 
 _BUILT = frozenset(
     (
-        "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
+        "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
-        "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities bhi-ctrl mcdt-no xsaveopt xsavec "
-        "serialize movdiri movdir64b waitpkg cldemote clzero sse4a fzrm fsrs fsrc "
+        "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no xsaveopt "
+        "xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a fzrm fsrs fsrc "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )
 """What this processor carries out whole on every host."""
 
 _BUILT_MSR_BITS = frozenset(
-    "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no".split())
-"""Bits of IA32_ARCH_CAPABILITIES that always stand."""
+    "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no split-lock-detect".split())
+"""Bits of IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES that always stand."""
 
 _BY_HOST = {
     "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma"), "fma": ("fma",), "f16c": ("f16c",),

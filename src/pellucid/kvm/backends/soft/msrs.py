@@ -24,6 +24,11 @@ IA32_UMWAIT_CONTROL = 0xE1
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
+# What IA32_CORE_CAPABILITIES says where CPUID has it: split locks can be made to raise #AC, by a bit of
+# MSR_MEMORY_CTRL (also called MSR_TEST_CTRL).
+IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL = 0xCF, 0x33
+CORE_CAPABILITIES, SPLIT_LOCK_DISABLE = 1 << 5, 1 << 29
+
 # MSRs whose value is a field of CpuState, with the bits that may be set.
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
@@ -34,7 +39,8 @@ CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 # MSRs kept as plain values: reset value and the bits that may be set.
 VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0)}
 # MSRs that only read, with their value.
-CONSTANTS = {0x17: 0, 0x3A: 1, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0, 0x1C9: 0}
+CONSTANTS = {0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0,
+             0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
@@ -49,6 +55,7 @@ IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
+            **dict.fromkeys((IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL), ((7, 0, "edx", 30),)),
             IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
             IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),),
@@ -71,6 +78,7 @@ class Msrs:
             IA32_PAT: (lambda: int(vcpu.processor.state.pat), self._write_pat),
             IA32_PKRS: (lambda: int(vcpu.processor.state.pkrs), self._write_pkrs),
             IA32_XSS: (lambda: int(vcpu.processor.state.xss), self._write_xss),
+            MSR_MEMORY_CTRL: (self._read_memory_ctrl, self._write_memory_ctrl),
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
             MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
@@ -200,6 +208,14 @@ class Msrs:
         if value & ~state.xss_allowed:
             raise MsrAccessError(IA32_XSS, value)
         state.xss = value
+
+    def _read_memory_ctrl(self) -> int:
+        return SPLIT_LOCK_DISABLE if self._vcpu.processor.state.split_lock else 0
+
+    def _write_memory_ctrl(self, value: int) -> None:
+        if value & ~SPLIT_LOCK_DISABLE:
+            raise MsrAccessError(MSR_MEMORY_CTRL, value)
+        self._vcpu.processor.state.split_lock = int(value != 0)
 
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value
