@@ -103,7 +103,7 @@ def test_boot_indices(tmp_path: Path) -> None:
     with pc_machine(tmp_path, drives=drives(DISK.format(folder=tmp_path))) as machine:
         disk, cd, _ = (drive.backend.user for drive in machine.drives)
         cd.bootindex, disk.bootindex = 1, 2  # type: ignore[union-attr]
-        paths = boot_devices([disk, cd], "ide@1,1")  # type: ignore[list-item]
+        paths = boot_devices(machine.drives.controllers)
         assert paths == ["/pci@i0cf8/ide@1,1/drive@1/disk@0", "/pci@i0cf8/ide@1,1/drive@0/disk@0"]
         assert boot_order_file(paths, strict=False) == "\n".join(paths).encode() + b"\0"
 

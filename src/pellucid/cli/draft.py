@@ -24,6 +24,7 @@ from pellucid.machine.config import (
     MachineConfig,
     MonitorConfig,
     Pairs,
+    RtcConfig,
 )
 from pellucid.runtime import PanicAction
 
@@ -47,6 +48,7 @@ class Draft:
     drives: list[DriveOptions] = field(default_factory=list)
     snapshot: bool = False
     boot: BootConfig = field(default_factory=BootConfig)
+    rtc: RtcConfig = field(default_factory=RtcConfig)
     data_folders: list[Path] = field(default_factory=list)
     nographic: bool = False
     display_none: bool = False
@@ -113,6 +115,7 @@ class Draft:
             drives=tuple(replace(drive, snapshot=drive.snapshot or self.snapshot) for drive in self.drives),
             default_drives=not self.no_defaults,
             boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),
+            rtc=self.rtc,
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,
             serials=serials,

@@ -20,7 +20,7 @@ INTERFACES_NOT_BUILT = ("scsi", "sd", "mtd", "pflash", "virtio", "xen")
 CACHE_NOT_BUILT = ("none", "off", "directsync")
 READ_ACTIONS = ("report", "ignore", "stop")
 FORMATS_OF_PROTOCOLS = ("file", "host_device")
-BOOT_LETTERS, MOST_BOOT_DEVICES = "acdn", 3
+BOOT_LETTERS, MOST_BOOT_DEVICES = "abcdn", 3
 LONGEST_SPLASH, LONGEST_TIMEOUT = 0xFFFF, 0xFFFF
 
 
@@ -163,7 +163,9 @@ def boot(draft: Draft, text: str) -> None:
         once=values.get("once", before.once),
         menu=parse_switch("boot", "menu", values["menu"]) if "menu" in values else before.menu,
         splash_time=_milliseconds(values, "splash-time", LONGEST_SPLASH, before.splash_time),
-        reboot_timeout=_milliseconds(values, "reboot-timeout", LONGEST_TIMEOUT, before.reboot_timeout),
+        reboot_timeout=None
+        if values.get("reboot-timeout") == "-1"  # never
+        else _milliseconds(values, "reboot-timeout", LONGEST_TIMEOUT, before.reboot_timeout),
         strict=parse_switch("boot", "strict", values["strict"]) if "strict" in values else before.strict,
     )
 

@@ -14,6 +14,7 @@ from pellucid.cli import drives, unbuilt
 from pellucid.cli import option_values as values
 from pellucid.cli.draft import Draft
 from pellucid.cli.keyval import suggestion
+from pellucid.cli.rtc import rtc
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import MachineConfig
 
@@ -66,6 +67,7 @@ OPTIONS = (
     Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
     Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
            "boot order: a floppy, c disk, d CD, n network", drives.boot),
+    Option(("rtc",), "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none]", "the guest's calendar", rtc),
     Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),
     Option(("acpitable",), "sig=SIG,data=FILE,... | file=FILE", "an ACPI table of your own", values.acpitable),
     Option(("fw_cfg",), "[name=]NAME,string=TEXT | [name=]NAME,file=FILE", "a file for the guest", values.fw_cfg),

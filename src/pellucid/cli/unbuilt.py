@@ -8,7 +8,7 @@ WITH_VALUE = """
 add-fd blockdev chroot compat dtb
 dump-vmstate fsdev gdb icount incoming iscsi k loadvm mem-path
 msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
-rotate rtc runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
+rotate runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
 """.split()
 

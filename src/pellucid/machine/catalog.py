@@ -13,12 +13,18 @@ from pellucid.errors import UserError
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.device import Device
 from pellucid.machine.devices import pc_testdev
+from pellucid.machine.devices.ahci import Ich9Ahci
 from pellucid.machine.devices.debugcon import DebugCon
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.isa_debug_exit import IsaDebugExit
 from pellucid.machine.devices.pc_testdev import PcTestdev
 from pellucid.machine.devices.pci_testdev import PciTestdev
 from pellucid.machine.devices.pvpanic import Pvpanic, PvpanicPci
+from pellucid.machine.ide.ahci_port import AhciPort
+from pellucid.machine.ide.atapi import IdeCd
+from pellucid.machine.ide.bus import IdeBus
+from pellucid.machine.ide.disk import IdeHd
+from pellucid.machine.ide.plug import plug_drive
 from pellucid.machine.machine import Machine
 from pellucid.machine.pci import Ioh3420, PciePciBridge, PcieRootPort, StandardPciBridge
 from pellucid.memory import MemoryRegion
@@ -38,6 +44,8 @@ class Plug:
     id: str = ""
     bus_name: str = ""
     """For the bus of a bridge."""
+    place: object = None
+    """What stands behind the bus that it goes on."""
 
     def chardev(self, kind: str) -> Chardev:
         """The backend that the property `chardev` names. Raises UserError."""
@@ -87,9 +95,9 @@ class DeviceClass:
         return text + (f', desc "{self.description}"' if self.description else "")
 
 
-BRIDGES, MISC = "Controller/Bridge/Hub", "Misc"
+BRIDGES, STORAGE, MISC = "Controller/Bridge/Hub", "Storage", "Misc"
 CATEGORIES = (
-    BRIDGES, "USB", "Storage", "Network", "Input", "Display", "Sound", MISC, "CPU", "Watchdog", "Uncategorized",
+    BRIDGES, "USB", STORAGE, "Network", "Input", "Display", "Sound", MISC, "CPU", "Watchdog", "Uncategorized",
 )  # fmt: skip
 """In the order of `-device help`."""
 
@@ -152,6 +160,23 @@ def _root_port(device: type[PcieRootPort] | type[Ioh3420]) -> Callable[[Plug], D
     return make
 
 
+def _drive(*, cd: bool) -> Callable[[Plug], Device]:
+    def make(plug: Plug) -> Device:
+        assert isinstance(plug.place, IdeBus | AhciPort)
+        return plug_drive(plug.machine.drives, plug.place, plug.values, plug.given, cd=cd)
+
+    return make
+
+
+def _ahci(plug: Plug) -> Device:
+    if plug.id:
+        return Ich9Ahci(plug.id + ".{}")
+    first = sum(
+        place.name.startswith("ide.") for controller in plug.machine.drives.controllers for place in controller.places
+    )
+    return Ich9Ahci("ide.{}", first)
+
+
 CATALOG = (
     DeviceClass("ioh3420", "PCI", BRIDGES, Ioh3420, _root_port(Ioh3420), "Intel IOH device id 3420 PCIE Root Port",
                 express_only=True),
@@ -160,6 +185,9 @@ CATALOG = (
                 lambda plug: PciePciBridge(plug.bus_name, plug.given), express_only=True),
     DeviceClass("pcie-root-port", "PCI", BRIDGES, PcieRootPort, _root_port(PcieRootPort), "PCI Express Root Port",
                 express_only=True),
+    DeviceClass("ich9-ahci", "PCI", STORAGE, Ich9Ahci, _ahci, alias="ahci"),
+    DeviceClass("ide-cd", "IDE", STORAGE, IdeCd, _drive(cd=True), "virtual IDE CD-ROM"),
+    DeviceClass("ide-hd", "IDE", STORAGE, IdeHd, _drive(cd=False), "virtual IDE disk"),
     DeviceClass("isa-debug-exit", "ISA", MISC, IsaDebugExit, _isa_debug_exit),
     DeviceClass("isa-debugcon", "ISA", MISC, DebugCon, _isa_debugcon),
     DeviceClass("pc-testdev", "ISA", MISC, PcTestdev, _pc_testdev),

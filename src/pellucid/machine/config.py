@@ -169,6 +169,17 @@ class BootConfig:
 
 
 @dataclass(frozen=True)
+class RtcConfig:
+    """-rtc: `base` is where the calendar starts: "utc", "localtime", or seconds since 1970 as text.
+
+    clock: what drives it: "host" the host's calendar, "rt" its monotonic one, "vm" the guest's, which may stand still.
+    """
+
+    base: str = "utc"
+    clock: str = "host"
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
 
@@ -181,7 +192,7 @@ class MachineConfig:
     append: the kernel command line.
     drives: disks and CDs in the order they were asked for; default_drives: an empty CD
         and an empty floppy drive, where the board has them and none was asked for.
-    boot: what firmware boots from.
+    boot: what firmware boots from. rtc: the guest's calendar.
     data_folders: where firmware is looked for first (-L).
     serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
@@ -215,6 +226,7 @@ class MachineConfig:
     drives: tuple[DriveOptions, ...] = ()
     default_drives: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
+    rtc: RtcConfig = field(default_factory=RtcConfig)
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     chardevs: tuple[CharBackend, ...] = ()
     monitors: tuple[MonitorConfig, ...] = ()

@@ -6,29 +6,34 @@
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from pellucid.block import BlockBackend, BlockNode, DriveOptions, ImageLocked, WorkerPool, attach, medium, open_image
+from pellucid.block import (
+    BlockBackend,
+    BlockNode,
+    DriveOptions,
+    ImageLocked,
+    Policy,
+    WorkerPool,
+    attach,
+    medium,
+    open_image,
+)
 from pellucid.errors import UserError
 from pellucid.machine.floppy.drive import FloppyDrive
 from pellucid.machine.ide.atapi import IdeCd
+from pellucid.machine.ide.boot import IdeController, IdePlaces
 from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import AtaDrive
+from pellucid.machine.pci import PciFunction
+from pellucid.machine.qdev import QdevBus, QdevNode
 from pellucid.runtime import MainLoop, RunState, System
 
 _log = logging.getLogger("pellucid.machine.drives")
 
-
-class IdePlaces(Protocol):
-    """Where drives are connected: an IDE channel (units 0 and 1) or an AHCI port (unit 0)."""
-
-    name: str
-
-    def attach(self, unit: int, drive: AtaDrive) -> None:
-        """Connect. Raises ValueError when the place is taken or does not exist."""
-        ...
+LAST_RANK = 1 << 20
+"""Behind everything that the command line names."""
 
 
 @dataclass
@@ -51,6 +56,9 @@ class Drives:
         self._system = system
         self.pool = WorkerPool(loop.call_soon_threadsafe)
         self.by_name: dict[str, Drive] = {}
+        self.controllers: list[IdeController] = []
+        self.on_plugged: list[Callable[[], None]] = []
+        """Called when a drive was added behind the board's back."""
         system.on_event.append(self._run_state_changed)
 
     def __iter__(self) -> Iterator[Drive]:
@@ -94,7 +102,7 @@ class Drives:
         name = options.id or self._default_name(options, place)
         if name in self.by_name:
             raise UserError(f"{options.option}: Duplicate ID '{name}' for drive: give it another id=")
-        if options.file is None and not options.is_removable:
+        if options.file is None and not options.is_removable and options.interface != "none":
             raise UserError(f"{options.option}: Device needs media, but drive is empty: give file=PATH")
         node = None if options.file is None else open_image(options, attached=place is not None)
         backend = BlockBackend(name, self.pool, node, options.policy, removable=options.is_removable)
@@ -109,37 +117,59 @@ class Drives:
             return f"floppy{place[1]}"
         return f"ide{place[0]}-{'cd' if options.is_cdrom else 'hd'}{place[1]}"
 
-    def connect(self, buses: Sequence[IdePlaces]) -> list[AtaDrive]:
-        """Make the drives that have a place, and connect them. Returns them."""
+    def connect(self, places: Sequence[IdePlaces]) -> list[tuple[int, AtaDrive]]:
+        """Make the drives that have a place, and connect them. Returns each with its bus."""
         made = []
         for drive in self:
             if drive.place is not None and drive.options.interface == "ide":
                 bus, unit = drive.place
-                made.append(self.make(drive, buses[bus], bus, unit))
+                try:
+                    made.append((bus, self.make(drive, places[bus], unit, cd=drive.options.is_cdrom)))
+                except UserError as error:
+                    raise UserError(f"{drive.options.option}: {error}") from error
         return made
 
-    def make(self, drive: Drive, place: IdePlaces, bus: int, unit: int) -> AtaDrive:
+    def make(self, drive: Drive, place: IdePlaces, unit: int, *, cd: bool) -> AtaDrive:
         """The IDE device for a drive, connected. Raises UserError when it cannot be."""
-        if drive.backend.user is not None:
-            raise UserError(f"{drive.options.option}: Drive '{drive.backend.name}' is already in use by another device")
+        backend = drive.backend
+        if backend.user is not None:
+            problem = f"Drive '{backend.name}' is already in use"
+            if drive.place is None:
+                raise UserError(f"{problem} by another device")
+            hint = "(did you need 'if=none' in the drive options?)"
+            raise UserError(f"{problem} because it has been automatically connected to another device {hint}")
+        if backend.node is None and not cd:
+            raise UserError("Device needs media, but drive is empty")
         try:
-            if drive.place is None and drive.backend.node is not None:
-                attach(drive.backend.node)
+            if drive.place is None and backend.node is not None:
+                attach(backend.node)
         except ImageLocked as error:
             raise UserError(
-                f"{drive.options.option}: Failed to get {error.lock} lock. Is another process using the image "
+                f"Failed to get {error.lock} lock. Is another process using the image "
                 f"[{drive.options.file}]? Stop it, or use snapshot=on"
             ) from error
-        if not drive.options.is_cdrom and drive.backend.read_only:
-            raise UserError(f"{drive.options.option}: Block node is read-only: use snapshot=on, or media=cdrom")
-        kind = IdeCd if drive.options.is_cdrom else IdeHd
-        # Numbers count every place, those without a drive too, so that a serial number tells the place.
-        made: AtaDrive = kind(drive.backend, 2 * bus + unit + 1)
+        if not cd and backend.read_only:
+            raise UserError("Block node is read-only: use snapshot=on, or media=cdrom")
+        backend.removable = cd
+        made: AtaDrive = (IdeCd if cd else IdeHd)(backend, self._number(place, unit))
         try:
             place.attach(unit, made)
         except ValueError as error:
-            raise UserError(f"{drive.options.option}: {error}") from None
-        made.channel = bus
+            raise UserError(str(error)) from None
+        return made
+
+    def _number(self, place: IdePlaces, unit: int) -> int:
+        """Every place counts, those without a drive too, so that a serial number tells the place."""
+        places = [place for controller in self.controllers for place in controller.places]
+        return 2 * places.index(place) + unit + 1
+
+    def add_empty(self, option: str) -> Drive:
+        """An empty CD drive's end of the block layer that has no name: its device was asked for without a drive."""
+        name = next(name for n in range(1 << 16) if (name := f"#cd{n}") not in self.by_name)
+        backend = BlockBackend("", self.pool, None, Policy(), removable=True)
+        backend.on_stop = lambda kind, error: self._stop(backend, kind, error)
+        options = DriveOptions(option, interface="none", media="cdrom", id=name)
+        made = self.by_name[name] = Drive(options, None, backend, LAST_RANK + len(self.by_name))
         return made
 
     # Removable media.
@@ -197,6 +227,17 @@ class Drives:
                 drive.backend.close()
             except OSError as error:
                 _log.error("%s: could not be written to the end: %s", drive.backend.name, error.strerror)
+
+
+def add_controller(
+    drives: Drives, node: QdevNode, function: PciFunction, places: Sequence[IdePlaces]
+) -> list[QdevBus]:
+    """A controller that is on its bus: its drives get numbers, its channels are buses that the user can name."""
+    drives.controllers.append(IdeController(function, places))
+    buses = [node.add_bus(place.name, "IDE") for place in places]
+    for bus, place in zip(buses, places, strict=True):
+        bus.host = place
+    return buses
 
 
 def _place(

@@ -5,13 +5,13 @@ everything here, except run() and close().
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
+from pellucid.machine.calendar import calendar
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
 from pellucid.machine.drives import Drives
@@ -38,7 +38,6 @@ from pellucid.runtime import (
     MainLoop,
     Outcome,
     ShutdownCause,
-    SteppedClock,
     System,
     VcpuGroup,
     VcpuThread,
@@ -76,8 +75,8 @@ class Machine:
         self.clock = clock
         self.report = report
         self.device_clock = LockedClock(clock, loop.bql)
-        self.wall_ns = _calendar(clock)
-        """The calendar time that the guest's real-time clock starts from: the host's; by hand where the clock is."""
+        self.wall_ns = calendar(config.rtc, clock)
+        """The calendar time that the guest's real-time clock starts from."""
         self.vcpus = VcpuGroup(loop.bql)
         self.system = System(
             loop, self.vcpus, clock, no_reboot=not config.reboot, no_shutdown=not config.exit_on_shutdown
@@ -108,6 +107,8 @@ class Machine:
         self.coprocessor_error: Callable[[], None] | None = None
         """What the processors' FERR# is wired to; without it they wait there, as hardware does."""
         self.parts: list[Part] = []
+        self.peripherals: list[tuple[str, Device]] = []
+        """What -device has added, by the user's id (or "")."""
         self.qdev = QdevBus("main-system-bus", "System")
         self.pci: PciBus | None = None
         """The root bus, on boards that have one."""
@@ -311,11 +312,3 @@ class Machine:
             what = "resets" if self.config.reboot else "ends (-no-reboot)"
             self.report(f"{thread.name}: triple fault, the machine {what}\n{exit.reason}")
         self.system.vcpu_event(thread, outcome, exit)
-
-
-def _calendar(clock: VirtualClock) -> Callable[[], int]:
-    """Nanoseconds since 1970."""
-    if not isinstance(clock, SteppedClock):
-        return time.time_ns
-    started = time.time_ns()
-    return lambda: started + clock.now_ns()

@@ -25,6 +25,7 @@ OPTION_TABLES: dict[str, dict[str, ParameterType]] = {
     },
     "mon": {"mode": "string", "chardev": "string", "pretty": "boolean"},
     "name": {"guest": "string", "process": "string", "debug-threads": "boolean"},
+    "rtc": {"base": "string", "clock": "string", "driftfix": "string"},
     "memory": {"size": "size", "slots": "number", "maxmem": "size"},
     "action": {"reboot": "string", "shutdown": "string", "panic": "string", "watchdog": "string"},
     "smp-opts": {

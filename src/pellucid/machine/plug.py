@@ -9,6 +9,9 @@ from pellucid.machine.catalog import DeviceClass, Plug, find_class
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import DeviceOption, GlobalOption
 from pellucid.machine.device import Device, Property
+from pellucid.machine.devices.ahci import Ich9Ahci
+from pellucid.machine.drives import add_controller
+from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.kvm_pit import KVM_PIT, set_pit_global
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
@@ -17,7 +20,7 @@ from pellucid.machine.pci.ports import RootPort
 from pellucid.machine.qdev import QdevBus
 
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-BUS_KINDS = {"PCI": ("PCI", "PCIE"), "ISA": ("ISA",)}
+BUS_KINDS = {"PCI": ("PCI", "PCIE"), "ISA": ("ISA",), "IDE": ("IDE",)}
 """Types of bus on which a device for one finds its place."""
 PLACED_BY_BUS = ("addr", "multifunction")
 NOT_BUILT_VALUES = {"romfile": "an expansion ROM from a file", "failover_pair_id": "fail-over"}
@@ -114,7 +117,7 @@ class DevicePlugger:
     def _find_bus(self, entry: DeviceClass, name: str | None) -> QdevBus:
         kinds = BUS_KINDS[entry.bus]
         if name is None:
-            for bus in self._machine.qdev.walk():
+            for bus in self._machine.qdev.walk_newest_first():
                 if bus.kind in kinds:
                     return bus
             raise UserError(f"No '{entry.bus}' bus found for device '{entry.name}'")
@@ -142,6 +145,7 @@ class DevicePlugger:
             kind = "PCIE" if behind else "PCI"
             plug.bus_name = f"{kind.lower()}.{self._automatic[kind]}"
             self._automatic[kind] += 1
+        plug.place = bus.host
         device = entry.make(plug)
         device.set_properties(given)
         if pci is not None:
@@ -153,7 +157,21 @@ class DevicePlugger:
         else:
             bus.plug(device.qdev_node(ident))
         self._machine.parts.append(Part(device))
+        self._machine.peripherals.append((ident, device))
+        self._plugged(device)
         return device
+
+    def _plugged(self, device: Device) -> None:
+        """What is more to do for a disk controller, and for a drive."""
+        drives = self._machine.drives
+        if isinstance(device, Ich9Ahci):
+            bus = device.bus
+            assert bus is not None
+            add_controller(drives, bus.node(device), device, device.places)
+            self._machine.parts += [Part(part) for part in device.parts]
+        elif isinstance(device, AtaDrive):
+            for tell in drives.on_plugged:
+                tell()
 
 
 def find_property(entry: DeviceClass, name: str) -> Property[Any]:

@@ -81,11 +81,17 @@ class BootIndex(PropertyType[int]):
             raise UserError(f"Parameter '{property_name}' expects integer")
         return int(text)
 
+    def default_text(self, value: int) -> None:
+        return None
+
 
 class Size(PropertyType[int]):
     """Bytes, with a binary suffix."""
 
     name = "size"
+
+    def __init__(self, hint: str = "") -> None:
+        self.hint = hint
 
     def load(self, plain: object) -> int:
         if isinstance(plain, int) and not isinstance(plain, bool) and 0 <= plain < 1 << 64:
@@ -135,10 +141,11 @@ class Switch(PropertyType[bool]):
 
 
 class Words(PropertyType[str]):
-    """One of several words."""
+    """One of several words; `meaning` stands before them in help."""
 
-    def __init__(self, name: str, *words: str) -> None:
-        self.name, self.words, self.hint = name, words, "/".join(words)
+    def __init__(self, name: str, *words: str, meaning: str = "") -> None:
+        self.name, self.words = name, words
+        self.hint = (meaning and f"{meaning}, ") + "/".join(words)
 
     def load(self, plain: object) -> str:
         return plain if isinstance(plain, str) and plain in self.words else super().load(plain)
@@ -201,6 +208,14 @@ class PciAddress(PropertyType[int]):
 UINT8, UINT16, UINT32, UINT64 = Unsigned(8), Unsigned(16), Unsigned(32), Unsigned(64)
 SIZE, BOOL, BIT, STRING = Size(), Switch(), Switch(bit=True), String()
 CHARDEV = String("ID of a chardev to use as a backend")
+DRIVE = String("Node name or ID of a block device to use as a backend")
+BLOCK_SIZE = Size("A power of two between 512 B and 2 MiB")
+ON_ERROR = Words(
+    "BlockdevOnError", "report", "ignore", "enospc", "stop", "auto", meaning="Error handling policy"
+)
+BIOS_TRANSLATION = Words(
+    "BiosAtaTranslation", "auto", "none", "lba", "large", "rechs", meaning="Logical CHS translation algorithm"
+)
 ON_OFF_AUTO = Words("OnOffAuto", "on", "off", "auto")
 PCI_ADDRESS = PciAddress()
 BOOT_INDEX = BootIndex()

@@ -65,6 +65,13 @@ class QdevBus:
             for bus in node.buses:
                 yield from bus.walk()
 
+    def walk_newest_first(self) -> "Iterator[QdevBus]":
+        """The same in the order in which QEMU looks for a bus that nobody has named."""
+        yield self
+        for node in reversed(self.nodes):
+            for bus in reversed(node.buses):
+                yield from bus.walk_newest_first()
+
 
 def fixed(*properties: tuple[str, str]) -> Lines:
     """Properties that do not change, for devices that the hypervisor emulates."""

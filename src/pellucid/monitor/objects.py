@@ -21,7 +21,7 @@ from pellucid.machine.streams import Streams
 from pellucid.monitor.errors import DeviceNotFound
 from pellucid.runtime import VcpuThread
 
-UNATTACHED = "/machine/unattached"
+UNATTACHED, PERIPHERAL = "/machine/unattached", "/machine/peripheral"
 CPU_TYPE = "-x86_64-cpu"
 MACHINE_TYPE = "-machine"
 
@@ -62,22 +62,32 @@ def vcpu_path(thread: VcpuThread) -> str:
 
 def device_path(machine: Machine, device: Device) -> str:
     """A device's place in the tree."""
-    index = next(index for index, other in enumerate(machine.devices) if other is device)
+    anonymous = 0
+    for ident, other in machine.peripherals:
+        if other is device:
+            return f"{PERIPHERAL}/{ident}" if ident else f"{PERIPHERAL}-anon/device[{anonymous}]"
+        anonymous += not ident
+    added = {id(other) for _, other in machine.peripherals}
+    board = (other for other in machine.devices if id(other) not in added)
+    index = next(index for index, other in enumerate(board) if other is device)
     return f"{UNATTACHED}/device[{len(machine.vcpus.threads) + index}]"
 
 
 def tree(machine: Machine, streams: Streams) -> QomObject:
     """All objects, as they are now."""
     unattached: dict[str, QomObject] = {}
+    children = {UNATTACHED: unattached, PERIPHERAL: {}, f"{PERIPHERAL}-anon": {}}
     for thread in machine.vcpus.threads:
         path = vcpu_path(thread)
         unattached[path.rpartition("/")[2]] = QomObject(path, machine.config.cpu.model + CPU_TYPE)
     for device in machine.devices:
         path = device_path(machine, device)
-        unattached[path.rpartition("/")[2]] = QomObject(path, device.kind, tuple(_properties(device)), device=device)
-    places = {"unattached": QomObject(UNATTACHED, "container", children=unattached)}
-    for name in ("peripheral", "peripheral-anon"):
-        places[name] = QomObject(f"/machine/{name}", "container")
+        folder, _, name = path.rpartition("/")
+        children[folder][name] = QomObject(path, device.kind, tuple(_properties(device)), device=device)
+    places = {
+        folder.rpartition("/")[2]: QomObject(folder, "container", children=found)
+        for folder, found in children.items()
+    }
     board = QomObject("/machine", machine.config.board + MACHINE_TYPE, tuple(_board_properties(machine)), places)
     chardevs = {label: QomObject(f"/chardevs/{label}", "chardev") for label in streams.named}
     return QomObject(

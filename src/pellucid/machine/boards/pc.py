@@ -64,8 +64,8 @@ def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
         bus, isa = _add_pci(machine, memory, gsi, host)
         smi = machine.add_smm(host.smram).raise_first if has_smm(machine.hypervisor, options.smm) else None
         fw_cfg = pc_parts.add_isa(machine, memory, isa, serials, options, HPET_ROUTES, floppy=True)
-        drives = add_piix3_ide(machine, bus, 1, 1, gsi)
-        pc_parts.offer_drives(machine, fw_cfg, drives, "ide@1,1")
+        add_piix3_ide(machine, bus, 1, 1, gsi)
+        pc_parts.offer_drives(machine, fw_cfg)
         power = _add_power_management(machine, bus, gsi, smi) if options.acpi else None
         if power is not None:
             pc_parts.tell_serial_ports(power, serials)

@@ -44,8 +44,7 @@ from pellucid.machine.firmware.pc_config import (
     fill_fw_cfg,
 )
 from pellucid.machine.firmware.pc_handover import offer_acpi, offer_smbios, offer_user_tables
-from pellucid.machine.ide.boot import boot_devices, disk_geometries
-from pellucid.machine.ide.drive import AtaDrive
+from pellucid.machine.ide.boot import bios_geometries, boot_devices, disk_geometries
 from pellucid.machine.irq import IrqLine, SharedLine
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
@@ -243,11 +242,19 @@ def _asking(machine: Machine) -> Vcpu | None:
     return thread.vcpu if thread is not None else None
 
 
-def offer_drives(machine: Machine, fw_cfg: FwCfg, drives: Sequence[AtaDrive], controller: str) -> None:
-    """What firmware is told of the board's drives: which to boot from, and the geometry of disks."""
-    paths = boot_devices(drives, controller)
-    fw_cfg.add_file("bootorder", boot_order_file(paths, strict=machine.config.boot.strict))
-    _set_cmos(machine.device(Rtc), disk_bytes(disk_geometries(drives)))
+def offer_drives(machine: Machine, fw_cfg: FwCfg) -> None:
+    """What firmware is told of the drives: which to boot from, and the geometry of disks; again when one is added."""
+
+    def tell() -> None:
+        controllers = machine.drives.controllers
+        paths = boot_devices(controllers)
+        fw_cfg.add_file("bootorder", boot_order_file(paths, strict=machine.config.boot.strict))
+        if shapes := bios_geometries(controllers):
+            fw_cfg.add_file("bios-geometry", boot_order_file(shapes, strict=False))
+        _set_cmos(machine.device(Rtc), disk_bytes(disk_geometries(controllers[0].places)))
+
+    machine.drives.on_plugged.append(tell)
+    tell()
 
 
 def _set_cmos(rtc: Rtc, content: Iterable[tuple[int, int]]) -> None:

@@ -116,14 +116,17 @@ class Hba(Device):
 
 
 class Ich9Ahci(PciFunction):
-    """The function at 1f.2 of the board q35."""
+    """The function at 1f.2 of the board q35, or one that the user adds.
+
+    `names` has the ports' names, {} the number, from `first` on.
+    """
 
     kind = "ich9-ahci"
     vendor_id, device_id, revision, class_code = 0x8086, 0x2922, 0x02, 0x010601
     is_multifunction = True
     interrupt_pin = 1
 
-    def __init__(self) -> None:
+    def __init__(self, names: str = "ide.{}", first: int = 0) -> None:
         super().__init__()
         self.put_template(0x90, 1, 0x40, writable=0xFF)
         self.add_capability(SATA_AT, 8, SataCapability())
@@ -131,11 +134,16 @@ class Ich9Ahci(PciFunction):
         self.put_template(SATA_AT + 4, 4, INDEX_DATA_BAR + 4 | INDEX_AT // 4 << 4)
         # The capability added last heads the list, as QEMU's MSI does.
         self.msi = Msi(self, MSI_AT, maskable=False)
-        self.ports = [AhciPort(f"ide.{n}", self.dma, self._port_changed) for n in range(PORTS)]
+        self.ports = [AhciPort(names.format(first + n), self.dma, self._port_changed) for n in range(PORTS)]
         self.hba = Hba(self.ports, self._set_line)
         for number, region in ((MEMORY_BAR, 0), (INDEX_DATA_BAR, 1)):
             node = self.hba.regions[region].memory_region(RegionOps(self.hba, region))
             self.add_bar(Bar(number, node, BarKind.IO if region else BarKind.MEMORY_32))
+
+    @property
+    def places(self) -> list[AhciPort]:
+        """Where drives can be."""
+        return self.ports
 
     @property
     def parts(self) -> Iterator[Device]:

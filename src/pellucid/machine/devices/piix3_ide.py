@@ -133,6 +133,11 @@ class Piix3Ide(PciFunction):
             io.add_subregion(control, _io(bus, CONTROL_BLOCK))
 
     @property
+    def places(self) -> list[IdeBus]:
+        """Where drives can be."""
+        return self.buses
+
+    @property
     def parts(self) -> Iterator[Device]:
         """The devices inside, which the board resets and saves with the rest."""
         yield from self.buses

@@ -21,7 +21,7 @@ FW_CFG_IRQ0_OVERRIDE, FW_CFG_HPET = 0x8002, 0x8004
 E820_RAM, E820_RESERVED = 1, 2
 S3_SUPPORTED, S4_SUPPORTED = 0x80 | 1, 0x80 | 2
 """`etc/system-states`: bit 7 says that the state can be entered, the rest is its SLP_TYP."""
-BOOT_CODES = {"a": 1, "c": 2, "d": 3, "n": 4}
+BOOT_CODES = {"a": 1, "b": 1, "c": 2, "d": 3, "n": 4}
 SERIAL_CONSOLE_PORT = 0x3F8
 
 

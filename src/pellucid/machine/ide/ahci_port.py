@@ -90,12 +90,17 @@ class AhciPort(Device):
         self._generation = 0
         super().__init__()
 
+    @property
+    def drives(self) -> tuple[AtaDrive | None]:
+        """What is connected, by unit: there is one."""
+        return (self.drive,)
+
     def attach(self, unit: int, drive: AtaDrive) -> None:
         """Connect the port's one drive. Raises ValueError when it has one."""
         if unit != 0 or self.drive is not None:
             raise ValueError(f"{self.name}: no free place {unit}")
         self.drive = drive
-        drive.transport = self
+        drive.transport, drive.unit = self, 0
         self.sata_status = LINK_UP
 
     # Registers.

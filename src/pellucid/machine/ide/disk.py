@@ -5,9 +5,9 @@ from pellucid.machine.device import Property, State
 from pellucid.machine.ide import registers as reg
 from pellucid.machine.ide import smart
 from pellucid.machine.ide.drive import BUFFER_TRANSFER, DISK_TRANSFER, AtaDrive
-from pellucid.machine.ide.geometry import guess_geometry
+from pellucid.machine.ide.geometry import TRANSLATIONS, chosen_geometry, guess_geometry
 from pellucid.machine.ide.identify import MULTIPLE_MOST, Modes, identify_disk
-from pellucid.machine.properties import UINT16
+from pellucid.machine.properties import BIOS_TRANSLATION, UINT16, UINT32
 from pellucid.machine.state import BOOL, U16, U64, Buffer
 
 SECTOR = 512
@@ -61,11 +61,25 @@ class IdeHd(AtaDrive):
     queue_error = State(Buffer(512), b"", doc="log page 10h: the queued command that failed")
     multiple = State(U16, MULTIPLE_MOST)
 
+    cyls = Property(UINT32, 0, doc="of the geometry that the drive reports")
+    heads = Property(UINT32, 0)
+    secs = Property(UINT32, 0)
+    lcyls = Property(UINT32, 0, doc="of the geometry that the BIOS is told")
+    lheads = Property(UINT32, 0)
+    lsecs = Property(UINT32, 0)
+    bios_chs_trans = Property(BIOS_TRANSLATION, "auto", name="bios-chs-trans")
     rotation_rate = Property(UINT16, 0, doc="in turns a minute; 1 for none")
 
     def __init__(self, backend: BlockBackend, number: int) -> None:
         super().__init__(backend, number)
-        self.geometry = guess_geometry(self.sectors, self._first_sector())
+        self.choose_geometry((0, 0, 0), "auto")
+
+    def choose_geometry(self, chosen: tuple[int, int, int], translation: str) -> None:
+        """Take cylinders, heads and sectors, zeros for a guess. Raises UserError for what cannot be."""
+        guess = guess_geometry(self.sectors, self._first_sector())
+        self.geometry = shape = chosen_geometry(chosen, translation, guess)
+        self.cyls, self.heads, self.secs = shape.cylinders, shape.heads, shape.sectors
+        self.bios_chs_trans = TRANSLATIONS[shape.translation]
 
     def _first_sector(self) -> bytes:
         content = bytearray(SECTOR)

@@ -8,7 +8,7 @@ A command goes on through named steps (`self.step`), so that a drive in the midd
 Disk requests complete later; `_token` tells a completion whether its command is still the one under way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 from pellucid.block import BlockBackend
@@ -16,12 +16,26 @@ from pellucid.machine.device import Device, Property, State
 from pellucid.machine.dma import ScatterList
 from pellucid.machine.ide import registers as reg
 from pellucid.machine.ide.identify import MODES, Modes, Names
-from pellucid.machine.properties import BOOT_INDEX, STRING, UINT64
-from pellucid.machine.state import BOOL, U8, U32, U64, Buffer, Integer, Text
+from pellucid.machine.properties import (
+    BLOCK_SIZE,
+    BOOL,
+    BOOT_INDEX,
+    DRIVE,
+    ON_ERROR,
+    ON_OFF_AUTO,
+    SIZE,
+    STRING,
+    UINT32,
+    UINT64,
+)
+from pellucid.machine.state import BOOL as FLAG
+from pellucid.machine.state import U8, U32, U64, Buffer, Integer, Text
 
 LONGEST_BUFFER = 1 << 20
 """Bytes of one PIO block, or of one answer of a packet command, and a bit."""
 NO_TRANSFER, DISK_TRANSFER, BUFFER_TRANSFER = range(3)
+ANY_UNIT = 0xFFFF_FFFF
+BLOCK_SIZE_SHOWN = 512
 
 
 CHECKED_FEATURES = frozenset((0x05, 0x42, 0x55, 0x66, 0x67, 0x69, 0x82, 0x85, 0x96, 0x9A, 0xAA, 0xC2, 0xCC, 0x02))
@@ -64,7 +78,7 @@ class Transport(Protocol):
 class AtaDrive(Device):
     """The base. `backend` is the drive's end of the block layer; `number` counts the drives of the machine from 1.
 
-    channel, unit: where it is connected.
+    unit: where it is connected.
     """
 
     packet: ClassVar[bool] = False
@@ -85,25 +99,41 @@ class AtaDrive(Device):
     hob_high = State(U8, 0)
     buffer = State(Buffer(LONGEST_BUFFER), b"", doc="the PIO block, or a transfer's bytes")
     position = State(U32, 0, doc="of the next byte of the PIO block")
-    block_out = State(BOOL, False, doc="the PIO block comes from the guest")
+    block_out = State(FLAG, False, doc="the PIO block comes from the guest")
     step = State(Text(), "", doc="what goes on when the block or the transfer is through")
     transfer_kind = State(Integer(NO_TRANSFER, BUFFER_TRANSFER), NO_TRANSFER)
     transfer_length = State(U32, 0)
     transfer_offset = State(U64, 0, doc="on the medium")
-    transfer_in = State(BOOL, False, doc="to memory")
-    transfer_pio = State(BOOL, False, doc="the guest thinks of it as PIO")
+    transfer_in = State(FLAG, False, doc="to memory")
+    transfer_pio = State(FLAG, False, doc="the guest thinks of it as PIO")
 
-    serial = Property(STRING, "", doc="serial number; QMnnnnn by default")
+    drive = Property(DRIVE, "", doc="the backend's name")
+    backend_defaults = Property(ON_OFF_AUTO, "auto")
+    logical_block_size = Property(BLOCK_SIZE, 0)
+    physical_block_size = Property(BLOCK_SIZE, 0)
+    min_io_size = Property(SIZE, 0)
+    opt_io_size = Property(SIZE, 0)
+    discard_granularity = Property(SIZE, 0xFFFF_FFFF)
+    write_cache = Property(ON_OFF_AUTO, "auto", name="write-cache")
+    share_rw = Property(BOOL, False, name="share-rw")
+    account_invalid = Property(ON_OFF_AUTO, "auto", name="account-invalid")
+    account_failed = Property(ON_OFF_AUTO, "auto", name="account-failed")
+    rerror = Property(ON_ERROR, "auto", doc="what a failed read does")
+    werror = Property(ON_ERROR, "auto", doc="what a failed write does")
     ver = Property(STRING, "2.5+", doc="firmware revision")
-    model = Property(STRING, "", doc="model name")
     wwn = Property(UINT64, 0, doc="world wide name")
+    serial = Property(STRING, "", doc="serial number; QMnnnnn by default")
+    model = Property(STRING, "", doc="model name")
+    unit = Property(UINT32, ANY_UNIT, doc="the place on the bus")
     bootindex = Property(BOOT_INDEX, -1, doc="place in the firmware's boot order; -1 for none")
 
     def __init__(self, backend: BlockBackend, number: int) -> None:
         self.backend = backend
         self.number = number
         self.transport: Transport | None = None
-        self.channel = self.unit = 0
+        self.unit = 0
+        self.drive = backend.name
+        self.logical_block_size = self.physical_block_size = self.discard_granularity = BLOCK_SIZE_SHOWN
         self.modes = Modes()
         self._token = 0
         super().__init__()
@@ -348,6 +378,18 @@ class AtaDrive(Device):
         else:
             choose(self.modes, 1 << (self.count & 7) + 8)
             self.succeed()
+
+    # What the user sees.
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        common = dict(super().describe())
+        common["serial"] = f'"{self.names.serial}"'
+        unit = common.pop("unit")
+        del common["bootindex"]
+        shared = {declared.name for declared in AtaDrive.properties}
+        # A disk's own come behind what all drives have.
+        yield from sorted(common.items(), key=lambda item: item[0] not in shared)
+        yield "unit", unit
 
     # The life of the drive.
 

@@ -1,10 +1,15 @@
 """A disk's cylinders, heads and sectors, as QEMU works them out, and the BIOS translation that goes with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from pellucid.errors import UserError
 
 SECTORS_PER_TRACK, HEADS, MOST_CYLINDERS = 63, 16, 16383
-NO_TRANSLATION, LBA, LARGE = 0, 1, 2
+NO_TRANSLATION, LBA, LARGE, RECHS = 0, 1, 2, 3
 """As CMOS byte 0x39 has them, two bits for each disk."""
+TRANSLATIONS = ("none", "lba", "large", "rechs")
+"""As the user says them."""
+MOST_CHOSEN = (("cyls", 65535), ("heads", 16), ("secs", 255))
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,24 @@ def guess_geometry(total_sectors: int, first_sector: bytes) -> Geometry:
     else:
         translation = LARGE if cylinders * HEADS <= 131072 else LBA
     return Geometry(cylinders, HEADS, SECTORS_PER_TRACK, translation)
+
+
+def chosen_geometry(chosen: tuple[int, int, int], translation: str, guess: Geometry) -> Geometry:
+    """The geometry with what the user says: cylinders, heads and sectors (all 0: the guess), and the translation.
+
+    Raises UserError for a number that is out of range.
+    """
+    code = guess.translation
+    if any(chosen):
+        for (name, most), value in zip(MOST_CHOSEN, chosen, strict=True):
+            if not 1 <= value <= most:
+                raise UserError(f"{name} must be between 1 and {most}")
+        cylinders, heads, sectors = chosen
+        code = NO_TRANSLATION if cylinders <= 1024 and heads <= HEADS and sectors <= SECTORS_PER_TRACK else LBA
+        guess = Geometry(cylinders, heads, sectors)
+    if translation != "auto":
+        code = TRANSLATIONS.index(translation)
+    return replace(guess, translation=code)
 
 
 def _from_partitions(total_sectors: int, first_sector: bytes) -> Geometry | None:

@@ -1,7 +1,8 @@
 """Configuration mechanism 1 (PCI 3.0, 3.2.2.3.2): an address port and a data port.
 
 Region 0 is CONFIG_ADDRESS: it takes doublewords only. Bit 31 enables, bits 23-16 are the bus, 15-8 the function, 7-2
-the register. Region 1 is CONFIG_DATA, a window of four bytes on that register.
+the register. Region 1 is CONFIG_DATA, a window of four bytes on that register. The two lowest bits are reserved there;
+as QEMU has them, they are put to the register's offset by OR.
 
 Port 0xCF9, in the middle of CONFIG_ADDRESS, is another chip's on the PC: it lies over this one at a higher priority,
 and a doubleword that starts at 0xCF8 still comes here whole.
@@ -41,10 +42,10 @@ class ConfigMechanism1(Device):
     def _read_data(self, offset: int, size: int) -> int:
         if not self.address & ENABLE:
             return (1 << 8 * size) - 1
-        register = (self.address & 0xFC) + offset
+        register = self.address & 0xFF | offset
         return self._bus.config_read(self.address >> 16 & 0xFF, self.address >> 8 & 0xFF, register, size)
 
     def _write_data(self, offset: int, size: int, value: int) -> None:
         if self.address & ENABLE:
-            register = (self.address & 0xFC) + offset
+            register = self.address & 0xFF | offset
             self._bus.config_write(self.address >> 16 & 0xFF, self.address >> 8 & 0xFF, register, size, value)

@@ -87,10 +87,16 @@ def _info(machine: Machine, backend: BlockBackend) -> BlockInfo:
         "unknown",
         backend.removable,
         backend.locked,
-        device_path(machine, backend.user) if isinstance(backend.user, Device) else None,
+        _user_name(machine, backend.user) if isinstance(backend.user, Device) else None,
         _inserted(backend),
         backend.tray_open if backend.removable else None,
     )
+
+
+def _user_name(machine: Machine, user: Device) -> str:
+    """The user's id of a drive's device, or its path."""
+    ident = next((ident for ident, device in machine.peripherals if device is user), "")
+    return ident or device_path(machine, user)
 
 
 def _inserted(backend: BlockBackend) -> BlockDeviceInfo | None:
@@ -128,11 +134,12 @@ def block_text(drives: Sequence[BlockInfo], *, verbose: bool) -> str:
 
 def _drive_lines(drive: BlockInfo, verbose: bool) -> Iterator[str]:
     medium = drive.inserted
+    name = drive.device or drive.qdev
     if medium is None:
-        yield f"{drive.device}: [not inserted]"
+        yield f"{name}: [not inserted]"
     else:
         mode = ", read-only" if medium.ro else ""
-        yield f"{drive.device} ({medium.node_name}): {medium.file} ({medium.drv}{mode})"
+        yield f"{name} ({medium.node_name}): {medium.file} ({medium.drv}{mode})"
     if drive.qdev:
         yield f"    Attached to:      {drive.qdev}"
     if drive.removable:
@@ -202,6 +209,6 @@ def _drive_name(session: Session, device: str | None, id: str | None) -> str:
         return device
     for drive in session.machine.drives:
         user = drive.backend.user
-        if isinstance(user, Device) and device_path(session.machine, user) == id:
-            return drive.backend.name
+        if isinstance(user, Device) and id in (_user_name(session.machine, user), device_path(session.machine, user)):
+            return drive.options.id
     raise DeviceNotFound(f"Device '{id}' not found")
