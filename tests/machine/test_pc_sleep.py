@@ -1,6 +1,5 @@
 """Suspend to RAM on a PC, device by device: what is left for firmware, what wakes, what the guest is told of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.machine.pc_machine import inl_config, outl_config, pc_machine
 PM, PM_BASE = 0x0B, 0x600
 STATUS, ENABLE, CONTROL = PM_BASE, PM_BASE + 2, PM_BASE + 4
 S3 = 1 << 10 | 1 << 13
-WAK_STS, RTC_BIT, BUTTON = 0x8000, 0x0400, 0x0100
+WAK_STS, RTC_BIT, BUTTON, TIMER_BIT = 0x8000, 0x0400, 0x0100, 0x0001
 
 
 @pytest.fixture
@@ -57,18 +56,27 @@ def test_system_wakeup_resets_all_but_memory(machine: Machine) -> None:
     assert isinstance(machine.vm, FakeVm) and machine.vm.chips_put_back
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        lambda machine: [action() for action in machine.system.on_powerdown],
-        lambda machine: machine.device(KeyboardController).changed(),
-    ],
-    ids=["power button", "key"],
-)
-def test_what_wakes_without_being_asked(machine: Machine, event: Callable[[Machine], object]) -> None:
+def test_a_key_wakes_without_being_asked(machine: Machine) -> None:
     suspend(machine)
-    event(machine)
+    machine.device(KeyboardController).changed()
     assert woken(machine) and machine.device(Piix4Pm).pm1_status & (WAK_STS | BUTTON) == WAK_STS | BUTTON
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_power_button_leaves_a_sleeper_asleep(machine: Machine, enabled: bool) -> None:
+    suspend(machine, BUTTON if enabled else 0)
+    machine.system.requests.powerdown()
+    assert not woken(machine) and machine.system.run_state.state is RunState.SUSPENDED
+    assert bool(machine.device(Piix4Pm).pm1_status & BUTTON) is enabled
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_pm_timer_wakes_where_pm1_enables_it(machine: Machine, enabled: bool) -> None:
+    suspend(machine, TIMER_BIT if enabled else 0)
+    machine.device(Piix4Pm)._timer_overflowed()
+    assert woken(machine) is enabled
+    if enabled:
+        assert machine.device(Piix4Pm).pm1_status & (TIMER_BIT | BUTTON | WAK_STS) == WAK_STS | TIMER_BIT
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -107,7 +107,7 @@ def test_divider_reset_restarts_half_a_second_before_the_update() -> None:
 def test_update_in_progress_is_seen_before_the_second() -> None:
     board = Board()
     assert not board.read(0x0A) & 0x80
-    board.clock.advance(SECOND - 244_141)
+    board.clock.advance(SECOND - 244_140)
     assert board.read(0x0A) & 0x80
     board.clock.advance(244_141)
     assert not board.read(0x0A) & 0x80
@@ -230,3 +230,16 @@ def test_next_alarm_is_the_first_match(after: int, hour: int, minute: int, secon
     step = 1 if wanted[2] is None else (60 if wanted[1] is None else (3600 if wanted[0] is None else 86400))
     earlier = found - step
     assert earlier <= after or not matches(earlier)
+
+
+def test_a_new_rate_counts_from_the_last_edge() -> None:
+    board = Board()
+    board.write(0x0A, 0x2D)  # 8 Hz
+    board.write(0x0B, 0x42)
+    board.clock.advance(SECOND // 8 + SECOND // 32)
+    assert board.read(0x0C) & 0x40
+    board.write(0x0A, 0x2F)  # 2 Hz: half a second behind the last edge, not at the next half of the second
+    board.clock.advance(SECOND // 2 - SECOND // 32 - 1_000_000)
+    assert not board.read(0x0C) & 0x40
+    board.clock.advance(2_000_000)
+    assert board.read(0x0C) & 0x40

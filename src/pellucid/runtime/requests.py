@@ -50,6 +50,7 @@ class WakeReason(enum.Enum):
 
     OTHER = "other"
     RTC = "rtc"
+    PM_TIMER = "pm timer"
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ NANOSECONDS = 1_000_000_000
 TIMER_MASK, TIMER_TOP = 0xFF_FFFF, 0x80_0000
 TMR_STS, GBL_STS, PWRBTN_STS, RTC_STS, WAK_STS = 0x0001, 0x0020, 0x0100, 0x0400, 0x8000
 PM1_EVENTS = TMR_STS | GBL_STS | PWRBTN_STS | RTC_STS
-WAKE_EVENTS = {WakeReason.OTHER: PWRBTN_STS, WakeReason.RTC: RTC_STS}
+WAKE_EVENTS = {WakeReason.OTHER: PWRBTN_STS, WakeReason.RTC: RTC_STS, WakeReason.PM_TIMER: TMR_STS}
 SCI_EN, SLP_EN = 0x0001, 0x2000
 SLEEP_S5, SLEEP_S3, SLEEP_S4 = 0, 1, 2
 """SLP_TYP values of these chips, as the DSDT gives them."""
@@ -59,6 +59,8 @@ class AcpiPm(PciFunction):
         self._sci, self._clock = sci, clock
         self._power_off, self._suspend = power_off, suspend
         self._timer_due = clock.timer(self._timer_overflowed)
+        self.on_overflow: list[Callable[[], None]] = []
+        """Called when the PM timer's interrupt is due: it may wake the machine."""
         self._block = MemoryRegion.new_container(self.block_name, self.block_size)
         self._block.set_enabled(False)
         super().__init__()
@@ -106,9 +108,10 @@ class AcpiPm(PciFunction):
         self.update_sci()
 
     def press_power_button(self) -> None:
-        """Tell the guest (`system_powerdown`)."""
-        self.pm1_status |= PWRBTN_STS
-        self.update_sci()
+        """Tell the guest (`system_powerdown`), if it wants to know: else nothing is left of it, as in QEMU."""
+        if self.pm1_enable & PWRBTN_STS:
+            self.pm1_status |= PWRBTN_STS
+            self.update_sci()
 
     def wake(self, reason: WakeReason) -> None:
         """The machine comes out of S3: say why. What has no event of its own passes for the power button."""
@@ -116,7 +119,7 @@ class AcpiPm(PciFunction):
         self.update_sci()
 
     def wakes(self, reason: WakeReason) -> bool:
-        """Whether the guest lets this event end its sleep (PM1 enable); the power button always does."""
+        """Whether the guest lets this event end its sleep (PM1 enable); a key and the monitor always do."""
         return reason is WakeReason.OTHER or bool(self.pm1_enable & WAKE_EVENTS[reason])
 
     def apm_command(self, value: int) -> bool:
@@ -146,6 +149,8 @@ class AcpiPm(PciFunction):
         self.overflow_seen = now
 
     def _timer_overflowed(self) -> None:
+        for action in self.on_overflow:
+            action()
         self.update_sci()
 
     def _arm_timer(self) -> None:

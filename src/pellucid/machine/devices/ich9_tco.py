@@ -44,7 +44,7 @@ class Ich9Tco(Device):
     timer = Register(0x12, size=2, reset=0x0004, writable=TICKS_MASK, doc="TCO_TMR: ticks to start from")
 
     deadline = State(S64, NOT_RUNNING, doc="when the count is zero, on the machine's clock; -1 while halted")
-    second = State(BOOL, False, doc="the timer has been at zero once since it was last written")
+    second = State(BOOL, False, doc="the timer has been at zero once since TCO_RLD was last written")
 
     def __init__(
         self,
@@ -93,9 +93,8 @@ class Ich9Tco(Device):
 
     @status_1.on_write
     def _clear_status_1(self, value: int) -> None:
+        # The second time counts whether or not the first was acknowledged: only TCO_RLD starts over (5.13.1.2).
         self.status_1 &= ~value
-        if value & TIMEOUT:
-            self.second = False
 
     @status_2.on_write
     def _clear_status_2(self, value: int) -> None:

@@ -8,11 +8,14 @@ Two registers are QEMU's own, for OVMF: 0x50 has a size of TSEG in MiB that ESMR
 0xFFFF asks for the largest), and 0x9C locks 128 KiB at 0x30000, where processors begin their first SMM, away.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
+from pellucid.machine.device import Property
 from pellucid.machine.devices.pam import PAM_REGISTERS, PamMap
 from pellucid.machine.devices.smram import C_BASE_SEG, D_LCK, D_OPEN, G_SMRAME, SMRAM_BASE, SMRAM_SIZE, smram_written
 from pellucid.machine.pci import ConfigRegister, PciFunction
+from pellucid.machine.properties import BOOL, UINT16
 from pellucid.memory import MemoryRegion, MemoryTransaction
 
 MiB, FOUR_GIB = 1 << 20, 1 << 32
@@ -49,7 +52,8 @@ class Mch(PciFunction):
     vendor_id, device_id, class_code = 0x8086, 0x29C0, 0x060000
 
     hotpluggable = False
-    fixed_properties = (("extended-tseg-mbytes", "16 (0x10)"), ("smbase-smram", "true"))
+    extended_tseg_mbytes = Property(UINT16, EXT_TSEG_MOST, name="extended-tseg-mbytes", doc="TSEG's third size")
+    smbase_smram = Property(BOOL, True, name="smbase-smram", doc="whether register 0x9C is there")
 
     ext_tseg = ConfigRegister(EXT_TSEG, 2, reset=EXT_TSEG_MOST, writable=0xFFFF, doc="TSEG's third size, in MiB")
     pciexbar = ConfigRegister(PCIEXBAR, 8, reset=0xB000_0000, writable=(1 << 64) - 1, doc="bit 0 open, 2-1 length")
@@ -95,6 +99,10 @@ class Mch(PciFunction):
         container.add_subregion_overlap(at, region, priority)
         return region
 
+    def set_properties(self, values: Mapping[str, object]) -> None:
+        super().set_properties(values)
+        self.ext_tseg = self.extended_tseg_mbytes
+
     def config_write(self, offset: int, size: int, value: int) -> None:
         self._before = (self.smbase, self.smram_control, self.esmramc)
         super().config_write(offset, size, value)
@@ -102,7 +110,7 @@ class Mch(PciFunction):
     @ext_tseg.after_write
     def _write_ext_tseg(self) -> None:
         if self.ext_tseg == EXT_TSEG_QUERY:
-            self.ext_tseg = EXT_TSEG_MOST
+            self.ext_tseg = self.extended_tseg_mbytes
         self._update_smram()
 
     @pam.after_write
@@ -129,6 +137,9 @@ class Mch(PciFunction):
     @smbase.after_write
     def _write_smbase(self) -> None:
         before, written = self._before[0], self.smbase
+        if not self.smbase_smram:
+            self.smbase = 0
+            return
         if self._before[1] & D_LCK or before == SMBASE_LOCKED:
             self.smbase = before
         elif before == SMBASE_IN_RAM:
@@ -181,7 +192,7 @@ class Mch(PciFunction):
         # The map is kept, as 440FX's is here and in QEMU: firmware in shadow RAM outlives a sleep.
         pam = self.pam
         super().reset()
-        self.pam = pam
+        self.pam, self.ext_tseg = pam, self.extended_tseg_mbytes
         self._update_all()
 
     def after_load(self) -> None:

@@ -34,7 +34,7 @@ ANY_VALUE = 0xC0
 """Alarm bytes from here up match every value."""
 
 SECOND = 1_000_000_000
-UPDATE_LASTS = 244_141
+UPDATE_LASTS = 8 * SECOND // 32_768
 """Nanoseconds before each second during which the update-in-progress bit is set: 8 ticks of 32,768 Hz."""
 TICKS_A_SECOND = 32_768
 NANOSECONDS = Integer(-(1 << 72), 1 << 72)
@@ -57,6 +57,7 @@ class Rtc(Device):
     offset_ns = State(NANOSECONDS, 0, survives_reset=True, doc="guest's calendar time minus the host's")
     weekday_shift = State(Integer(0, 6), 0, survives_reset=True, doc="the guest's day of week against the calendar's")
     stopped = State(BOOL, False, survives_reset=True, doc="the time is in the registers")
+    period_began = State(NANOSECONDS, 0, survives_reset=True, doc="tick of the last edge of the periodic interrupt")
     flags_seen_ns = State(NANOSECONDS, 0, survives_reset=True, doc="guest time up to which register C is computed")
 
     def __init__(
@@ -145,8 +146,9 @@ class Rtc(Device):
         self._look_at_flags()
 
     def _write_reg_a(self, value: int) -> None:
-        held = _divider_held(self.cmos[REG_A])
+        held, period = _divider_held(self.cmos[REG_A]), self._periodic_interrupt()
         self.cmos[REG_A] = value & ~A_UPDATE_IN_PROGRESS
+        self._period_changed(period)
         self._stop_or_go()
         if held and not _divider_held(value) and not self.stopped:
             # The first update comes half a second after the divider is let go.
@@ -158,7 +160,9 @@ class Rtc(Device):
         if not self.stopped:
             self._time_to_registers()
         new_format = (value ^ self.cmos[REG_B]) & (B_BINARY | B_24_HOURS)
+        period = self._periodic_interrupt()
         self.cmos[REG_B] = value
+        self._period_changed(period)
         self._stop_or_go()
         if new_format and not self.stopped:
             self._time_to_registers()
@@ -225,7 +229,7 @@ class Rtc(Device):
                 flags |= C_ALARM
                 alarmed = bool(self.cmos[REG_B] & B_ALARM)
         period = self._period_ticks()
-        if period and _ticks(now) // period > _ticks(before) // period:
+        if period and (_ticks(now) - self.period_began) // period > (_ticks(before) - self.period_began) // period:
             flags |= C_PERIODIC
         if flags & self.cmos[REG_B] & (B_PERIODIC | B_ALARM | B_UPDATE):
             flags |= C_IRQ
@@ -248,7 +252,7 @@ class Rtc(Device):
         if enabled & B_ALARM and not self.stopped and (alarm := self._next_alarm(now // SECOND)) is not None:
             events.append(alarm * SECOND)
         if enabled & B_PERIODIC and (period := self._period_ticks()):
-            tick = (_ticks(now) // period + 1) * period
+            tick = ((_ticks(now) - self.period_began) // period + 1) * period + self.period_began
             events.append(-(-tick * SECOND // TICKS_A_SECOND))
         if events and not self.cmos[REG_C] & C_IRQ:
             self._timer.arm(self._clock.now_ns() + min(events) - now)
@@ -267,6 +271,21 @@ class Rtc(Device):
         return next_alarm(
             after, (hours, matcher(MINUTES_ALARM, written.decode), matcher(SECONDS_ALARM, written.decode))
         )
+
+    def _period_changed(self, before: int) -> None:
+        """The periodic interrupt had `before` ticks, 0 for off: its next edge comes a new period after its last one.
+
+        So QEMU counts it, where the chip's divider goes on; switched on, the first edge is a period from now.
+        """
+        now, after = _ticks(self.guest_ns()), self._period_ticks()
+        if not before:
+            self.period_began = now
+        elif before != after:
+            self.period_began = max(now - (now - self.period_began) % before, now - after)
+
+    def _periodic_interrupt(self) -> int:
+        """Ticks of its period; 0 while it is not enabled."""
+        return self._period_ticks() if self.cmos[REG_B] & B_PERIODIC else 0
 
     def _period_ticks(self) -> int:
         """Ticks of 32,768 Hz in one period of the periodic interrupt; 0 when it is off."""

@@ -52,6 +52,7 @@ class IdeHd(AtaDrive):
     """The disk."""
 
     kind = "ide-hd"
+    slow_steps = frozenset(("_trim",))
 
     lba48 = State(BOOL, False, doc="the command under way has 48-bit addresses")
     sector = State(U64, 0, doc="the next to be read or written")
@@ -319,15 +320,22 @@ class IdeHd(AtaDrive):
         ranges = [int.from_bytes(self.buffer[at : at + 8], "little") for at in range(0, len(self.buffer), 8)]
         wanted = [(entry & (1 << 48) - 1, entry >> 48) for entry in ranges if entry >> 48]
         if any(first + count > self.sectors for first, count in wanted):
-            self.fail(reg.ABRT)
-            return
-        self._trim_next(wanted)
+            self._trimmed(reg.ABRT)
+        else:
+            self._trim_next(wanted)
+
+    def _trimmed(self, error: int) -> None:
+        self.wire.transfer_done()
+        if error:
+            self.fail(error)
+        else:
+            self.succeed()
 
     def _trim_next(self, wanted: list[tuple[int, int]]) -> None:
         """One range after the other; with discard=ignore they are all done at once."""
         if not wanted or not self.backend.policy.discard:
-            self.succeed()
+            self._trimmed(0)
             return
         first, count = wanted.pop()
-        done = self.wait(lambda error: self.fail(reg.ABRT) if error else self._trim_next(wanted))
+        done = self.wait(lambda error: self._trimmed(reg.ABRT) if error else self._trim_next(wanted))
         self.backend.discard(first * SECTOR, count * SECTOR, done)

@@ -82,6 +82,8 @@ class AtaDrive(Device):
     """
 
     packet: ClassVar[bool] = False
+    slow_steps: ClassVar[frozenset[str]] = frozenset()
+    """Those behind a transfer that ask the host for more, and during which the controller stays active."""
     default_model: ClassVar[str] = "QEMU HARDDISK"
 
     error = State(U8, 0)
@@ -333,8 +335,11 @@ class AtaDrive(Device):
             else:
                 self.buffer[:] = scatter.gather()
             self.status &= ~reg.DRQ
-            self.wire.transfer_done()
-            self._go_on()
+            if self.step in self.slow_steps:
+                self._go_on()  # which says when the transfer is over
+            else:
+                self.wire.transfer_done()
+                self._go_on()
 
     def _run_disk_transfer(self, scatter: ScatterList) -> None:
         def moved(error: int) -> None:

@@ -12,13 +12,15 @@ Saved is the configuration space; what follows from it (mappings, lines) is rebu
 bits keep the values that this function has.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from pellucid.machine.device import Device, Property, State
+from pellucid.machine.pci import clash, details
 from pellucid.machine.pci import config as cfg
-from pellucid.machine.pci import details
 from pellucid.machine.pci.bar import Bar
+from pellucid.machine.pci.clash import guest_errors
 from pellucid.machine.pci.config import ConfigRegister
 from pellucid.machine.properties import BIT, PCI_ADDRESS, STRING, UINT32
 from pellucid.machine.qdev import QdevNode
@@ -267,11 +269,16 @@ class PciFunction(Device):
     def _update(self) -> None:
         if self.bus is None:
             return
+        before = [bar.address for bar in self.bars]
         with MemoryTransaction():
             for bar in self.bars:
                 self._place(bar)
             if self._bus_master_alias is not None:
                 self._bus_master_alias.set_enabled(bool(self.command & cfg.COMMAND_MASTER))
+        if guest_errors.isEnabledFor(logging.DEBUG):
+            for old, bar in zip(before, self.bars, strict=True):
+                if bar.address not in (None, old):
+                    clash.report(self.kind, self.devfn, bar, self.bus.spaces)
         self._drive_pin()
 
     def bar_address(self, bar: Bar) -> int | None:
