@@ -161,6 +161,7 @@ def test_what_firmware_finds(tmp_path: Path) -> None:
 
 
 def test_power_button_goes_to_the_power_management_function(machine: Machine) -> None:
+    device(machine, Piix4Pm).pm1_enable = 0x100
     for action in machine.system.on_powerdown:
         action()
     assert device(machine, Piix4Pm).pm1_status & 0x100

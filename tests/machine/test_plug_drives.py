@@ -124,3 +124,26 @@ def test_ahci_beside_ide(tmp_path: Path) -> None:
         # The newest bus: the controller's last port, counted on from the board's two channels.
         assert disk.names.serial == "QM00015" and "bus: ide.7" in qtree_text(machine.qdev)
         assert disk in machine.devices
+
+
+def test_floppy_drives(tmp_path: Path) -> None:
+    drives = (parse_drive(image(tmp_path, "x", 1440 << 10)),)
+    with pc_machine(tmp_path, drives=drives, default_drives=False) as machine:
+        plug(machine, "floppy,unit=1,drive=x", "floppy,id=a,drive-type=auto")
+        cmos, text = find(machine, Rtc).cmos, qtree_text(machine.qdev)
+        assert (cmos[0x10], cmos[0x14] & 0xC1) == (0x54, 0x41)
+        lines = [line.strip() for line in text[text.index('dev: floppy, id "a"') :].splitlines()]
+        assert lines[1:4] == ["unit = 0 (0x0)", 'drive = ""', 'backend_defaults = "auto"']
+        assert lines[13] == 'drive-type = "288"' and lines[14] == 'dev: floppy, id ""'
+        with pytest.raises(PellucidError, match="Can't create floppy unit 2, bus supports only 2 units"):
+            plug(machine, "floppy")
+        with pytest.raises(PellucidError, match="Floppy unit 1 is in use"):
+            plug(machine, "floppy,unit=1")
+
+
+def test_no_default_drive_beside_one_that_was_asked_for(tmp_path: Path) -> None:
+    for driver, left in (("ide-hd", {"floppy0"}), ("ide-cd", {"floppy0"}), ("floppy", {"ide1-cd0"})):
+        draft = Draft()
+        device(draft, driver)
+        with pc_machine(tmp_path, devices=tuple(draft.devices)) as machine:
+            assert set(machine.drives.by_name) == left

@@ -15,11 +15,14 @@ from pellucid.machine.device import Device
 from pellucid.machine.devices import pc_testdev
 from pellucid.machine.devices.ahci import Ich9Ahci
 from pellucid.machine.devices.debugcon import DebugCon
+from pellucid.machine.devices.fdc import Fdc
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.isa_debug_exit import IsaDebugExit
 from pellucid.machine.devices.pc_testdev import PcTestdev
 from pellucid.machine.devices.pci_testdev import PciTestdev
 from pellucid.machine.devices.pvpanic import Pvpanic, PvpanicPci
+from pellucid.machine.floppy.drive import FloppyDrive
+from pellucid.machine.floppy.plug import plug_floppy
 from pellucid.machine.ide.ahci_port import AhciPort
 from pellucid.machine.ide.atapi import IdeCd
 from pellucid.machine.ide.bus import IdeBus
@@ -168,6 +171,11 @@ def _drive(*, cd: bool) -> Callable[[Plug], Device]:
     return make
 
 
+def _floppy(plug: Plug) -> Device:
+    assert isinstance(plug.place, Fdc)
+    return plug_floppy(plug.machine.drives, plug.place, plug.values, plug.given)
+
+
 def _ahci(plug: Plug) -> Device:
     if plug.id:
         return Ich9Ahci(plug.id + ".{}")
@@ -185,6 +193,7 @@ CATALOG = (
                 lambda plug: PciePciBridge(plug.bus_name, plug.given), express_only=True),
     DeviceClass("pcie-root-port", "PCI", BRIDGES, PcieRootPort, _root_port(PcieRootPort), "PCI Express Root Port",
                 express_only=True),
+    DeviceClass("floppy", "floppy-bus", STORAGE, FloppyDrive, _floppy, "virtual floppy drive"),
     DeviceClass("ich9-ahci", "PCI", STORAGE, Ich9Ahci, _ahci, alias="ahci"),
     DeviceClass("ide-cd", "IDE", STORAGE, IdeCd, _drive(cd=True), "virtual IDE CD-ROM"),
     DeviceClass("ide-hd", "IDE", STORAGE, IdeHd, _drive(cd=False), "virtual IDE disk"),

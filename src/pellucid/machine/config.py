@@ -250,6 +250,10 @@ class MachineConfig:
     acpi_tables: tuple[Pairs, ...] = ()
     fw_cfg_files: tuple[FwCfgFile, ...] = ()
 
+    def wants_default(self, *drivers: str) -> bool:
+        """Whether a default drive is wanted: not with -nodefaults, nor where -device names one of these kinds."""
+        return self.default_drives and not any(device.driver in drivers for device in self.devices)
+
     @property
     def cpu_count(self) -> int:
         """Guest CPUs."""

@@ -132,22 +132,9 @@ class Drives:
     def make(self, drive: Drive, place: IdePlaces, unit: int, *, cd: bool) -> AtaDrive:
         """The IDE device for a drive, connected. Raises UserError when it cannot be."""
         backend = drive.backend
-        if backend.user is not None:
-            problem = f"Drive '{backend.name}' is already in use"
-            if drive.place is None:
-                raise UserError(f"{problem} by another device")
-            hint = "(did you need 'if=none' in the drive options?)"
-            raise UserError(f"{problem} because it has been automatically connected to another device {hint}")
+        self.take(drive)
         if backend.node is None and not cd:
             raise UserError("Device needs media, but drive is empty")
-        try:
-            if drive.place is None and backend.node is not None:
-                attach(backend.node)
-        except ImageLocked as error:
-            raise UserError(
-                f"Failed to get {error.lock} lock. Is another process using the image "
-                f"[{drive.options.file}]? Stop it, or use snapshot=on"
-            ) from error
         if not cd and backend.read_only:
             raise UserError("Block node is read-only: use snapshot=on, or media=cdrom")
         backend.removable = cd
@@ -158,17 +145,43 @@ class Drives:
             raise UserError(str(error)) from None
         return made
 
+    def find(self, driver: str, name: str) -> Drive:
+        """The drive that a device's property names. Raises UserError."""
+        found = self.by_name.get(name)
+        if found is None:
+            raise UserError(f"Property '{driver}.drive' can't find value '{name}'")
+        return found
+
+    def take(self, drive: Drive) -> None:
+        """A device is to have this drive. Raises UserError when another one has it, or another process."""
+        backend = drive.backend
+        if backend.user is not None:
+            problem = f"Drive '{backend.name}' is already in use"
+            if drive.place is None:
+                raise UserError(f"{problem} by another device")
+            hint = "(did you need 'if=none' in the drive options?)"
+            raise UserError(f"{problem} because it has been automatically connected to another device {hint}")
+        try:
+            if drive.place is None and backend.node is not None:
+                attach(backend.node)
+        except ImageLocked as error:
+            raise UserError(
+                f"Failed to get {error.lock} lock. Is another process using the image "
+                f"[{drive.options.file}]? Stop it, or use snapshot=on"
+            ) from error
+
     def _number(self, place: IdePlaces, unit: int) -> int:
         """Every place counts, those without a drive too, so that a serial number tells the place."""
         places = [place for controller in self.controllers for place in controller.places]
         return 2 * places.index(place) + unit + 1
 
-    def add_empty(self, option: str) -> Drive:
-        """An empty CD drive's end of the block layer that has no name: its device was asked for without a drive."""
-        name = next(name for n in range(1 << 16) if (name := f"#cd{n}") not in self.by_name)
+    def add_empty(self, driver: str) -> Drive:
+        """An empty removable drive without a name: its device was asked for without one."""
+        name = next(name for n in range(1 << 16) if (name := f"#{driver}{n}") not in self.by_name)
         backend = BlockBackend("", self.pool, None, Policy(), removable=True)
         backend.on_stop = lambda kind, error: self._stop(backend, kind, error)
-        options = DriveOptions(option, interface="none", media="cdrom", id=name)
+        kind = ("floppy", "disk") if driver == "floppy" else ("none", "cdrom")
+        options = DriveOptions(driver, interface=kind[0], media=kind[1], id=name)
         made = self.by_name[name] = Drive(options, None, backend, LAST_RANK + len(self.by_name))
         return made
 

@@ -11,6 +11,7 @@ from pellucid.machine.config import DeviceOption, GlobalOption
 from pellucid.machine.device import Device, Property
 from pellucid.machine.devices.ahci import Ich9Ahci
 from pellucid.machine.drives import add_controller
+from pellucid.machine.floppy.drive import FloppyDrive
 from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.kvm_pit import KVM_PIT, set_pit_global
 from pellucid.machine.machine import Machine
@@ -20,7 +21,7 @@ from pellucid.machine.pci.ports import RootPort
 from pellucid.machine.qdev import QdevBus
 
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-BUS_KINDS = {"PCI": ("PCI", "PCIE"), "ISA": ("ISA",), "IDE": ("IDE",)}
+BUS_KINDS = {"PCI": ("PCI", "PCIE"), "ISA": ("ISA",), "IDE": ("IDE",), "floppy-bus": ("floppy-bus",)}
 """Types of bus on which a device for one finds its place."""
 PLACED_BY_BUS = ("addr", "multifunction")
 NOT_BUILT_VALUES = {"romfile": "an expansion ROM from a file", "failover_pair_id": "fail-over"}
@@ -147,7 +148,8 @@ class DevicePlugger:
             self._automatic[kind] += 1
         plug.place = bus.host
         device = entry.make(plug)
-        device.set_properties(given)
+        # What is to be chosen automatically has been chosen by now.
+        device.set_properties({name: value for name, value in given.items() if value != "auto"})
         if pci is not None:
             assert isinstance(device, PciFunction)
             device.set_multifunction(bool(placed.get("multifunction")))
@@ -169,7 +171,7 @@ class DevicePlugger:
             assert bus is not None
             add_controller(drives, bus.node(device), device, device.places)
             self._machine.parts += [Part(part) for part in device.parts]
-        elif isinstance(device, AtaDrive):
+        elif isinstance(device, AtaDrive | FloppyDrive):
             for tell in drives.on_plugged:
                 tell()
 

@@ -1,6 +1,6 @@
 """The floppy controller of the PC boards with its drives, as one line of the board."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pellucid.machine.devices.dma8237 import Dma8237
 from pellucid.machine.devices.fdc import Fdc
@@ -11,7 +11,7 @@ from pellucid.machine.floppy.formats import CMOS_TYPES, LARGEST_DRIVE
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.machine import Machine
 from pellucid.machine.part import Part
-from pellucid.machine.qdev import Lines, QdevBus, QdevNode, fixed
+from pellucid.machine.qdev import QdevBus, QdevNode, fixed
 
 PORTS, FLOPPY_GSI, DMA_CHANNEL = (0x3F1, 0x3F7), 6, 2
 FIRST_PORT = 0x3F0
@@ -28,7 +28,7 @@ def add_floppy(machine: Machine, isa: QdevBus, line: IrqLine, *, always: bool) -
     config = machine.config
     if not always and all(drive.interface != "floppy" for drive in config.drives):
         return
-    drives = machine.drives.open_floppies(config.drives, DRIVES, default=always and config.default_drives)
+    drives = machine.drives.open_floppies(config.drives, DRIVES, default=always and config.wants_default("floppy"))
     controller = Fdc(drives, line, machine.device(Dma8237).channel(DMA_CHANNEL), machine.device_clock)
     machine.add(Part(controller, ports=PORTS, gsi=FLOPPY_GSI))
     node = isa.plug(QdevNode("isa-fdc", properties=fixed(
@@ -40,8 +40,14 @@ def add_floppy(machine: Machine, isa: QdevBus, line: IrqLine, *, always: bool) -
     for drive in drives:
         if drive.backend is not None:
             machine.parts.append(Part(drive))
-            bus.plug(QdevNode(drive.kind, properties=_properties(drive, drive.backend.name)))
-    _tell_cmos(machine.device(Rtc), drives)
+            bus.plug(drive.qdev_node())
+    bus.host = controller
+
+    def tell() -> None:
+        _tell_cmos(machine.device(Rtc), drives)
+
+    machine.drives.on_plugged.append(tell)
+    tell()
 
 
 def _tell_cmos(rtc: Rtc, drives: Sequence[FloppyDrive]) -> None:
@@ -51,22 +57,3 @@ def _tell_cmos(rtc: Rtc, drives: Sequence[FloppyDrive]) -> None:
     rtc.set_cmos(CMOS_DRIVES, types[0] << 4 | types[1])
     bits = (EQUIPMENT_DRIVES if there else 0) | (EQUIPMENT_TWO if there == len(types) else 0)
     rtc.set_cmos(CMOS_EQUIPMENT, rtc.cmos[CMOS_EQUIPMENT] | bits)
-
-
-def _properties(drive: FloppyDrive, backend: str) -> Lines:
-    """A drive's lines in `info qtree`."""
-
-    def lines() -> Iterator[str]:
-        yield f"unit = {drive.unit} ({drive.unit:#x})"
-        yield f'drive = "{backend}"'
-        yield 'backend_defaults = "auto"'
-        for name, size in (("logical_block", 512), ("physical_block", 512), ("min_io", 0), ("opt_io", 0)):
-            yield f"{name}_size = {size} ({size} B)"
-        yield "discard_granularity = 4294967295 (4 GiB)"
-        yield 'write-cache = "auto"'
-        yield "share-rw = false"
-        yield 'account-invalid = "auto"'
-        yield 'account-failed = "auto"'
-        yield f'drive-type = "{drive.drive_type}"'
-
-    return lines

@@ -24,7 +24,8 @@ def add_ahci(machine: Machine, bus: PciBus, slot: int, function: int) -> None:
 def _add(machine: Machine, bus: PciBus, slot: int, function: int, controller: Piix3Ide | Ich9Ahci) -> None:
     config, places = machine.config, controller.places
     units = len(places[0].drives)
-    machine.drives.open(config.drives, buses=len(places), units=units, default_cdrom=config.default_drives)
+    default_cdrom = config.wants_default("ide-cd", "ide-hd")
+    machine.drives.open(config.drives, buses=len(places), units=units, default_cdrom=default_cdrom)
     bus.add(slot, function, controller)
     buses = add_controller(machine.drives, bus.node(controller), controller, places)
     for channel, drive in machine.drives.connect(places):

@@ -3,14 +3,18 @@
 Disk accesses are waited for: a track is 18 KB, and the controller has nothing else to do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from pellucid.block import BlockBackend, Buffers
-from pellucid.machine.device import Device, State
+from pellucid.machine.block_device import BLOCK_PROPERTIES, BlockDevice
+from pellucid.machine.device import Property, State
 from pellucid.machine.floppy.formats import LARGEST_DRIVE, SECTOR, Format, find_format
+from pellucid.machine.properties import UINT32, Words
 from pellucid.machine.state import BOOL, U8, Integer
+
+ANY_UNIT = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Place:
     sector: int
 
 
-class FloppyDrive(Device):
+class FloppyDrive(BlockDevice):
     """The drive with number `unit`. `drive_type` is "120", "144" or "288" (by its largest usual medium).
 
     backend: None where no drive is connected. format: of the medium, None while there is none.
@@ -37,16 +41,31 @@ class FloppyDrive(Device):
     perpendicular = State(Integer(0, 15), 0, survives_reset=True)
     changed = State(BOOL, True, survives_reset=True, doc="the disk change line: a medium came or went")
 
+    unit = Property(UINT32, ANY_UNIT, doc="the place on the bus")
+    drive_type = Property(
+        Words("FdcDriveType", "144", "288", "120", "none", "auto", meaning="FDC drive type"), "auto", name="drive-type"
+    )
+
     def __init__(
         self, backend: BlockBackend | None, unit: int, drive_type: str = "auto", fallback: str = LARGEST_DRIVE
     ) -> None:
-        self.backend, self.unit = backend, unit
+        self.backend, self.unit, self._fallback = backend, unit, fallback
         super().__init__()
-        self.drive_type = _drive_type(backend, drive_type, fallback)
         self.format: Format | None = None
+        self.connect(backend, drive_type)
+
+    def connect(self, backend: BlockBackend | None, drive_type: str) -> None:
+        """Put the drive on the cable, with what it takes its medium from."""
+        self.backend = backend
+        self.drive_type = _drive_type(backend, drive_type, self._fallback)
         self._look_at_medium()
         if backend is not None:
-            backend.user = self
+            backend.user, self.drive = self, backend.name
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        shown = dict(super().describe())
+        for name in ("unit", *BLOCK_PROPERTIES, "drive-type"):
+            yield name, shown[name]
 
     @property
     def inserted(self) -> bool:

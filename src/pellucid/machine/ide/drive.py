@@ -12,30 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 from pellucid.block import BlockBackend
-from pellucid.machine.device import Device, Property, State
+from pellucid.machine.block_device import BLOCK_PROPERTIES, BLOCK_SIZE_SHOWN, BlockDevice
+from pellucid.machine.device import Property, State
 from pellucid.machine.dma import ScatterList
 from pellucid.machine.ide import registers as reg
 from pellucid.machine.ide.identify import MODES, Modes, Names
-from pellucid.machine.properties import (
-    BLOCK_SIZE,
-    BOOL,
-    BOOT_INDEX,
-    DRIVE,
-    ON_ERROR,
-    ON_OFF_AUTO,
-    SIZE,
-    STRING,
-    UINT32,
-    UINT64,
-)
-from pellucid.machine.state import BOOL as FLAG
-from pellucid.machine.state import U8, U32, U64, Buffer, Integer, Text
+from pellucid.machine.properties import BOOT_INDEX, ON_ERROR, STRING, UINT32, UINT64
+from pellucid.machine.state import BOOL, U8, U32, U64, Buffer, Integer, Text
 
 LONGEST_BUFFER = 1 << 20
 """Bytes of one PIO block, or of one answer of a packet command, and a bit."""
 NO_TRANSFER, DISK_TRANSFER, BUFFER_TRANSFER = range(3)
 ANY_UNIT = 0xFFFF_FFFF
-BLOCK_SIZE_SHOWN = 512
 
 
 CHECKED_FEATURES = frozenset((0x05, 0x42, 0x55, 0x66, 0x67, 0x69, 0x82, 0x85, 0x96, 0x9A, 0xAA, 0xC2, 0xCC, 0x02))
@@ -75,7 +63,7 @@ class Transport(Protocol):
         ...
 
 
-class AtaDrive(Device):
+class AtaDrive(BlockDevice):
     """The base. `backend` is the drive's end of the block layer; `number` counts the drives of the machine from 1.
 
     unit: where it is connected.
@@ -101,25 +89,14 @@ class AtaDrive(Device):
     hob_high = State(U8, 0)
     buffer = State(Buffer(LONGEST_BUFFER), b"", doc="the PIO block, or a transfer's bytes")
     position = State(U32, 0, doc="of the next byte of the PIO block")
-    block_out = State(FLAG, False, doc="the PIO block comes from the guest")
+    block_out = State(BOOL, False, doc="the PIO block comes from the guest")
     step = State(Text(), "", doc="what goes on when the block or the transfer is through")
     transfer_kind = State(Integer(NO_TRANSFER, BUFFER_TRANSFER), NO_TRANSFER)
     transfer_length = State(U32, 0)
     transfer_offset = State(U64, 0, doc="on the medium")
-    transfer_in = State(FLAG, False, doc="to memory")
-    transfer_pio = State(FLAG, False, doc="the guest thinks of it as PIO")
+    transfer_in = State(BOOL, False, doc="to memory")
+    transfer_pio = State(BOOL, False, doc="the guest thinks of it as PIO")
 
-    drive = Property(DRIVE, "", doc="the backend's name")
-    backend_defaults = Property(ON_OFF_AUTO, "auto")
-    logical_block_size = Property(BLOCK_SIZE, 0)
-    physical_block_size = Property(BLOCK_SIZE, 0)
-    min_io_size = Property(SIZE, 0)
-    opt_io_size = Property(SIZE, 0)
-    discard_granularity = Property(SIZE, 0xFFFF_FFFF)
-    write_cache = Property(ON_OFF_AUTO, "auto", name="write-cache")
-    share_rw = Property(BOOL, False, name="share-rw")
-    account_invalid = Property(ON_OFF_AUTO, "auto", name="account-invalid")
-    account_failed = Property(ON_OFF_AUTO, "auto", name="account-failed")
     rerror = Property(ON_ERROR, "auto", doc="what a failed read does")
     werror = Property(ON_ERROR, "auto", doc="what a failed write does")
     ver = Property(STRING, "2.5+", doc="firmware revision")
@@ -135,7 +112,7 @@ class AtaDrive(Device):
         self.transport: Transport | None = None
         self.unit = 0
         self.drive = backend.name
-        self.logical_block_size = self.physical_block_size = self.discard_granularity = BLOCK_SIZE_SHOWN
+        self.discard_granularity = BLOCK_SIZE_SHOWN
         self.modes = Modes()
         self._token = 0
         super().__init__()
@@ -392,8 +369,9 @@ class AtaDrive(Device):
         unit = common.pop("unit")
         del common["bootindex"]
         shared = {declared.name for declared in AtaDrive.properties}
-        # A disk's own come behind what all drives have.
-        yield from sorted(common.items(), key=lambda item: item[0] not in shared)
+        # The block layer's first, then what all drives have, then a disk's own.
+        for name in sorted(common, key=lambda name: 0 if name in BLOCK_PROPERTIES else 1 if name in shared else 2):
+            yield name, common[name]
         yield "unit", unit
 
     # The life of the drive.

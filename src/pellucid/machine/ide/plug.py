@@ -5,28 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from pellucid.block import ErrorAction
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import UserError
+from pellucid.machine.block_device import check_block_properties
 from pellucid.machine.drives import Drive, Drives
 from pellucid.machine.ide.boot import IdePlaces
 from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import ANY_UNIT, AtaDrive
-
-NOT_BUILT = (
-    "backend_defaults", "physical_block_size", "min_io_size", "opt_io_size", "discard_granularity", "write-cache",
-    "share-rw", "account-invalid", "account-failed",
-)  # fmt: skip
 
 
 def plug_drive(
     drives: Drives, place: IdePlaces, values: Mapping[str, Any], given: Mapping[str, object], *, cd: bool
 ) -> AtaDrive:
     """Make and connect the drive. `values` has every property, `given` what the user has set. Raises UserError."""
-    defaults = {declared.name: declared.default for declared in AtaDrive.properties}
-    for name in NOT_BUILT:
-        if given.get(name, defaults[name]) != defaults[name]:
-            raise NotBuiltError(f"{name}={given[name]} is not built yet: leave it out")
-    if values["logical_block_size"] not in (0, 512):
-        raise UserError("logical_block_size must be 512 for IDE")
+    check_block_properties(given, "IDE")
     unit = _unit(place, values["unit"])
     drive = _find(drives, values["drive"], cd=cd)
     _check_boot_index(drives, values["bootindex"])
@@ -50,10 +41,7 @@ def _unit(place: IdePlaces, wanted: int) -> int:
 
 def _find(drives: Drives, name: str, *, cd: bool) -> Drive:
     if name:
-        found = drives.by_name.get(name)
-        if found is None:
-            raise UserError(f"Property 'ide-{'cd' if cd else 'hd'}.drive' can't find value '{name}'")
-        return found
+        return drives.find("ide-cd" if cd else "ide-hd", name)
     if not cd:
         raise UserError("No drive specified")
     return drives.add_empty("ide-cd")
