@@ -19,7 +19,8 @@ IO, MEMORY, MASTER = 1, 2, 4
 
 @pytest.fixture
 def machine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Machine]:
-    (name,) = LOG_ITEMS["guest_errors"].loggers
+    name = "pellucid.memory.invalid"
+    assert name in LOG_ITEMS["guest_errors"].loggers
     with pc_machine(tmp_path) as built, caplog.at_level(logging.DEBUG, name):
         for slot in (4, 5):
             assert built.pci is not None

@@ -207,6 +207,19 @@ def test_the_watchdog_bites_the_second_time(may_reboot: bool) -> None:
     assert tco.read(0x06, 2) == 0x06 and len(reboot.calls) == may_reboot
 
 
+def test_an_acknowledged_watchdog_bites_all_the_same() -> None:
+    clock, smi, reboot = HandClock(), Counter(), Counter()
+    tco = Ich9Tco(clock, smi, lambda: False, reboot)
+    tco.write(0x12, 2, 6)
+    tco.write(0x00, 2, 1)
+    for times in (1, 2, 3):
+        clock.advance(6 * TICK_NS)
+        assert tco.read(0x04, 2) == 0x08 and len(smi.calls) == times
+        assert tco.read(0x06, 2) == (0x06 if times > 1 else 0)
+        tco.write(0x04, 2, 0x08)
+    assert reboot.calls == []
+
+
 def test_a_fed_or_halted_watchdog_does_not_bite() -> None:
     clock, reboot = HandClock(), Counter()
     tco = Ich9Tco(clock, Counter(), lambda: True, reboot)

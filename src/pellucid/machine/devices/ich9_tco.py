@@ -109,14 +109,13 @@ class Ich9Tco(Device):
             self._start()
 
     def _expired(self) -> None:
-        if self.second:
-            self.second = False
+        self.status_1 |= TIMEOUT
+        self.second = not self.second
+        if not self.second:
             self.status_2 |= SECOND_TO_STS | BOOT_STS
-            self.deadline = NOT_RUNNING
             if self._may_reboot():
+                self.deadline = NOT_RUNNING
                 self._reboot()
-        else:
-            self.second = True
-            self.status_1 |= TIMEOUT
-            self._raise_smi()
-            self._start()
+                return
+        self._raise_smi()
+        self._start()
