@@ -109,11 +109,12 @@ def test_pm_timer_wraps_at_24_bits_and_interrupts_when_its_top_bit_changes() -> 
 def test_power_button_and_sleep() -> None:
     power = Power()
     power.chip.press_power_button()
-    assert not power.sci.level
-    power.ports.write(0xB2, 1, Piix4Pm.acpi_enable)
-    assert power.ports.read(0x604, 2) == 1
+    assert power.ports.read(0x600, 2) == 0, "nobody wanted to know"
     power.ports.write(0x602, 2, 0x100)
-    assert power.sci.level
+    power.chip.press_power_button()
+    assert power.ports.read(0x600, 2) == 0x100 and not power.sci.level
+    power.ports.write(0xB2, 1, Piix4Pm.acpi_enable)
+    assert power.ports.read(0x604, 2) == 1 and power.sci.level
     power.ports.write(0x604, 2, 0x2001 | 1 << 10)
     assert len(power.slept.calls) == 1 and power.off.calls == []
     power.chip.wake(WakeReason.OTHER)
