@@ -5,6 +5,7 @@ them runs one instruction at a time. Everything else runs as if there were no br
 """
 
 from pellucid.cpu.faults import Stop
+from pellucid.cpu.lam import data_address
 from pellucid.cpu.state import (
     CR4_DE, DB, DR6_BS, DR6_FIXED, DR7_FIXED, DR7_GD, EXIT_EXCEPTION, EXIT_SMC, PAGE_MASK)
 from pellucid.native import native, static, u32, u64, unlikely
@@ -73,6 +74,7 @@ def watch(s, lin, size, write):
 def match_data(s, lin: u64, size: u64, write: bool) -> None:
     """A data access that touches a breakpoint ends in #DB; its instruction is executed alone to that end."""
     hits: u64 = 0
+    lin = data_address(s, lin)
     for n in static(range(4)):
         if (s.watch_data >> n) & 1 != 0 and (write or breakpoint_kind(s, n) == READS_AND_WRITES):
             if overlaps(s.dr[n], breakpoint_size(s, n), lin, size):

@@ -7,8 +7,9 @@ from pellucid.cpu.memory import flush_tlb
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
-    ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_DE, CR4_LA57, CR4_PAE, CR4_PCIDE,
-    CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA, EFER_LME, PENDING_REQUEST, TR)
+    ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR3_LAM_U48, CR3_LAM_U57, CR4_DE,
+    CR4_LA57, CR4_LAM_SUP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA,
+    EFER_LME, FEATURE_LAM, FEATURES_SYSTEM, PENDING_REQUEST, TR)
 from pellucid.native import array, atomic_or, local, native, ptr, ref, static, u64
 
 CR0_DEFINED = 0xE005003F
@@ -77,18 +78,22 @@ def write_cr0(s, value: u64) -> None:
 
 @native(inline=False)
 def write_cr3(s, value: u64) -> None:
-    """MOV to CR3: a new address space; translations of global pages stay."""
+    """MOV to CR3: a new address space; translations of global pages stay, unless what their addresses mean changes."""
     if in_long_mode(s):
         if (s.cr4 & CR4_PCIDE) != 0:
             value = value & ~(u64(1) << 63)
-        if value >> s.maxphyaddr != 0:
+        reserved = ~((u64(1) << s.maxphyaddr) - 1)
+        if (s.features[FEATURES_SYSTEM] & FEATURE_LAM) != 0:
+            reserved = reserved & ~u64(CR3_LAM_U48 | CR3_LAM_U57)
+        if (value & reserved) != 0:
             general_protection(s, 0)
     else:
         value = value & 0xFFFF_FFFF
         if pae_paging(s.cr0, s.cr4, s.efer):
             load_pdptrs(s, value)
+    masking = (value ^ s.cr3) & (CR3_LAM_U48 | CR3_LAM_U57)
     s.cr3 = value
-    flush_tlb(s, False)
+    flush_tlb(s, masking != 0)
 
 
 @native(inline=False)
@@ -105,7 +110,8 @@ def write_cr4(s, value: u64) -> None:
     if pae_paging(s.cr0, value, s.efer) and paging != 0:
         load_pdptrs(s, s.cr3)
     s.cr4 = value
-    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE | CR4_PKS)) != 0:
+    if (changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE | CR4_PKS
+                    | CR4_LAM_SUP)) != 0:
         flush_tlb(s, True)
     if (changed & CR4_DE) != 0 and update_breakpoints(s):
         flush_tlb(s, True)

@@ -11,6 +11,7 @@ away the translations it hits (see `code_pages`).
 from pellucid.cpu.breakpoints import on_watched_page, watch
 from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
 from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
+from pellucid.cpu.lam import canonical_data, lam_on, masked_address
 from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, canonical_base, walk
 from pellucid.cpu.physical import code_bits, find_slot
@@ -155,7 +156,7 @@ def check_alignment(s, lin, size, index):
     """#AC(0) for a misaligned data access of 2, 4 or 8 bytes while alignment is checked (SDM vol. 3, 6.15)."""
     if unlikely(s.align_check != 0):
         if index == TLB_USER and size <= 8 and (lin & (size - 1)) != 0:
-            if (s.mode & MODE_SIZE) == MODE_64 and not canonical(s, lin):
+            if (s.mode & MODE_SIZE) == MODE_64 and not canonical_data(s, lin):
                 non_canonical(s, lin)
             alignment(s)
 
@@ -184,12 +185,19 @@ def check_base(s, address: u64) -> None:
 @native(inline=False)
 def fill(s, lin: u64, access: u32, index: u32) -> u64:
     """Translate and fill the TLB; the host address, or 0 for a device (then s.mmio_gpa is the address)."""
+    where = lin
+    alike: bool = True   # data accesses and fetches mean the same by this address
     if unlikely((s.mode & MODE_SIZE) == MODE_64):
-        if not canonical(s, lin):
+        if unlikely(lam_on(s)):
+            masked = masked_address(s, lin)
+            alike = masked == lin
+            if access != FETCH:
+                where = masked
+        if not canonical(s, where):
             non_canonical(s, lin)
     s.count_walks += 1
     w = local(Walk)
-    walk(s, w, lin, access, index)
+    walk(s, w, where, access, index)
     s.mmio_gpa = w.gpa
     slot = find_slot(s, w.gpa)
     if u64(slot) == 0:
@@ -200,7 +208,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     if s.align_check != 0 and index == TLB_USER and access != FETCH:
         return host
     page = lin & PAGE_MASK
-    if unlikely((s.watch_code | s.watch_data) != 0) and on_watched_page(s, page):
+    if unlikely((s.watch_code | s.watch_data) != 0) and on_watched_page(s, where & PAGE_MASK):
         return host
     e = tlb_entry(s, tlb_address(s, index), lin)
     number = u64(index) * TLB_ENTRIES + ((lin >> 12) & (TLB_ENTRIES - 1))
@@ -213,9 +221,14 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     if s.align_check != 0 and index == TLB_USER:
         e.rtag = TLB_INVALID
     e.xtag = page if w.executable != 0 else u64(TLB_INVALID)
+    if unlikely(not alike):
+        if access == FETCH:
+            e.rtag = TLB_INVALID
+        else:
+            e.xtag = TLB_INVALID
     e.wtag = TLB_INVALID
     s.tlb_host[number] = host & PAGE_MASK
-    s.tlb_page[number] = page
+    s.tlb_page[number] = where & PAGE_MASK
     large: u8 = 0
     if w.large != 0:
         large = 2

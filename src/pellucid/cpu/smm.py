@@ -19,8 +19,9 @@ from typing import Any
 from pellucid.cpu.flags import CC_EFLAGS
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_DPL_SHIFT, ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_EM, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS,
-    CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME, ES, FS, GS, LDTR, RFLAGS_FIXED,
-    RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS, SHADOW_STI, SS, TR)
+    CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME, ES,
+    FEATURES_SYSTEM, FEATURE_LAM, FS, GS, LDTR, RFLAGS_FIXED, RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS, SHADOW_STI, SS,
+    TR)
 
 SMBASE_RESET = 0x3_0000
 ENTRY_POINT, SAVE_MAP, SAVE_SIZE = 0x8000, 0xFE00, 0x200
@@ -245,11 +246,16 @@ def _check(s: Any, state: SavedState) -> str | None:
         (efer & ~(s.efer_allowed | EFER_LMA), "EFER has reserved bits"),
         (lma and not cr4 & CR4_PAE, "IA-32e mode without CR4.PAE"),
         (cr4 & CR4_PCIDE and not lma, "CR4.PCIDE outside IA-32e mode"),
-        (lma and (state.cr3 & (U64 << s.maxphyaddr)), "CR3 has reserved bits"),
+        (lma and (state.cr3 & (U64 << s.maxphyaddr) & ~_lam_bits(s)), "CR3 has reserved bits"),
         (lma and state.attributes[CS] & ATTR_L and state.attributes[CS] & ATTR_DB, "CS.L and CS.D"),
         ((state.dr6 | state.dr7) >> 32, "DR6 or DR7 has bits above 31"),
     )
     return next((text for broken, text in rules if broken), None)
+
+
+def _lam_bits(s: Any) -> int:
+    """LAM_U57 and LAM_U48, where CPUID tells of them."""
+    return CR3_LAM_U48 | CR3_LAM_U57 if s.features[FEATURES_SYSTEM] & FEATURE_LAM else 0
 
 
 def _load(s: Any, state: SavedState) -> None:

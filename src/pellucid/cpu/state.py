@@ -31,7 +31,8 @@ CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = 1 << 16, 1 << 18, 1 << 29, 1 << 30, 1 <
 CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR, CR4_OSXMMEXCPT, \
     CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << n for n in range(15))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 21, 1 << 22
-CR4_PKS = 1 << 24
+CR4_PKS, CR4_LAM_SUP = 1 << 24, 1 << 28
+CR3_LAM_U57, CR3_LAM_U48 = 1 << 61, 1 << 62
 XCR0_SSE, XCR0_AVX, XCR0_PKRU = 2, 4, 1 << 9
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
@@ -82,6 +83,7 @@ FEATURES_SYSTEM, FEATURES_ISA = 0, 1
 FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_LA57 = 1, 2, 4
 FEATURE_AMD = 8               # AMD's processors, where they differ from Intel's
 FEATURE_ERROR_POINTERS = 16   # FXSAVE and its like keep the x87 pointers without an exception too
+FEATURE_LAM = 1 << 16         # CR3 may have LAM_U57 and LAM_U48
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2

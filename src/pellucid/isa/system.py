@@ -2,14 +2,16 @@
 
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
-from pellucid.cpu.operands import address, read, write
+from pellucid.cpu.operands import address, read, register, write
+from pellucid.cpu.paging import canonical
 from pellucid.cpu.privilege import above_iopl, require_cpl0
+from pellucid.cpu.simd import load_vector
 from pellucid.cpu.state import (
-    CR4_FSGSBASE, CR4_PCE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS, RFLAGS_AC,
-    RFLAGS_IF, SHADOW_STI)
+    CR4_FSGSBASE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS,
+    MODE_64, MODE_SIZE, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
 from pellucid.cpu.virtual import write_virtual_if
 from pellucid.isa.table import LEAVE, instruction
-from pellucid.native import native, rdtsc, u32, u64, u128, uint, unlikely
+from pellucid.native import native, rdtsc, u32, u64, u128, uint, unlikely, vec
 
 RAX, RCX, RDX = 0, 1, 2
 
@@ -82,6 +84,27 @@ def hypercall(s, o, f):
 def invlpg(s, o, f):
     require_cpl0(s)
     flush_page(s, address(s, o))
+
+
+@instruction("INVPCID", ends=LEAVE)
+@native
+def invpcid(s, o, f):
+    """Types 0 to 3: an address, a context, everything, everything but global pages; no translation here has a PCID."""
+    require_cpl0(s)
+    kind = register(s, o.dst, u64)
+    if (s.mode & MODE_SIZE) != MODE_64:
+        kind = kind & 0xFFFF_FFFF
+    both = load_vector(s, address(s, o), vec[u64, 2])
+    if kind > 3 or both[0] >> 12 != 0:
+        general_protection(s, 0)
+    if kind < 2 and (s.cr4 & CR4_PCIDE) == 0 and both[0] != 0:
+        general_protection(s, 0)
+    if kind == 0:
+        if not canonical(s, both[1]):
+            general_protection(s, 0)
+        flush_page(s, both[1])
+    else:
+        flush_tlb(s, kind == 2)
 
 
 @instruction("WBINVD", "INVD", "WBNOINVD")

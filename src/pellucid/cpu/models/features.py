@@ -28,7 +28,8 @@ _BITS: dict[Place, str] = {
     (0x7, 0, "edx"): "- - avx512-4vnniw avx512-4fmaps fsrm - - - avx512-vp2intersect - md-clear - - - serialize - "
     "tsx-ldtrk - - arch-lbr - - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
     "core-capability ssbd",
-    (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16 - cmpccxadd - - fzrm fsrs fsrc - - - - - - - - amx-fp16 - avx-ifma",
+    (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16 - cmpccxadd - - fzrm fsrs fsrc - - - - - - - - amx-fp16 - "
+    "avx-ifma - - lam",
     (0x7, 1, "edx"): "- - - - avx-vnni-int8 avx-ne-convert",
     (0x7, 2, "edx"): "intel-psfd ipred-ctrl rrsba-ctrl ddpd-u bhi-ctrl mcdt-no",
     (0xD, 1, "eax"): "xsaveopt xsavec xgetbv1 xsaves xfd",
@@ -66,7 +67,7 @@ _BUILT = frozenset(
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no xsaveopt "
-        "xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a fzrm fsrs fsrc "
+        "xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid fzrm fsrs fsrc "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
-    FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
+    FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
 from pellucid.kvm.backends.soft.msrs import AMD_COUNTERS, FEATURES
@@ -26,7 +26,8 @@ CR4_FEATURES = {0: (1, 0, "edx", 1), 1: (1, 0, "edx", 1), 2: (1, 0, "edx", 4), 3
                 5: (1, 0, "edx", 6), 6: (1, 0, "edx", 7), 7: (1, 0, "edx", 13), 9: (1, 0, "edx", 24),
                 10: (1, 0, "edx", 25), 11: (7, 0, "ecx", 2), 12: (7, 0, "ecx", 16), 13: (1, 0, "ecx", 5),
                 16: (7, 0, "ebx", 0), 17: (1, 0, "ecx", 17), 18: (1, 0, "ecx", 26), 20: (7, 0, "ebx", 7),
-                21: (7, 0, "ebx", 20), 22: (7, 0, "ecx", 3), 24: (7, 0, "ecx", 31)}
+                21: (7, 0, "ebx", 20), 22: (7, 0, "ecx", 3), 24: (7, 0, "ecx", 31),
+                28: (7, 1, "eax", 26)}
 CR4_PCE = 1 << 8
 
 _AMD = {struct.unpack("<III", vendor.encode()) for vendor in AMD_VENDORS}
@@ -58,6 +59,7 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     state.features[FEATURES_SYSTEM] = (FEATURE_PDPE1GB * has(0x8000_0001, 0, "edx", 26)
                                        | FEATURE_PSE36 * has(1, 0, "edx", 17)
                                        | FEATURE_LA57 * has(7, 0, "ecx", 16)
+                                       | FEATURE_LAM * has(7, 1, "eax", 26)
                                        | FEATURE_AMD * amd
                                        | FEATURE_ERROR_POINTERS * (not amd or has(0x8000_0008, 0, "ebx", 2)))
     hypercalls = HYPERCALL * any(e.function == KVM_CPUID_SIGNATURE for e in entries)
