@@ -89,9 +89,9 @@ class FakeVcpu:
 class FakeVm:
     """Chips with `vcpus` vCPUs whose APICs are software-enabled, and masked PICs. The TSC counts 2 per nanosecond."""
 
-    def __init__(self, vcpus: int = 1, *, ioapic_version: int = 0x11, features: LapicFeatures | None = None) -> None:
+    def __init__(self, vcpus: int = 1, *, split: bool = False, features: LapicFeatures | None = None) -> None:
         self.clock = ManualClock()
-        self.chips = Irqchip(self.clock, ioapic_version=ioapic_version)
+        self.chips = Irqchip(self.clock, split=split)
         self.vcpus = [FakeVcpu(self.chips) for _ in range(vcpus)]
         for index, vcpu in enumerate(self.vcpus):
             hooks = LapicHooks(vcpu.notify, vcpu.nmi, vcpu.smi)

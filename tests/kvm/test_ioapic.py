@@ -157,7 +157,7 @@ def test_two_pins_with_one_vector() -> None:
 
 
 def test_directed_eoi() -> None:
-    vm = FakeVm(ioapic_version=0x20, features=LapicFeatures(directed_eoi=True))
+    vm = FakeVm(split=True, features=LapicFeatures(directed_eoi=True))
     assert vm.ioapic_read(1) & 0xFF == 0x20
     vm.vcpu.write(d.APIC_SPIV, 0x1FF | d.SPIV_DIRECTED_EOI)
     vm.redirect(PIN, 0x89 | LEVEL)
@@ -169,6 +169,25 @@ def test_directed_eoi() -> None:
     assert vm.vcpu.requested() == set()
     vm.chips.ioapic.mmio_write(0x40, 4, 0x89)
     assert vm.vcpu.requested() == {0x89}
+
+
+def test_a_split_ioapic_sends_messages() -> None:
+    vm = FakeVm(split=True)
+    heard: list[tuple[int, int]] = []
+
+    def carry(address: int, data: int) -> int:
+        heard.append((address, data))
+        return vm.chips.routing.signal_msi(address, data)
+
+    vm.chips.carry_message = carry
+    vm.redirect(PIN, 0x89 | LEVEL | 1 << 11 | 0x01 << 56)
+    set_line(vm, 1)
+    assert heard == [(0xFEE0_1004, 0xC089)], "bits 63:48 are the address's bits 19:4, bit 11 its bit 2"
+    vm.redirect(PIN, 0x45 | 0x8001 << 48 | 1 << 48)
+    set_line(vm, 0)
+    set_line(vm, 1)
+    assert heard[1:] == [(0xFEE8_0010, 0x4045)], "a handle and the remappable format"
+    assert entry_of(vm) >> 48 == 0x8001
 
 
 def test_version_11_has_no_eoi_register() -> None:
@@ -225,7 +244,7 @@ def test_hostile_state() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_fuzz(seed: int) -> None:
     rng = random.Random(seed)
-    vm = FakeVm(2, ioapic_version=rng.choice((0x11, 0x20)))
+    vm = FakeVm(2, split=rng.choice((False, True)))
     ioapic = vm.chips.ioapic
     for _ in range(5000):
         action = rng.randrange(6)

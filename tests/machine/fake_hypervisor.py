@@ -1,7 +1,7 @@
 """A hypervisor whose vCPU follows a script of exits instead of executing instructions."""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pellucid.kvm.api import (
@@ -194,8 +194,11 @@ class FakeVm:
         self.vcpus.append(vcpu)
         return vcpu
 
-    def create_irqchip(self) -> None:
+    def create_irqchip(self, *, split: bool = False) -> None:
         self.chips.append("irqchip")
+
+    def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
+        self.carry_message = carry
 
     def create_pit(self) -> None:
         self.chips.append("pit")

@@ -42,6 +42,7 @@ class Draft:
     memory_size: int | None = None
     topology: CpuTopology = field(default_factory=CpuTopology)
     cpu: CpuConfig = field(default_factory=CpuConfig)
+    kernel_irqchip: str = "on"
     kernel: str | None = None
     initrd: str | None = None
     append: str | None = None
@@ -104,6 +105,7 @@ class Draft:
         return MachineConfig(
             board=self.board or DEFAULT_BOARD,
             board_options=self.board_options,
+            kernel_irqchip=self.kernel_irqchip,
             accelerator=self._accelerator(),
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
             topology=self.topology,

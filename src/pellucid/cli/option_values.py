@@ -78,17 +78,18 @@ def machine(draft: Draft, text: str) -> None:
         elif key in ("kernel", "initrd", "append"):
             setattr(draft, key, value)
         elif key.replace("_", "-") == "kernel-irqchip":
-            _kernel_irqchip(value)
+            _set_kernel_irqchip(draft, value)
         else:
             draft.board_options[key] = value
 
 
-def _kernel_irqchip(value: str) -> None:
+def _set_kernel_irqchip(draft: Draft, value: str) -> None:
     """Where the interrupt chips are: with the accelerator, all of them (on), the local APICs (split) or none (off)."""
     if value not in ("on", "off", "split"):
         raise UserError(f"-machine: Parameter 'kernel-irqchip' does not accept value '{value}'")
-    if value != "on":
-        raise NotBuiltError(f"-machine kernel-irqchip={value} is not built yet: leave it out, or write on")
+    if value == "off":
+        raise NotBuiltError("-machine kernel-irqchip=off is not built yet: leave it out, or write on or split")
+    draft.kernel_irqchip = value
 
 
 def _boards() -> dict[str, str]:

@@ -283,8 +283,19 @@ class Vm(Protocol):
         """A new vCPU with this APIC id, at the reset vector; id 0 is the bootstrap processor."""
         ...
 
-    def create_irqchip(self) -> None:
-        """In-kernel PIC, IOAPIC, and a LAPIC for every vCPU made afterwards; before the first vCPU."""
+    def create_irqchip(self, *, split: bool = False) -> None:
+        """In-kernel PIC, IOAPIC, and a LAPIC for every vCPU made afterwards; before the first vCPU.
+
+        `split`: the IOAPIC, of version 0x20, sends messages (KVM_CAP_SPLIT_IRQCHIP), which `carry_ioapic_messages` can
+        have somebody else take to their APICs.
+        """
+        ...
+
+    def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
+        """Give each (address, data) of a split IOAPIC to `carry`, which says how many vCPUs took it.
+
+        It is called from any thread, with the chips' lock held: it may call `signal_msi`, and waits for nobody.
+        """
         ...
 
     def create_pit(self) -> None:

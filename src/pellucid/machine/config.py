@@ -186,6 +186,7 @@ class MachineConfig:
     board: the -machine type.
     board_options: the rest of -machine, as text; the board checks them.
     accelerator: "soft" (Pellucid's own engine), or "qtest" (nobody executes the guest; tests drive its devices).
+    kernel_irqchip: "on", or "split": the IOAPIC sends messages, which an IOMMU may remap.
     memory_size: RAM in bytes, a multiple of 4096.
     topology: the guest CPUs, in sockets, cores and threads.
     kernel, initrd: files that existed and could be read when the command line was parsed.
@@ -215,6 +216,7 @@ class MachineConfig:
     board: str = "microvm"
     board_options: Mapping[str, str] = field(default_factory=dict)
     accelerator: str = "soft"
+    kernel_irqchip: str = "on"
     memory_size: int = DEFAULT_MEMORY_SIZE
     topology: CpuTopology = field(default_factory=CpuTopology)
     cpu: CpuConfig = field(default_factory=CpuConfig)

@@ -5,7 +5,7 @@ given, and `run` waits until it is kicked. There are no local APICs: interrupts 
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pellucid.kvm.api import (
@@ -214,10 +214,13 @@ class QtestVm:
     def create_vcpu(self, apic_id: int) -> QtestVcpu:
         return QtestVcpu(apic_id)
 
-    def create_irqchip(self) -> None:
+    def create_irqchip(self, *, split: bool = False) -> None:
         if self._irqchip is not None:
             raise InvalidRequestError("the VM has an irqchip already")
-        self._irqchip = Irqchip(self._clock, self.coalesced)
+        self._irqchip = Irqchip(self._clock, self.coalesced, split=split)
+
+    def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
+        self.irqchip.carry_message = carry
 
     def create_pit(self) -> None:
         self.irqchip.create_pit()

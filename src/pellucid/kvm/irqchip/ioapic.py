@@ -6,6 +6,9 @@ that comes while its pin is masked is lost, as on the chip; a level that is stil
 
 Version 0x11 is KVM's. Version 0x20 adds the EOI register, with which software ends a level-triggered interrupt itself
 when the local APICs suppress their EOI broadcast.
+
+With `send` the chip is outside the local APICs' bus, as in KVM's split irqchip: each interrupt is a message, made of
+the entry's bits as the 82093AA's successors do (VT-d 5.1.5.1), which whoever carries it may translate.
 """
 
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from pellucid.kvm.errors import StateError
 from pellucid.kvm.irqchip.apic_bus import ApicBus
 from pellucid.kvm.irqchip.apicdef import BIT, ApicMessage, IrqchipLock
 from pellucid.kvm.irqchip.state import KVM_IOAPIC_NUM_PINS, IoapicState
+from pellucid.kvm.msi import MSI_ADDRESS_BASE
 
 IOAPIC_DEFAULT_BASE = 0xFEC0_0000
 IOAPIC_MMIO_SIZE = 0x1000
@@ -38,8 +42,10 @@ RTE_POLARITY = 1 << 13
 RTE_REMOTE_IRR = 1 << 14
 RTE_LEVEL = 1 << 15
 RTE_MASKED = 1 << 16
+_MSI_BIT_2, _MSI_ASSERT = 1 << 2, 1 << 14
 _RTE_WRITABLE = 0xFF << 56 | 0x1_FFFF & ~(RTE_DELIVERY_STATUS | RTE_REMOTE_IRR)
-_RTE_VALID = _RTE_WRITABLE | RTE_REMOTE_IRR
+_RTE_MESSAGE_WRITABLE = ((1 << 64) - 1) & ~(RTE_DELIVERY_STATUS | RTE_REMOTE_IRR)
+"""As a message, an entry has meaning above its mask bit too: bits 63:48 are the address's bits 19:4."""
 
 
 class Ioapic:
@@ -55,6 +61,7 @@ class Ioapic:
         lock: IrqchipLock,
         *,
         version: int = IOAPIC_VERSION_KVM,
+        send: Callable[[int, int], int] | None = None,
         acked: Callable[[int], None] = lambda pin: None,
         mask_changed: Callable[[int, bool], None] = lambda pin, masked: None,
         has_ack_notifier: Callable[[int], bool] = lambda pin: False,
@@ -65,6 +72,8 @@ class Ioapic:
         self._mask_changed = mask_changed
         self._has_ack_notifier = has_ack_notifier
         self.version = version
+        self._send = send
+        self._writable = _RTE_WRITABLE if send is None else _RTE_MESSAGE_WRITABLE
         self.base_address = IOAPIC_DEFAULT_BASE
         self._ioregsel = 0
         self._id = 0
@@ -101,8 +110,11 @@ class Ioapic:
         entry = self._redirtbl[pin]
         if entry & (RTE_MASKED | RTE_REMOTE_IRR):
             return
-        if self._bus.deliver(self._messages[pin]) and entry & RTE_LEVEL:
+        if self._deliver(pin, entry) and entry & RTE_LEVEL:
             self._redirtbl[pin] |= RTE_REMOTE_IRR
+
+    def _deliver(self, pin: int, entry: int) -> int:
+        return self._bus.deliver(self._messages[pin]) if self._send is None else self._send(*msi_of_entry(entry))
 
     def eoi(self, vector: int, level: bool) -> None:
         """A local APIC ended `vector`; `level` unless it was edge-triggered or the broadcast is suppressed.
@@ -187,7 +199,7 @@ class Ioapic:
     def _write_entry(self, pin: int, high: bool, value: int) -> None:
         old = self._redirtbl[pin]
         merged = value << 32 | old & 0xFFFF_FFFF if high else old >> 32 << 32 | value
-        entry = merged & _RTE_WRITABLE
+        entry = merged & self._writable
         if entry & RTE_LEVEL:
             # Remote IRR is read-only; an edge entry has none, which is how software clears it without an EOI register.
             entry |= old & RTE_REMOTE_IRR
@@ -222,7 +234,7 @@ class Ioapic:
             self.base_address = state.base_address
             self._ioregsel = state.ioregsel & 0xFF
             self._id = state.id & 0xF
-            self._redirtbl[:] = [_valid_entry(entry) for entry in state.redirtbl]
+            self._redirtbl[:] = [self._valid_entry(entry) for entry in state.redirtbl]
             self._irr = state.irr
             self.rescan()
             # An asserted edge pin was sent before the state was saved, or lost to its mask; a level asks again.
@@ -230,10 +242,18 @@ class Ioapic:
                 if entry & RTE_LEVEL and self._irr >> pin & 1:
                     self._service(pin)
 
+    def _valid_entry(self, entry: int) -> int:
+        entry &= self._writable | RTE_REMOTE_IRR
+        return entry if entry & RTE_LEVEL else entry & ~RTE_REMOTE_IRR
 
-def _valid_entry(entry: int) -> int:
-    entry &= _RTE_VALID
-    return entry if entry & RTE_LEVEL else entry & ~RTE_REMOTE_IRR
+
+def msi_of_entry(entry: int) -> tuple[int, int]:
+    """(address, data) of the message that an entry means (VT-d 5.1.5.1; SDM vol. 3, 11.11 for what is not remapped).
+
+    Bits 63:48 become the address's bits 19:4, and bit 11 its bit 2: destination and mode, or handle and format.
+    """
+    address = MSI_ADDRESS_BASE | entry >> 48 << 4 | (_MSI_BIT_2 if entry & RTE_LOGICAL else 0)
+    return address, entry & 0x7FF | entry & RTE_LEVEL | _MSI_ASSERT
 
 
 def _message(entry: int) -> ApicMessage:

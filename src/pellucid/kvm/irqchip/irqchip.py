@@ -17,7 +17,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import IoeventfdRegistry, IrqfdManager
 from pellucid.kvm.io_bus import BusRange, IoBus
 from pellucid.kvm.irqchip.apic_bus import ApicBus
-from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_KVM, Ioapic
+from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_EOI, IOAPIC_VERSION_KVM, Ioapic
 from pellucid.kvm.irqchip.lapic import Lapic, LapicFeatures, LapicHooks
 from pellucid.kvm.irqchip.pic import PIC_ELCR_BASE, PIC_MASTER_BASE, PIC_SLAVE_BASE, PicPair
 from pellucid.kvm.irqchip.pit import PIT_BASE, PIT_SIZE, SPEAKER_PORT, Pit
@@ -36,16 +36,18 @@ PIT_GSI = 0
 class Irqchip:
     """PIC pair, IOAPIC, APIC bus, routing, the in-kernel buses, irqfds, and the PIT when asked for.
 
-    `lock` is shared by all chips and by nobody who waits for anything else while holding it.
+    `lock` is shared by all chips and by nobody who waits for anything else while holding it. `split` is what KVM calls
+    a split irqchip: the IOAPIC's interrupts are messages that `carry_message` takes, with the lock held.
     """
 
-    def __init__(
-        self, clock: Clock, coalesced: CoalescedRing | None = None, *, ioapic_version: int = IOAPIC_VERSION_KVM
-    ) -> None:
+    def __init__(self, clock: Clock, coalesced: CoalescedRing | None = None, *, split: bool = False) -> None:
         self._clock = clock
         self.lock = threading.RLock()
         self.bus = ApicBus(self.lock)
         self.routing = IrqRouting(self.lock, self.bus)
+        self._split = split
+        self.carry_message: Callable[[int, int], int] = self.routing.signal_msi
+        """Takes (address, data) of a split IOAPIC's message; the number of APICs that accepted it."""
         self.pic = PicPair(
             self.lock,
             output_changed=self._pic_output_changed,
@@ -55,7 +57,8 @@ class Irqchip:
         self.ioapic = Ioapic(
             self.bus,
             self.lock,
-            version=ioapic_version,
+            version=IOAPIC_VERSION_EOI if split else IOAPIC_VERSION_KVM,
+            send=(lambda address, data: self.carry_message(address, data)) if split else None,
             acked=lambda pin: self.routing.acked(KVM_IRQCHIP_IOAPIC, pin),
             mask_changed=lambda pin, masked: self.routing.mask_changed(KVM_IRQCHIP_IOAPIC, pin, masked),
             has_ack_notifier=lambda pin: self.routing.has_ack_notifier(KVM_IRQCHIP_IOAPIC, pin),
@@ -94,6 +97,9 @@ class Irqchip:
         self.routing.add_mask_notifier(PIT_GSI, pit.irq_mask_changed)
         self.pio_bus.register(BusRange(PIT_BASE, PIT_SIZE, pit.read, pit.write))
         self.pio_bus.register(BusRange(SPEAKER_PORT, 1, pit.speaker_read, pit.speaker_write))
+        if self._split:
+            # Where somebody translates the message, the vector that ends is not the pin's: no tick waits for its end.
+            pit.set_reinject(False)
         self.pit = pit
         return pit
 

@@ -1,7 +1,7 @@
 """The interrupt controllers, as `info pic` and `info irq` show them."""
 
 from pellucid.kvm.errors import InvalidRequestError
-from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_KVM
+from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_EOI, IOAPIC_VERSION_KVM
 from pellucid.kvm.irqchip.state import (
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER,
@@ -25,7 +25,8 @@ def pic(session: Session) -> str:
     except InvalidRequestError:
         return ""
     assert isinstance(ioapic, IoapicState)
-    text = _ioapic_text(ioapic)
+    split = session.machine.config.kernel_irqchip == "split"
+    text = _ioapic_text(ioapic, IOAPIC_VERSION_EOI if split else IOAPIC_VERSION_KVM)
     for number, chip in ((1, KVM_IRQCHIP_PIC_SLAVE), (0, KVM_IRQCHIP_PIC_MASTER)):
         state = vm.get_irqchip(chip)
         assert isinstance(state, PicState)
@@ -33,8 +34,8 @@ def pic(session: Session) -> str:
     return text
 
 
-def _ioapic_text(state: IoapicState) -> str:
-    lines = [f"ioapic0: ver=0x{IOAPIC_VERSION_KVM:x} id=0x{state.id:02x} sel=0x{state.ioregsel:02x}"]
+def _ioapic_text(state: IoapicState, version: int) -> str:
+    lines = [f"ioapic0: ver=0x{version:x} id=0x{state.id:02x} sel=0x{state.ioregsel:02x}"]
     lines[0] += f" (redir[{state.ioregsel - 0x10 >> 1}])" if state.ioregsel >= 0x10 else ""
     for pin, entry in enumerate(state.redirtbl):
         lines.append(

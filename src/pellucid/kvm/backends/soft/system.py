@@ -108,12 +108,15 @@ class SoftVm:
                 each.state.pause_window = PAUSE_WINDOW_NS * self.tsc_hz // NS
         return vcpu
 
-    def create_irqchip(self) -> None:
+    def create_irqchip(self, *, split: bool = False) -> None:
         if self.irqchip is not None:
             raise InvalidRequestError("the VM has an irqchip already")
         if self.vcpus:
             raise InvalidRequestError("the irqchip comes before the first vCPU")
-        self.irqchip = Irqchip(self.clock, self.coalesced)
+        self.irqchip = Irqchip(self.clock, self.coalesced, split=split)
+
+    def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
+        self.chips().carry_message = carry
 
     def chips(self) -> Irqchip:
         """The irqchip, which must be there."""
