@@ -4,7 +4,7 @@ A board builds trees of `MemoryRegion`s and shows each through an `AddressSpace`
 address space; listeners such as `MemorySlots` keep the hypervisor in step.
 """
 
-from pellucid.memory.access import AccessSizes, Endianness, IoEventfd, IoOps, MemTxResult
+from pellucid.memory.access import AccessSizes, Endianness, IoEventfd, IoOps, MemTxResult, Translated
 from pellucid.memory.address_space import AddressSpace
 from pellucid.memory.dispatch import UnassignedIoOps
 from pellucid.memory.flat_view import FlatRange, FlatView, memory_access_is_direct
@@ -37,6 +37,7 @@ __all__ = [
     "RamBlock",
     "RamList",
     "RegionKind",
+    "Translated",
     "UnassignedIoOps",
     "info_mtree",
     "info_ramblock",

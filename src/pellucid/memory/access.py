@@ -3,7 +3,10 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pellucid.memory.ram_block import RamBlock
 
 MASKS = (0, 0xFF, 0xFFFF, 0, 0xFFFF_FFFF, 0, 0, 0, 0xFFFF_FFFF_FFFF_FFFF)
 """By access size in bytes: the mask of a value of that size; 0 where no such access exists."""
@@ -70,6 +73,26 @@ class StringOps(Protocol):
 
 Accepts = Callable[[int, int, bool], bool]
 """`accepts(offset, size, is_write)`: a further condition on valid accesses."""
+
+
+class Translated(NamedTuple):
+    """Where an access behind an IOMMU goes: `size` bytes from `address` of `space` on are one piece."""
+
+    space: "TargetSpace"
+    address: int
+    size: int
+
+
+Translate = Callable[[int, bool], Translated | None]
+"""`translate(offset, is_write)`: None when the access is not allowed, which has been recorded."""
+
+
+class TargetSpace(Protocol):
+    """The part of an `AddressSpace` that translated accesses need. It has no IOMMU in it itself."""
+
+    def try_read_bytes(self, addr: int, length: int) -> tuple[bytearray, MemTxResult]: ...
+    def write_bytes(self, addr: int, data: bytes | bytearray | memoryview) -> MemTxResult: ...
+    def map(self, addr: int, length: int, is_write: bool) -> "tuple[RamBlock, int, int] | None": ...
 
 
 @dataclass(frozen=True, slots=True)

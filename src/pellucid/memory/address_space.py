@@ -16,7 +16,7 @@ from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write,
 from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
 from pellucid.memory.ldst import LoadStore
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
-from pellucid.memory.ram_block import RamBlock
+from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion
 from pellucid.memory.transaction import MemoryTransaction, mark_dirty
 
@@ -147,6 +147,9 @@ class AddressSpace(LoadStore):
             elif found.region is UNASSIGNED:
                 trace.debug("%s %#x: read of %d bytes, nothing is there", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
+            elif found.region.translate is not None:
+                size, piece_result = _read_translated(found, offset, memoryview(out)[done:])
+                result |= piece_result
             else:
                 value, piece_result = dispatch_read(found.region, offset, size)
                 out[done : done + size] = value.to_bytes(size, "little")
@@ -174,6 +177,9 @@ class AddressSpace(LoadStore):
             elif dropped:
                 trace.debug("%s %#x: write of %d bytes, read-only", self.name, addr + done, size)
                 result |= MemTxResult.DECODE_ERROR
+            elif found.region.translate is not None:
+                size, piece_result = _write_translated(found, offset, memoryview(data)[done:])
+                result |= piece_result
             else:
                 value = int.from_bytes(data[done : done + size], "little")
                 result |= dispatch_write(found.region, offset, size, value)
@@ -212,7 +218,7 @@ class AddressSpace(LoadStore):
         """
         found = self._find(addr)
         if not (found.write_direct if is_write else found.read_direct):
-            return None
+            return None if found.region.translate is None else _map_translated(found, addr, length, is_write)
         block = found.region.block
         assert block is not None
         addr &= _ADDRESS_MASK
@@ -288,6 +294,42 @@ class AddressSpace(LoadStore):
     def _find(self, addr: int) -> FlatRange:
         addr &= _ADDRESS_MASK
         return self.view.hits.get(addr) or self.view.lookup(addr)
+
+
+def _map_translated(found: FlatRange, addr: int, length: int, is_write: bool) -> tuple[RamBlock, int, int] | None:
+    """`AddressSpace.map` behind an IOMMU: as far as its page goes."""
+    assert found.region.translate is not None
+    addr &= _ADDRESS_MASK
+    target = found.region.translate(addr - found.delta, is_write)
+    return None if target is None else target.space.map(target.address, min(length, target.size, found.end - addr),
+                                                        is_write)  # fmt: skip
+
+
+def _read_translated(found: FlatRange, offset: int, out: memoryview) -> tuple[int, MemTxResult]:
+    """Read what an IOMMU's page has of `out`; how many bytes that is, and how it ended. What faults reads 0."""
+    assert found.region.translate is not None
+    target = found.region.translate(offset, False)
+    size = min(len(out), found.end - found.delta - offset)
+    if target is None:
+        return min(size, _to_page_end(offset)), MemTxResult.ACCESS_ERROR
+    size = min(size, target.size)
+    out[:size], result = target.space.try_read_bytes(target.address, size)
+    return size, result
+
+
+def _write_translated(found: FlatRange, offset: int, data: memoryview) -> tuple[int, MemTxResult]:
+    """The same for a write."""
+    assert found.region.translate is not None
+    target = found.region.translate(offset, True)
+    size = min(len(data), found.end - found.delta - offset)
+    if target is None:
+        return min(size, _to_page_end(offset)), MemTxResult.ACCESS_ERROR
+    size = min(size, target.size)
+    return size, target.space.write_bytes(target.address, data[:size])
+
+
+def _to_page_end(offset: int) -> int:
+    return PAGE_SIZE - offset % PAGE_SIZE
 
 
 def _piece_size(found: FlatRange, offset: int, length: int, *, at_once: bool) -> int:

@@ -1,9 +1,10 @@
 """Memory regions: the tree that says what is where.
 
-A region is RAM, ROM, a ROM device, I/O, a pure container or an alias of a part of another region. Regions lie in
-containers at an offset and with a priority; where they overlap, the higher priority is seen, and among equals the one
-that was added last. An I/O or RAM region may have subregions too: it is then seen where none of them is. Addresses that
-nothing answers fall through a pure container to what lies beneath it. The rules, and the words for them, are QEMU's.
+A region is RAM, ROM, a ROM device, I/O, an IOMMU, a pure container or an alias of a part of another region. Regions lie
+in containers at an offset and with a priority; where they overlap, the higher priority is seen, and among equals the
+one that was added last. An I/O or RAM region may have subregions too: it is then seen where none of them is. Addresses
+that nothing answers fall through a pure container to what lies beneath it. The rules, and the words for them, are
+QEMU's.
 
 A region is in one container at most; to show it twice, alias it. All changes are made under the big lock.
 """
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from pellucid.memory.access import MASKS, Accepts, AccessSizes, Endianness, IoEventfd, IoOps
+from pellucid.memory.access import MASKS, Accepts, AccessSizes, Endianness, IoEventfd, IoOps, Translate
 from pellucid.memory.ram_block import RamBlock, RamDeviceOps
 from pellucid.memory.transaction import MemoryTransaction, Topology, mark_dirty
 
@@ -38,6 +39,8 @@ class RegionKind(enum.Enum):
     RAM_DEVICE = "ram device"
     """Host memory that is not RAM (a passed-through BAR): mapped for the vCPUs, accessed in exact sizes otherwise."""
     ALIAS = "alias"
+    IOMMU = "iommu"
+    """Translates: each page of it is a page of another address space, or faults, as a table says at the access."""
     RESERVATION = "reservation"
     """Claims addresses for something outside this process; accesses are unassigned."""
 
@@ -85,6 +88,7 @@ class MemoryRegion:
         "stale",
         "subregions",
         "terminates",
+        "translate",
         "valid",
         "write_masks",
     )
@@ -115,6 +119,7 @@ class MemoryRegion:
         self.endianness = Endianness.LITTLE
         self.big_endian = False
         self.accepts: Accepts | None = None
+        self.translate: Translate | None = None
         self.ioeventfds: tuple[IoEventfd, ...] = ()
         self.read_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.write_masks: tuple[int, ...] = _NO_FAST_SIZES
@@ -203,6 +208,13 @@ class MemoryRegion:
         if target._alias_users is None:
             target._alias_users = WeakSet()
         target._alias_users.add(region)
+        return region
+
+    @classmethod
+    def new_iommu(cls, name: str, size: int, translate: Translate, *, owner: str | None = None) -> "MemoryRegion":
+        """What lies here is asked of `translate` at every access."""
+        region = cls(RegionKind.IOMMU, name, size, owner=owner)
+        region.translate = translate
         return region
 
     @classmethod
