@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.errors import UserError
+from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.device import Device
 from pellucid.machine.devices import pc_testdev
 from pellucid.machine.devices.ahci import Ich9Ahci
 from pellucid.machine.devices.debugcon import DebugCon
+from pellucid.machine.devices.edu import Edu
 from pellucid.machine.devices.fdc import Fdc
 from pellucid.machine.devices.fw_cfg import FwCfg
+from pellucid.machine.devices.intel_iommu import IntelIommu, chosen_features
 from pellucid.machine.devices.isa_debug_exit import IsaDebugExit
 from pellucid.machine.devices.pc_testdev import PcTestdev
 from pellucid.machine.devices.pci_testdev import PciTestdev
@@ -33,6 +35,7 @@ from pellucid.machine.pci import Ioh3420, PciePciBridge, PcieRootPort, StandardP
 from pellucid.memory import MemoryRegion
 
 PORT_SPACE = 0x1_0000
+INTEL_IOMMU_BASE = 0xFED9_0000
 
 
 @dataclass
@@ -81,7 +84,7 @@ class DeviceClass:
 
     name: str
     bus: str
-    """`PCI`, `ISA`: the type of the bus, as QEMU says it."""
+    """`PCI`, `ISA`, `System`: the type of the bus, as QEMU says it."""
     category: str
     device: type[Device]
     make: Callable[[Plug], Device]
@@ -144,6 +147,23 @@ def _pci_testdev(plug: Plug) -> Device:
     return PciTestdev(size)
 
 
+def _intel_iommu(plug: Plug) -> Device:
+    machine = plug.machine
+    if machine.pci is None or not machine.pci.express:
+        raise NotBuiltError(f"intel-iommu on -machine {machine.config.board} is not built yet: use -machine q35")
+    if machine.iommu is not None:
+        raise UserError("QEMU does not support multiple vIOMMUs for x86 yet.")
+    split = machine.config.kernel_irqchip == "split"
+    features = chosen_features(plug.values, split=split)
+    device = IntelIommu(features, machine.memory, machine.system_memory, machine.vm.signal_msi)
+    if split:
+        machine.vm.carry_ioapic_messages(device.signal_ioapic_msi)
+    plug.map_memory(device, 0, INTEL_IOMMU_BASE)
+    machine.iommu = device
+    machine.pci.set_iommu(device)
+    return device
+
+
 def _standard_bridge(plug: Plug) -> Device:
     if not plug.values["chassis_nr"]:
         raise UserError(
@@ -197,6 +217,9 @@ CATALOG = (
     DeviceClass("ich9-ahci", "PCI", STORAGE, Ich9Ahci, _ahci, alias="ahci"),
     DeviceClass("ide-cd", "IDE", STORAGE, IdeCd, _drive(cd=True), "virtual IDE CD-ROM"),
     DeviceClass("ide-hd", "IDE", STORAGE, IdeHd, _drive(cd=False), "virtual IDE disk"),
+    DeviceClass("edu", "PCI", MISC, Edu, lambda plug: Edu(plug.machine.device_clock, plug.values["dma_mask"])),
+    DeviceClass("intel-iommu", "System", MISC, IntelIommu, _intel_iommu,
+                "Intel IOMMU (VT-d) DMA Remapping device"),
     DeviceClass("isa-debug-exit", "ISA", MISC, IsaDebugExit, _isa_debug_exit),
     DeviceClass("isa-debugcon", "ISA", MISC, DebugCon, _isa_debugcon),
     DeviceClass("pc-testdev", "ISA", MISC, PcTestdev, _pc_testdev),

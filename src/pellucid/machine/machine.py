@@ -14,6 +14,7 @@ from pellucid.machine.boot import BootPlan
 from pellucid.machine.calendar import calendar
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.device import Device
+from pellucid.machine.devices.intel_iommu import IntelIommu
 from pellucid.machine.drives import Drives
 from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
@@ -112,6 +113,8 @@ class Machine:
         self.qdev = QdevBus("main-system-bus", "System")
         self.pci: PciBus | None = None
         """The root bus, on boards that have one."""
+        self.iommu: IntelIommu | None = None
+        """What stands between it and memory, if anything."""
         self.boot: Callable[[], BootPlan] | None = None
         """Made anew for every start: what to load, and how the boot processor begins."""
         self.exit_status: int | None = None
@@ -124,10 +127,11 @@ class Machine:
 
     @property
     def address_spaces(self) -> list[AddressSpace]:
-        """All of them, for `info mtree`: bus masters', processors' (in SMM too), the ports."""
+        """All, for `info mtree`: bus masters' (and those behind an IOMMU), processors' (in SMM too), the ports."""
         functions = (device for device in self.devices if isinstance(device, PciFunction))
         smm = self.smm.spaces if self.smm is not None else []
-        return [*(function.dma for function in functions), self.memory, *self._cpu_memory, *smm, self.ports]
+        behind = self.iommu.spaces if self.iommu is not None else []
+        return [*behind, *(function.dma for function in functions), self.memory, *self._cpu_memory, *smm, self.ports]
 
     @property
     def devices(self) -> Iterator[Device]:
@@ -154,6 +158,10 @@ class Machine:
                 else:
                     container.add_subregion(base, node)
         self.parts.append(part)
+
+    def create_irqchip(self) -> None:
+        """The hypervisor's interrupt chips."""
+        self.vm.create_irqchip(split=self.config.kernel_irqchip == "split")
 
     def create_pit(self) -> None:
         """The hypervisor's timer."""

@@ -21,7 +21,9 @@ from pellucid.machine.pci.ports import RootPort
 from pellucid.machine.qdev import QdevBus
 
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-BUS_KINDS = {"PCI": ("PCI", "PCIE"), "ISA": ("ISA",), "IDE": ("IDE",), "floppy-bus": ("floppy-bus",)}
+BUS_KINDS = {
+    "PCI": ("PCI", "PCIE"), "ISA": ("ISA",), "IDE": ("IDE",), "floppy-bus": ("floppy-bus",), "System": ("System",),
+}  # fmt: skip
 """Types of bus on which a device for one finds its place."""
 PLACED_BY_BUS = ("addr", "multifunction")
 NOT_BUILT_VALUES = {"romfile": "an expansion ROM from a file", "failover_pair_id": "fail-over"}

@@ -133,7 +133,7 @@ def memory_map(below_4g: int, above_4g: int) -> tuple[MemoryMapEntry, ...]:
 
 
 def _add_hypervisor_parts(machine: Machine) -> None:
-    machine.vm.create_irqchip()
+    machine.create_irqchip()
     machine.create_pit()
     with MemoryTransaction():
         for name, in_ports, address, size in IN_HYPERVISOR:

@@ -137,7 +137,7 @@ def tell_serial_ports(bridge: SerialDecoder, serials: Sequence[Chardev | None]) 
 
 def add_hypervisor_parts(machine: Machine, *, has_pit: bool) -> list[SharedLine]:
     """The interrupt chips and the PIT, if any; the 24 global interrupts, each for whoever shares it."""
-    machine.vm.create_irqchip()
+    machine.create_irqchip()
     if has_pit:
         machine.create_pit()
     for name, in_ports, address, size, priority in IN_HYPERVISOR:

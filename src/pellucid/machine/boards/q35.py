@@ -25,6 +25,7 @@ from pellucid.machine.devices.mch import Mch
 from pellucid.machine.devices.reset_control import ResetControl
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.firmware import q35_dsdt
+from pellucid.machine.firmware.dmar import dmar_body
 from pellucid.machine.firmware.image import find_firmware, read_firmware
 from pellucid.machine.firmware.pc_acpi import PcTables, PowerPorts
 from pellucid.machine.firmware.pc_dsdt import PcDsdt
@@ -125,7 +126,8 @@ def _describe(
     pc = PcDsdt(apic_ids, windows, isa, slots, gpe, GPE_SIZE, pci, cpu, has_hpet=has_hpet)
     aml = q35_dsdt.dsdt(pc, q35_dsdt.Ecam(*ecam) if ecam else None)
     ports = PowerPorts(pm_base, gpe, GPE_SIZE, lpc.acpi_enable, lpc.acpi_disable, reset=(0xCF9, 0x0F))
-    return PcTables(aml, apic_ids, ports, ecam=ecam)
+    dmar = dmar_body(machine.iommu.features, bus) if machine.iommu is not None else None
+    return PcTables(aml, apic_ids, ports, ecam=ecam, dmar=dmar)
 
 
 def _host_properties(host: Mch, memory: PcMemory) -> Iterator[str]:

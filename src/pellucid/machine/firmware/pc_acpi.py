@@ -52,13 +52,17 @@ class PowerPorts:
 
 @dataclass(frozen=True)
 class PcTables:
-    """What goes into the tables. `ecam` is (address, bytes) of mapped configuration space; `extra` whole tables."""
+    """What goes into the tables. `ecam` is (address, bytes) of mapped configuration space.
+
+    `dmar` is the body of that table, `extra` are whole tables.
+    """
 
     dsdt: bytes
     apic_ids: Sequence[int]
     power: PowerPorts
     has_hpet: bool = True
     ecam: tuple[int, int] | None = None
+    dmar: bytes | None = None
     overrides: Sequence[InterruptOverride] = PC_OVERRIDES
     extra: Sequence[bytes] = ()
     oem: Oem = BOCHS
@@ -98,6 +102,8 @@ class _Linker:
         if pc.ecam is not None:
             buses = pc.ecam[1] >> 20
             roots.append(self._add(b"MCFG", 1, struct.pack("<8xQHBB4x", pc.ecam[0], 0, 0, buses - 1)))
+        if pc.dmar is not None:
+            roots.append(self._add(b"DMAR", 1, pc.dmar))
         roots.append(self._add(b"WAET", 1, struct.pack("<I", PM_TIMER_GOOD)))
         roots += [self._append(content) for content in pc.extra]
         rsdt = self._add_pointers(b"RSDT", 1, struct.pack(f"<{len(roots)}I", *roots), range(0, 4 * len(roots), 4))

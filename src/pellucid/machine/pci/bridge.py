@@ -63,7 +63,7 @@ class PciBridge(PciFunction):
             for name, window in self._windows.items():
                 container = above.io if name == "pci_bridge_io" else above.memory
                 container.add_subregion_overlap(0, window, WINDOW_PRIORITY)
-            spaces = PciSpaces(self._memory, self._io, above.dma, self.signal_msi)
+            spaces = PciSpaces(self._memory, self._io, above.dma, above.signal_msi)
             self._bus_behind = PciBus(
                 self._bus_name or self.kind, spaces, self._route, express=self.express_behind, bridge=self
             )

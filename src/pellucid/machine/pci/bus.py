@@ -9,6 +9,8 @@ from pellucid.memory import MemoryRegion
 
 SLOTS, FUNCTIONS, PINS = 32, 8, 4
 SECONDARY_BUS, SUBORDINATE_BUS = 0x19, 0x1A
+CONFIG_SIZE = 256
+"""Of a conventional function."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,28 @@ class PciSpaces:
     signal_msi: Callable[[int, int], object]
 
 
+class Iommu(Protocol):
+    """Stands between the masters of a root bus, and of all behind it, and memory."""
+
+    def region_for(self, function: "Function") -> MemoryRegion:
+        """What the DMA of `function` reaches, instead of `PciSpaces.dma`."""
+        ...
+
+    def signal_msi(self, source_id: int, address: int, data: int) -> object:
+        """A message of the requester with that id."""
+        ...
+
+
 class Function(Protocol):
     """What a bus holds: a `PciFunction`."""
 
     bus: "PciBus | None"
     devfn: int
     config_size: ClassVar[int]
+
+    @property
+    def is_master(self) -> bool: ...
+    def place_dma(self) -> None: ...
 
     def config_read(self, offset: int, size: int) -> int: ...
     def config_write(self, offset: int, size: int, value: int) -> None: ...
@@ -41,6 +59,25 @@ class Function(Protocol):
 def swizzle(slot: int, pin: int) -> int:
     """The pin of a bridge that its child's pin comes out of (PCI-to-PCI Bridge 1.2, 9.1). Pins count from 0."""
     return (slot + pin) % PINS
+
+
+def source_id(function: Function) -> int:
+    """The requester id that memory sees: bus number and devfn as the guest has numbered them (VT-d 3.4.1).
+
+    A conventional bus has none of its own: the bridge to it takes ownership, an express one with devfn 0 of the bus
+    behind it, a conventional one as itself.
+    """
+    bus = function.bus
+    assert bus is not None
+    found = bus.shown_number << 8 | function.devfn
+    while bus.bridge is not None:
+        bridge, above = bus.bridge, bus.bridge.bus
+        assert above is not None
+        if not bus.express:
+            is_express = bridge.config_size > CONFIG_SIZE
+            found = bus.shown_number << 8 if is_express else above.shown_number << 8 | bridge.devfn
+        bus = above
+    return found
 
 
 class PciBus:
@@ -60,9 +97,42 @@ class PciBus:
     ) -> None:
         self.spaces, self.express, self.bridge = spaces, express, bridge
         self._route = route
+        self._iommu: Iommu | None = None
         self.functions: dict[int, Function] = {}
         self.nodes: dict[int, QdevNode] = {}
         self.qdev = QdevBus(name, "PCIE" if express else "PCI", host=self)
+
+    @property
+    def iommu(self) -> Iommu | None:
+        """That of the root bus."""
+        above = self.bridge.bus if self.bridge is not None else None
+        return self._iommu if above is None else above.iommu
+
+    def set_iommu(self, iommu: Iommu) -> None:
+        """Put `iommu` between the functions that are here, or come, and memory. For a root bus."""
+        self._iommu = iommu
+        for function in self.walk():
+            function.place_dma()
+
+    def walk(self) -> "Iterator[Function]":
+        """The functions here and behind the bridges."""
+        for function in self.functions.values():
+            yield function
+            behind = function.secondary()
+            if behind is not None:
+                yield from behind.walk()
+
+    def signal_msi(self, source: Function, address: int, data: int) -> None:
+        """A message that `source`, which is here or behind, sends; bridges pass it up while they may be masters."""
+        at = self
+        while at.bridge is not None:
+            if not at.bridge.is_master or at.bridge.bus is None:
+                return
+            at = at.bridge.bus
+        if at._iommu is not None:
+            at._iommu.signal_msi(source_id(source), address, data)
+        else:
+            at.spaces.signal_msi(address, data)
 
     @property
     def shown_number(self) -> int:

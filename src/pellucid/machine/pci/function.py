@@ -249,11 +249,20 @@ class PciFunction(Device):
     def attached(self) -> None:
         """The function was put on `self.bus`; map what its registers say."""
         assert self.bus is not None
-        target = self.bus.spaces.dma
-        self._bus_master_alias = MemoryRegion.new_alias("bus master", target, 0, ADDRESS_SPACE_SIZE)
-        self._bus_master_alias.set_enabled(False)
-        self.bus_master.add_subregion(0, self._bus_master_alias)
+        self.place_dma()
         self._update()
+
+    def place_dma(self) -> None:
+        """Show what DMA reaches, which an IOMMU may have taken over, in the bus master address space."""
+        assert self.bus is not None
+        iommu = self.bus.iommu
+        target = self.bus.spaces.dma if iommu is None else iommu.region_for(self)
+        with MemoryTransaction():
+            if self._bus_master_alias is not None:
+                self.bus_master.del_subregion(self._bus_master_alias)
+            self._bus_master_alias = MemoryRegion.new_alias("bus master", target, 0, ADDRESS_SPACE_SIZE)
+            self._bus_master_alias.set_enabled(self.is_master)
+            self.bus_master.add_subregion(0, self._bus_master_alias)
 
     def detached(self) -> None:
         """The function is being taken from `self.bus`: unmap everything, let go of the pin."""
@@ -331,5 +340,10 @@ class PciFunction(Device):
 
     def signal_msi(self, address: int, data: int) -> None:
         """Send a message as a master of the bus; nothing while bus mastering is off."""
-        if self.command & cfg.COMMAND_MASTER and self.bus is not None:
-            self.bus.spaces.signal_msi(address, data)
+        if self.is_master and self.bus is not None:
+            self.bus.signal_msi(self, address, data)
+
+    @property
+    def is_master(self) -> bool:
+        """Whether the command register lets it reach memory."""
+        return bool(self.command & cfg.COMMAND_MASTER)
