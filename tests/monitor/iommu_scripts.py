@@ -23,7 +23,8 @@ def write(offset: int, value: int, width: str = "l") -> str:
 def everything() -> Iterator[str]:
     for offset in range(0, reg.SIZE, 4):
         yield f"readl {UNIT + offset:#x}"
-    yield from (f"readq {UNIT + offset:#x}" for offset in (0, 8, 0x10, 0x20, 0x80, 0x88, 0x90, 0xB8, 0xF8, 0x220, 0x228))
+    wide = (0, 8, 0x10, 0x20, 0x80, 0x88, 0x90, 0xB8, 0xF8, 0x220, 0x228)
+    yield from (f"readq {UNIT + offset:#x}" for offset in wide)
 
 
 def unit(rng: random.Random) -> Iterator[str]:
@@ -57,7 +58,7 @@ def _queue() -> Iterator[str]:
     yield f"readl {UNIT + reg.GLOBAL_STATUS:#x}"
     descriptors = (
         (1 | 1 << 4, 0), (1 | 3 << 4 | 0x0008 << 32, 0), (2 | 1 << 4, 0), (2 | 3 << 4 | 7 << 16, 0x12_3000), (4, 0),
-        (5 | 1 << 5 | 0x1234_5678 << 32, STATUS), (5 | 1 << 4, 0), (5 | 1 << 4, 0), (6, 0),
+        (5 | 1 << 5 | 0x1234_5678 << 32, STATUS), (5 | 1 << 4, 0), (5 | 1 << 4, 0), (0xB, 0),
     )  # fmt: skip
     for index, (low, high) in enumerate(descriptors):
         yield from (f"writeq {RING + 16 * index:#x} {low:#x}", f"writeq {RING + 16 * index + 8:#x} {high:#x}")
@@ -68,11 +69,13 @@ def _queue() -> Iterator[str]:
     yield f"readl {STATUS:#x}"
     yield f"writeq {RING + 16 * len(descriptors) - 16:#x} 4"
     yield write(reg.FAULT_STATUS, reg.QUEUE_ERROR)
+    # Here the queue goes on at once, as software that has repaired it expects; QEMU's waits for the tail.
+    yield write(reg.QUEUE_TAIL, 16 * len(descriptors))
     yield write(reg.DONE_STATUS, 1)
 
 
 def edu(rng: random.Random) -> Iterator[str]:
-    """Configuration space, registers and interrupts; QEMU's factorial comes from a thread of its own, so is not asked."""
+    """Configuration space, registers, interrupts. QEMU's factorial comes from a thread of its own: it is not asked."""
     config = 0x8000_0000 | EDU_DEVFN << 8
     for offset in range(0, 256, 4):
         yield from (out(0xCF8, config | offset, "l"), inp(0xCFC, "l"))
@@ -89,3 +92,5 @@ def edu(rng: random.Random) -> Iterator[str]:
 
 
 SCRIPTS = {"unit": unit, "edu": edu}
+ACTUAL_GRANULARITY = f"readq {UNIT + reg.CONTEXT_COMMAND:#x}", 3 << 59
+"""How much a context invalidation took away: QEMU takes all where a domain's were asked for. (line, bits)."""
