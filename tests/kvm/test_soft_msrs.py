@@ -113,3 +113,19 @@ def test_split_lock_control(vcpu: SoftVcpu) -> None:
     for index in (0x33, 0xCF):
         with pytest.raises(MsrAccessError):
             vcpu.msrs.read(index)
+
+
+def test_amd_configuration(vcpu: SoftVcpu) -> None:
+    """What Linux asks AMD's processors for without a net; Intel's have none of it."""
+    be(vcpu, "EPYC")
+    assert [vcpu.msrs.read(index) for index in (0xC001_0010, 0xC001_001F, 0xC001_1029)] == [0, 0, 2]
+    vcpu.msrs.write(0xC001_001F, 1 << 46)
+    assert vcpu.msrs.read(0xC001_001F) == 1 << 46
+    vcpu.msrs.write(0xC001_0010, 0)
+    for index, value in ((0xC001_0010, 1 << 19), (0xC001_1029, 1)):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, value)
+    be(vcpu, "Haswell")
+    for index in (0xC001_0010, 0xC001_001F, 0xC001_1029):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(index)

@@ -12,7 +12,7 @@ from pellucid.cpu.state import (
     FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
-from pellucid.kvm.backends.soft.msrs import AMD_COUNTERS, FEATURES
+from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
@@ -66,7 +66,7 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)) | hypercalls)
     vcpu.processor.flush_tlb()
     absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
-    vcpu.msrs.absent = absent if amd else absent.union(AMD_COUNTERS)
+    vcpu.msrs.absent = absent if amd else absent | AMD_MSRS
     vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))

@@ -44,6 +44,13 @@ CONSTANTS = {0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
+# AMD's, with their reset value and the bits that may be set: SYSCFG has none of the memory extensions that it could
+# switch (APM vol. 2, 7.9), NB_CFG is kept for a northbridge that no board has, and DE_CFG says that LFENCE serializes
+# (bit 1), as it does here whatever is written.
+AMD_VALUES = {0xC001_0010: (0, 0), 0xC001_001F: (0, U64), 0xC001_1029: (2, 0x202)}
+VALUES |= AMD_VALUES
+AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES))
+
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
 # GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
