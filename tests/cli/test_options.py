@@ -211,7 +211,7 @@ def test_processors_are_grouped_cores_first(
         (["-D", "/"], "-D /: that is a folder: give the path of a file"),
         (["-d", "unipm"], "-d unipm: no such log item: did you mean 'unimp'?"),
         (["-d", "out_asm"], "-d out_asm: not built yet: -d help lists what is"),
-        (["-d", "int,pcall"], "-d pcall: not built yet: -d help lists what is"),
+        (["-d", "int,page"], "-d page: not built yet: -d help lists what is"),
         (["-d", "trace:memory_region*"], "-d trace:memory_region*: not built yet: -d help lists what is"),
         (["-dfilter", "0x1000"], "-dfilter 0x1000: not a range: write FIRST..LAST, START+SIZE or END-SIZE, such as"),
         (["-dfilter", "5..4"], "-dfilter 5..4: not a range: write FIRST..LAST, START+SIZE or END-SIZE, such as"),

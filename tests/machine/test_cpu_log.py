@@ -35,6 +35,10 @@ again: dec ecx
   ud2
   mov ax, 0x33
   mov es, ax
+  mov eax, 0x5000
+  mov cr3, eax
+  mov eax, cr0
+  mov cr0, eax
   mov ebx, 0xfea00200
   mov byte [ebx], 0x34
 halt: hlt
@@ -116,6 +120,26 @@ def test_executed_blocks(tmp_path: Path, quiet: None) -> None:
     assert traces == [(f"{again:016x}", "00000002"), (f"{again:016x}", "00000001"), (f"{again + 3:016x}", "00000000"),
                       (f"{again + 5:016x}", "00000000"), (f"{again + 12:016x}", "00000000")]
     assert text.count("FCW=") == text.count("EIP=") == 5
+
+
+def test_far_transfers(tmp_path: Path, quiet: None) -> None:
+    """Where each came from and went to; those that faulted are not told of."""
+    labels = assemble(MAIN, CODE, 32).labels
+    lines = [line for line in logged(tmp_path, "pcall").splitlines() if "->" in line]
+    places = [re.findall(r"^(\w+) (\w+):(\w+) -> (\w+):(\w+) cpl=0 -> 0$", line)[0] for line in lines]
+    assert [(kind, to) for kind, _, _, _, to in places] == [
+        ("ljmp", f"{labels['flat']:016x}"),
+        ("iret", f"{labels['again'] + 5:016x}"),
+        ("iret", f"{labels['again'] + 12:016x}"),
+        ("iret", f"{labels['again'] + 19:016x}"),
+    ]
+    assert places[0][2] == f"{labels['flat'] - 7:016x}" and [place[3] for place in places] == ["0008"] * 4
+
+
+def test_control_registers(tmp_path: Path, quiet: None) -> None:
+    """QEMU's lines, for every write, whether it changes anything or not."""
+    text = logged(tmp_path, "mmu")
+    assert text == "CR3 update: CR3=0000000000005000\nCR0 update: CR0=0x00000011\n"
 
 
 def test_resets(tmp_path: Path, quiet: None) -> None:

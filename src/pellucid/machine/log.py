@@ -26,6 +26,8 @@ LOG_ITEMS = {
     "exec": LogItem("a line before each executed block (lots of lines)", ("pellucid.cpu.exec",)),
     "cpu": LogItem("registers before each block (lots of lines)", ("pellucid.cpu.cpu",)),
     "fpu": LogItem("floating-point registers too, with 'cpu'", ("pellucid.cpu.fpu",)),
+    "mmu": LogItem("changes of CR0, CR3 and A20, and page faults with their walk", ("pellucid.cpu.mmu",)),
+    "pcall": LogItem("far transfers of protected mode", ("pellucid.cpu.pcall",)),
     "cpu_reset": LogItem("registers before a CPU is reset", ("pellucid.cpu.cpu_reset",)),
     "nochain": LogItem("accepted: 'exec' and 'cpu' are complete without it", ("pellucid.cpu.nochain",)),
     "unimp": LogItem("instructions that the guest used and that are not built", ("pellucid.translate",)),
@@ -34,7 +36,7 @@ LOG_ITEMS = {
         ("pellucid.memory.invalid", "pellucid.kvm.msr"),
     ),
 }
-LOG_ITEMS_NOT_BUILT = "out_asm op op_opt op_ind mmu pcall page plugin strace tid vpu".split()
+LOG_ITEMS_NOT_BUILT = "out_asm op op_opt op_ind page plugin strace tid vpu".split()
 
 AddressRange = tuple[int, int]
 """First and last address."""

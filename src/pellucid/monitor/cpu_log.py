@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pellucid.kvm.api import CodeBlock, Event, Vcpu
 from pellucid.machine.log import AddressRange, logged_items
 from pellucid.machine.machine import Machine
+from pellucid.monitor.commands.paging import ReadTable
+from pellucid.monitor.cpu_changes import CpuChanges
 from pellucid.monitor.dump import block_text
-from pellucid.monitor.guest_state import read_registers
+from pellucid.monitor.guest_state import read_physical, read_registers
 from pellucid.monitor.registers import state_text
 from pellucid.runtime import ShutdownCause
 
-CPU_ITEMS = frozenset(("in_asm", "int", "exec", "cpu", "cpu_reset"))
+CPU_ITEMS = frozenset(("in_asm", "int", "exec", "cpu", "cpu_reset", "mmu", "pcall"))
 NO_EXCEPTION = 0xFFFF_FFFF
 PAGE_FAULT = 14
 
@@ -24,18 +26,24 @@ def _tell(item: str, text: str, *values: object) -> None:
     logging.getLogger(f"pellucid.cpu.{item}").debug(text, *values)
 
 
+def _no_memory(address: int, size: int) -> None:
+    """Of a vCPU without a machine."""
+
+
 class CpuLog:
     """Hears one vCPU (an `Observer`) and writes what `items` ask for. `ranges`: only code there; none: all."""
 
     def __init__(self, index: int, vcpu: Vcpu, items: frozenset[str], ranges: Sequence[AddressRange],
-                 numbers: "itertools.count[int]") -> None:
+                 numbers: "itertools.count[int]", read: ReadTable = _no_memory) -> None:
         self._index, self._vcpu, self._items, self._ranges, self._numbers = index, vcpu, items, ranges, numbers
         self.new_blocks = "in_asm" in items
-        self.blocks = bool(items & {"exec", "cpu"})
-        self.events = "int" in items
+        self._changes = CpuChanges(vcpu, items, read)
+        self.blocks = bool(items & {"exec", "cpu"}) or self._changes.wanted
+        self.events = "int" in items or self._changes.wanted
 
     def block(self, block: CodeBlock, fresh: bool) -> None:
-        """in_asm, exec, cpu."""
+        """in_asm, exec, cpu; what the block before this one changed."""
+        self._changes.block(block)
         if self._ranges and not any(first <= block.pc <= last for first, last in self._ranges):
             return
         if fresh and self.new_blocks and block.code:
@@ -47,7 +55,14 @@ class CpuLog:
             _tell("cpu", "%s", self._state(fpu="fpu" in self._items))
 
     def event(self, event: Event) -> None:
-        """int."""
+        """int, and what led to it."""
+        self._changes.settle()
+        if event.vector == PAGE_FAULT and not (event.external or event.software):
+            self._changes.page_fault(event.error)
+        if "int" in self._items:
+            self._tell_event(event)
+
+    def _tell_event(self, event: Event) -> None:
         if event.external:
             _tell("int", "Servicing hardware INT=0x%02x", event.vector)
         elif not event.software:
@@ -83,8 +98,11 @@ class MachineLog:
         """Who hears each vCPU by the items that are chosen now."""
         items, ranges = frozenset(logged_items()), self._machine.config.log_ranges
         vcpus = [thread.vcpu for thread in self._machine.vcpus.threads]
-        self._logs = [CpuLog(n, vcpu, items, ranges, self._numbers) for n, vcpu in enumerate(vcpus)]
+        self._logs = [CpuLog(n, vcpu, items, ranges, self._numbers, self._read) for n, vcpu in enumerate(vcpus)]
         return list(zip(vcpus, self._logs if items & CPU_ITEMS else [None] * len(vcpus), strict=True))
+
+    def _read(self, address: int, size: int) -> bytes | None:
+        return read_physical(self._machine, address, size)
 
     def follow(self) -> None:
         """Other items were chosen while the machine runs. The big lock is held."""

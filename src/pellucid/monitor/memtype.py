@@ -11,13 +11,13 @@ from pellucid.cpu.memtype import WB, MemoryType, combine, effective_type, pat_in
 from pellucid.cpu.mtrr import MTRR_MSRS, MtrrType, mtrr_type
 from pellucid.cpu.state import CR0_CD, CR0_NW, CR4_PCIDE
 from pellucid.kvm.regs import Sregs
-from pellucid.monitor.commands.paging import ADDRESS_MASK, LARGE, PRESENT, Layout, ReadTable, layout_of
+from pellucid.monitor.commands.paging import Layout, ReadTable, layout_of
 from pellucid.monitor.errors import CommandError
+from pellucid.monitor.page_walk import walk
 
 IA32_PAT = 0x277
 MSRS = (IA32_PAT, *MTRR_MSRS)
 """What a processor is asked for; all of them only where CPUID shows MTRR and PAT."""
-_LEVELS = {12: "PTE", 21: "PDE", 22: "PDE", 30: "PDPTE", 39: "PML4E", 48: "PML5E"}
 _PAE_ROOT_SHIFT = 30
 
 
@@ -147,32 +147,25 @@ def _walk(source: Source, layout: Layout, linear: int) -> tuple[list[MemtypeEntr
     # With CR4.PCIDE the bits are part of the PCID, and the root is read as if both were 0.
     root = 0 if sregs.cr4 & CR4_PCIDE else sregs.cr3
     entries = [MemtypeEntry("CR3", sregs.cr3, *_cache_bits(root))]
-    table, referring = layout.root, pat_index(root, leaf=False)
-    for level, shift in enumerate(layout.shifts):
-        index = linear >> shift & (1 << layout.index_bits[level]) - 1
-        at = (table + index * layout.entry_size) & source.a20_mask
-        content = source.read(at, layout.entry_size)
-        name, value = _LEVELS[shift], int.from_bytes(content or b"", "little")
-        if not value & PRESENT:
-            what = f"0x{value:x} at 0x{at:x} is not present" if content else f"at 0x{at:x} is not in RAM"
-            raise CommandError(f"0x{linear:x} is not mapped: its {name} {what}")
-        large = shift in layout.large_shifts and bool(value & LARGE)
-        pae_root = layout.index_bits[level] == 2 and shift == _PAE_ROOT_SHIFT
-        read_as = None if pae_root else source.access(at, pat_type(pat_msr, referring)).label
-        if shift == 12 or large:
-            pat = bool(pat_index(value, large=large) & 4)
-            entries.append(MemtypeEntry(name, value, *_cache_bits(value), at, pat, 1 << shift, read_as))
-            return entries, _frame(value, shift, layout) & source.a20_mask | linear & (1 << shift) - 1
-        entries.append(MemtypeEntry(name, value, *_cache_bits(value), at, read_as=read_as))
-        table, referring = value & ADDRESS_MASK, pat_index(value, leaf=False)
+    referring = pat_index(root, leaf=False)
+    for step in walk(layout, source.read, linear, source.a20_mask):
+        value = step.value or 0
+        if not step.present:
+            what = f"at 0x{step.address:x} is not in RAM"
+            if step.value is not None:
+                what = f"0x{value:x} at 0x{step.address:x} is not present"
+            raise CommandError(f"0x{linear:x} is not mapped: its {step.name} {what}")
+        # PAE paging has the root's entries in registers, loaded together with CR3.
+        in_register = step.root and step.shift == _PAE_ROOT_SHIFT
+        read_as = None if in_register else source.access(step.address, pat_type(pat_msr, referring)).label
+        if step.leaf:
+            shift, bits = step.shift, _cache_bits(value)
+            pat = bool(pat_index(value, large=shift != 12) & 4)
+            entries.append(MemtypeEntry(step.name, value, *bits, step.address, pat, 1 << shift, read_as))
+            return entries, step.physical(linear) & source.a20_mask
+        entries.append(MemtypeEntry(step.name, value, *_cache_bits(value), step.address, read_as=read_as))
+        referring = pat_index(value, leaf=False)
     raise AssertionError("the last level has no leaf")
-
-
-def _frame(entry: int, shift: int, layout: Layout) -> int:
-    """A leaf's page; a 4 MiB entry has address bits 39:32 in its bits 20:13 (SDM vol. 3, table 5-4)."""
-    if layout.entry_size == 4 and shift == 22:
-        return entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
-    return entry & ADDRESS_MASK & -(1 << shift)
 
 
 def _cache_bits(entry: int) -> tuple[bool, bool]:
