@@ -31,7 +31,7 @@ BY_HAND = {"MOVDIR64B": bytes.fromhex("660f38f806")}
 """What has two operands of the address size: movdir64b rax, [rsi]."""
 NEED_XSAVE = {"avx", "avx2", "f16c", "fma", "xsavec", "xsaveopt", "xsaves", "xgetbv1"}
 """Features that CPUID does not show in a model without XSAVE."""
-UNDEFINED_ANYHOW = {"smap", "pku"}
+UNDEFINED_ANYHOW = {"smap", "pku", "shstk"}
 """Features whose encodings raise #UD in the oracle's guest for another reason: its CPL, or CR4."""
 
 

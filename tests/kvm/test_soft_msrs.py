@@ -17,6 +17,7 @@ from pellucid.kvm.regs import CpuidEntry
 
 from .test_soft_smp import Guest
 
+IA32_U_CET, IA32_S_CET, SSP_TABLE = 0x6A0, 0x6A2, 0x6A8
 IA32_PKRS, IA32_MTRRCAP, AMD_SELECT, AMD_COUNTER = 0x6E1, 0xFE, 0xC001_0000, 0xC001_0004
 WIDE = 0xFFAA_AAAA_AAAA_AAAA
 
@@ -42,6 +43,51 @@ def test_pkrs(vcpu: SoftVcpu) -> None:
     with pytest.raises(MsrAccessError):
         be(vcpu, "qemu64").msrs.read(IA32_PKRS)
     assert not vcpu.state.cr4_allowed >> 24 & 1
+
+
+def test_control_flow_enforcement(vcpu: SoftVcpu) -> None:
+    be(vcpu, "max")
+    for index in (IA32_U_CET, IA32_S_CET):
+        for value in (0xC3F & ~0x800, 0x83F, 0x7FFF_FFFF_F000):
+            vcpu.msrs.write(index, value)
+            assert vcpu.msrs.read(index) == value
+        for value in (0x40, 0x200, 0xC00, 1 << 62):
+            with pytest.raises(MsrAccessError):
+                vcpu.msrs.write(index, value)
+        vcpu.msrs.write(index, 0)
+    for index in range(0x6A4, 0x6A8):
+        vcpu.msrs.write(index, 0x1234_5674)
+        assert vcpu.msrs.read(index) == 0x1234_5674
+        for value in (1, 2, 1 << 62):
+            with pytest.raises(MsrAccessError):
+                vcpu.msrs.write(index, value)
+    vcpu.msrs.write(SSP_TABLE, 0x1001)
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(SSP_TABLE, 1 << 62)
+    assert vcpu.state.cr4_allowed >> 23 & 1
+
+
+@pytest.mark.parametrize(("features", "allowed", "refused"), [
+    ({"shstk": False}, 0x83C, 1), ({"ibt": False}, 3, 4), ({"shstk": False, "ibt": False}, 0, 0)])
+def test_half_of_enforcement(vcpu: SoftVcpu, features: dict[str, bool], allowed: int, refused: int) -> None:
+    be(vcpu, "max", **features)
+    if not allowed:
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(IA32_U_CET)
+        assert not vcpu.state.cr4_allowed >> 23 & 1
+        return
+    vcpu.msrs.write(IA32_U_CET, allowed)
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(IA32_U_CET, refused)
+    if "shstk" in features:
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(0x6A4)
+    assert vcpu.state.cr4_allowed >> 23 & 1
+
+
+def test_default_model_leaves_enforcement_out(vcpu: SoftVcpu) -> None:
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "pellucid").msrs.read(IA32_S_CET)
 
 
 @pytest.mark.parametrize("index", [0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102])

@@ -22,7 +22,7 @@ from pellucid.cpu.faults import Stop
 from pellucid.cpu.physical import code_bits, find_host, find_slot, host_code_bits, host_in, host_page_info
 from pellucid.cpu.state import (
     EXIT_SMC, JUMP_ENTRIES, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL,
-    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, Block, CodeCache, CpuState, JumpEntry, Mailbox, Processors, TlbEntry)
+    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLBS, Block, CodeCache, CpuState, JumpEntry, Mailbox, Processors, TlbEntry)
 from pellucid.native import (
     atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, u64)
 
@@ -251,7 +251,7 @@ def protect_page(s, page: u64) -> None:
         other = ptr[CpuState](states[i])
         pages = other.tlb_host
         demoted: bool = False
-        for number in range(u64(3 * TLB_ENTRIES)):
+        for number in range(u64(TLBS * TLB_ENTRIES)):
             if pages[number] == page:
                 e = ptr[TlbEntry](u64(other) + TLB_OFFSET + number * TlbEntry.size)
                 if e.wtag != TLB_INVALID:

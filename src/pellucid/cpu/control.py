@@ -7,9 +7,9 @@ from pellucid.cpu.memory import flush_tlb
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
-    ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR3_LAM_U48, CR3_LAM_U57, CR4_DE,
-    CR4_LA57, CR4_LAM_SUP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, CS, EFER_LMA,
-    EFER_LME, FEATURE_LAM, FEATURES_SYSTEM, PENDING_REQUEST, TR)
+    ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR3_LAM_U48,
+    CR3_LAM_U57, CR4_DE, CR4_LA57, CR4_LAM_SUP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP,
+    CR4_SMEP, CS, EFER_LMA, EFER_LME, FEATURE_LAM, FEATURES_SYSTEM, PENDING_REQUEST, TR)
 from pellucid.native import array, atomic_or, local, native, ptr, ref, static, u64
 
 CR0_DEFINED = 0xE005003F
@@ -54,6 +54,8 @@ def write_cr0(s, value: u64) -> None:
     if (value & CR0_NW) != 0 and (value & CR0_CD) == 0:
         general_protection(s, 0)
     if (value & CR0_PG) == 0 and (s.cr4 & CR4_PCIDE) != 0:
+        general_protection(s, 0)
+    if (value & CR0_WP) == 0 and (s.cr4 & CR4_CET) != 0:
         general_protection(s, 0)
     efer = s.efer
     changed = value ^ s.cr0
@@ -105,6 +107,8 @@ def write_cr4(s, value: u64) -> None:
     if in_long_mode(s) and ((value & CR4_PAE) == 0 or (changed & CR4_LA57) != 0):
         general_protection(s, 0)
     if (changed & value & CR4_PCIDE) != 0 and (not in_long_mode(s) or (s.cr3 & 0xFFF) != 0):
+        general_protection(s, 0)
+    if (value & CR4_CET) != 0 and (s.cr0 & CR0_WP) == 0:
         general_protection(s, 0)
     paging = changed & (CR4_PGE | CR4_PAE | CR4_PSE | CR4_SMEP)
     if pae_paging(s.cr0, value, s.efer) and paging != 0:

@@ -13,7 +13,7 @@ from pellucid.cpu.memory import load_sys
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
-    CS, DF, EXIT_MMIO, EXTERNAL, PF, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
+    CP, CS, DF, EXIT_MMIO, EXTERNAL, PF, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
 from pellucid.native import local, native, u16, u32, u64
 
 RSP = 4
@@ -28,8 +28,8 @@ PATIENCE = 8
 
 @native
 def contributory(vector):
-    """Divide error, and the segment faults (SDM vol. 3, table 6-4)."""
-    return vector == 0 or (vector >= 10 and vector <= 13)
+    """Divide error, the segment faults, and control protection (SDM vol. 3, table 6-4)."""
+    return vector == 0 or (vector >= 10 and vector <= 13) or vector == CP
 
 
 @native

@@ -1,6 +1,6 @@
 """How native code stops: the one exception of the engine, and the ways to raise it."""
 
-from pellucid.cpu.state import AC, DE, EXIT_EXCEPTION, GP, NM, PF, SS_FAULT, UD
+from pellucid.cpu.state import AC, CP, DE, EXIT_EXCEPTION, GP, NM, PF, SS_FAULT, UD
 from pellucid.native import NativeException, native, u32
 
 
@@ -61,6 +61,12 @@ def general_protection(s, error) -> None:
 def stack_fault(s, error) -> None:
     """#SS(error)."""
     fault(s, u32(SS_FAULT), u32(error))
+
+
+@native
+def control_protection(s, error) -> None:
+    """#CP(error), error being CP_*."""
+    fault(s, u32(CP), u32(error))
 
 
 @native

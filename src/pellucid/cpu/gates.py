@@ -11,10 +11,11 @@ from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.memory import load_sys
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import update_mode
+from pellucid.cpu.shadow import enter_shadow, track_far
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer, task_stack, task_stack64, wide_stack
 from pellucid.cpu.state import (
-    ATTR_DPL_SHIFT, CS, DB, DEBUG_FAULT, DS, ES, FS, GP, GS, NP, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM,
-    SOFT_ICEBP, SOFT_INT, SOFT_NONE, SS)
+    ATTR_DPL_SHIFT, CR4_CET, CS, DB, DEBUG_FAULT, DS, ES, FS, GP, GS, NP, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF,
+    RFLAGS_TF, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SOFT_NONE, SS)
 from pellucid.cpu.tasks import TASK_GATE, interrupt_task
 from pellucid.native import local, native, static, u32, u64
 
@@ -61,6 +62,7 @@ def enter_gate(s, kind, cpl):
     s.flags = s.flags & ~u64(RFLAGS_TF | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM)
     if (kind & 1) == 0:
         s.flags = s.flags & ~u64(RFLAGS_IF)
+    track_far(s)
     update_mode(s)
 
 
@@ -125,6 +127,8 @@ def deliver_long(s, vector: u32, error: u32, has_error: bool, soft: u32) -> None
     if not canonical(s, target):
         general_protection(s, ext)
     mark_accessed(s, selector, code)
+    if (s.cr4 & CR4_CET) != 0:
+        enter_shadow(s, cpl, return_address(s, soft), shadow_entry(s, gate), True)
     if cpl < s.cpl:
         set_null(s, SS, cpl)
         s.seg_attr[SS] = s.seg_attr[SS] | (cpl << ATTR_DPL_SHIFT)
@@ -144,6 +148,16 @@ def long_stack_pointer(s, gate, cpl, ext):
     elif cpl < s.cpl:
         sp = task_stack64(s, STACK_OFFSET + cpl * 8, ext)
     return sp
+
+
+@native
+def shadow_entry(s, gate):
+    """The place in the interrupt SSP table of the interrupt stack that the gate names, or 0."""
+    at: u64 = 0
+    ist = (gate >> 32) & 7
+    if ist != 0:
+        at = s.ssp_table + ist * 8
+    return at
 
 
 @native
@@ -187,10 +201,10 @@ def deliver_protected(s, vector: u32, error: u32, has_error: bool, soft: u32) ->
         current_stack(s, k, cpl, ext)
     if (kind & 8) != 0:
         push_protected(s, k, vector, error, has_error, soft, 4)
-        enter_protected(s, k, selector, kind, code, cpl, (gate & 0xFFFF) | ((gate >> 32) & 0xFFFF_0000), ext)
+        enter_protected(s, k, selector, kind, code, cpl, (gate & 0xFFFF) | ((gate >> 32) & 0xFFFF_0000), soft)
     else:
         push_protected(s, k, vector, error, has_error, soft, 2)
-        enter_protected(s, k, selector, kind, code, cpl, gate & 0xFFFF, ext)
+        enter_protected(s, k, selector, kind, code, cpl, gate & 0xFFFF, soft)
 
 
 @native
@@ -210,11 +224,14 @@ def push_protected(s, k, vector, error, has_error, soft, w):
 
 
 @native
-def enter_protected(s, k, selector, kind, code, cpl, target, ext):
-    check_code_offset(s, target, code, ext)
+def enter_protected(s, k, selector, kind, code, cpl, target, soft):
+    check_code_offset(s, target, code, external_bit(soft))
     mark_accessed(s, selector, code)
     if k.descriptor != 0:
         mark_accessed(s, k.selector, k.descriptor)
+    if (s.cr4 & CR4_CET) != 0:
+        enter_shadow(s, cpl, return_address(s, soft), u64(0), False)
+    if k.descriptor != 0:
         set_segment(s, SS, k.selector, k.descriptor)
         if in_v86(s):
             for n in static((GS, FS, DS, ES)):

@@ -16,8 +16,8 @@ from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, canonical_base, walk
 from pellucid.cpu.physical import code_bits, find_slot
 from pellucid.cpu.state import (
-    EFER_LMA, EXIT_EXCLUSIVE, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES,
-    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, WRITE,
+    EFER_LMA, EXIT_EXCLUSIVE, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES, TLB_ENTRIES, TLB_INVALID,
+    TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, TLBS, WRITE,
     CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, Processors, TlbEntry)
 from pellucid.native import (
     fence, i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
@@ -100,12 +100,18 @@ def store(s, lin, value, T):
 
 
 @native
-def load_sys(s, lin, T):
-    """Read with supervisor privilege whatever the CPL: descriptor tables and task state."""
-    e = tlb_entry(s, tlb_address(s, TLB_SUPERVISOR), lin)
+def load_as(s, lin, T, index):
+    """Read through TLB number `index`: with a privilege that may not be the current one."""
+    e = tlb_entry(s, tlb_address(s, index), lin)
     if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
         return volatile_load(ptr[T](e.addend + lin))
-    return T(slow_load(s, lin, T, u32(TLB_SUPERVISOR)))
+    return T(slow_load(s, lin, T, u32(index)))
+
+
+@native
+def load_sys(s, lin, T):
+    """Read with supervisor privilege whatever the CPL: descriptor tables and task state."""
+    return load_as(s, lin, T, TLB_SUPERVISOR)
 
 
 @native
@@ -345,7 +351,7 @@ def probe_read(s, lin: u64, size: u64) -> None:
 @native(inline=False)
 def flush_tlb(s, everything: bool) -> None:
     """Drop all translations, or all but global ones."""
-    for index in range(u64(3)):
+    for index in range(u64(TLBS)):
         used = u64(s.tlb_used[index])
         kept: u64 = 0
         for i in range(used):
@@ -371,7 +377,7 @@ def drop_entry(s, number):
 def flush_page(s, lin: u64) -> None:
     """INVLPG: drop the translations of one page, with every piece of a large page around it."""
     page = lin & PAGE_MASK
-    for index in range(u64(3)):
+    for index in range(u64(TLBS)):
         used = u64(s.tlb_used[index])
         kept: u64 = 0
         for i in range(used):

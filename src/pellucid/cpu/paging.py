@@ -9,7 +9,7 @@ from pellucid.cpu.physical import find_slot, host_address
 from pellucid.cpu.state import (
     CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
     FEATURE_LA57, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, FETCH, PF_FETCH, PF_PKEY, PF_PRESENT, PF_RSVD,
-    PF_USER, PF_WRITE, SLOT_READONLY, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
+    PF_SHADOW, PF_USER, PF_WRITE, SLOT_READONLY, TLB_SHADOW_USER, TLB_SUPERVISOR_AC, TLB_USER, WRITE)
 from pellucid.native import cas, i64, native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
@@ -63,8 +63,10 @@ def error_code(s, access, index, present) -> u64:
         code = PF_PRESENT
     if access == WRITE:
         code = code | PF_WRITE
-    if index == TLB_USER:
+    if index == TLB_USER or index == TLB_SHADOW_USER:
         code = code | PF_USER
+    if index >= TLB_SHADOW_USER:
+        code = code | PF_SHADOW
     if access == FETCH and ((s.efer & EFER_NXE) != 0 and (s.cr4 & CR4_PAE) != 0 or (s.cr4 & CR4_SMEP) != 0):
         code = code | PF_FETCH
     return code
@@ -119,6 +121,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
         table = s.cr3 & ADDRESS
         shift: u64 = 39
         rw: u64 = PTE_W | PTE_U
+        upper: u64 = PTE_W
         nx: u64 = 0
         if long_mode:
             if (s.cr4 & CR4_LA57) != 0:
@@ -148,6 +151,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
                 low = (u64(1) << shift) - 1
                 if (entry & low & ADDRESS & ~u64(0x1000)) != 0 or not large_allowed(s, shift, long_mode):
                     fail_walk(s, lin, access, index, True, u64(PF_RSVD))
+            upper = rw
             rw = rw & entry
             nx = nx | (entry & PTE_NX)
             if shift == 12 or (entry & PTE_PS) != 0:
@@ -160,7 +164,7 @@ def walk_wide(s, w, lin: u64, access: u32, index: u32) -> None:
             shift = shift - 9
         if again:
             continue
-        check(s, w, lin, access, index, rw, nx, entry, long_mode)
+        check(s, w, lin, access, index, rw, upper, nx, entry, long_mode)
         wanted = entry | PTE_A
         if access == WRITE:
             wanted = wanted | PTE_D
@@ -198,7 +202,7 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
         if (pde & PTE_PS) != 0 and (s.cr4 & CR4_PSE) != 0:
             if (pde & narrow_reserved(s)) != 0:
                 fail_walk(s, lin, access, index, True, u64(PF_RSVD))
-            check(s, w, lin, access, index, rw, u64(0), u64(pde), False)
+            check(s, w, lin, access, index, rw, u64(PTE_W), u64(0), u64(pde), False)
             wanted = pde | PTE_A
             if access == WRITE:
                 wanted = wanted | PTE_D
@@ -217,7 +221,7 @@ def walk_narrow(s, w, lin: u64, access: u32, index: u32) -> None:
         if (pte & PTE_P) == 0:
             fail_walk(s, lin, access, index, False, u64(0))
         rw = rw & u64(pte)
-        check(s, w, lin, access, index, rw, u64(0), u64(pte), False)
+        check(s, w, lin, access, index, rw, u64(pde), u64(0), u64(pte), False)
         wanted = pte | PTE_A
         if access == WRITE:
             wanted = wanted | PTE_D
@@ -251,8 +255,15 @@ def finish_narrow(s, w, gpa, entry, large):
 
 
 @native
-def check(s, w, lin, access, index, rw, nx, entry, long_mode):
-    """Permissions of a leaf: `rw` is the AND of the W and U bits of every level, `nx` the OR of the NX bits.
+def shadow_page(entry, upper):
+    """Whether a leaf maps a shadow-stack page: dirty and not writable, under entries that are (SDM vol. 3, 4.6)."""
+    return (entry & (PTE_W | PTE_D)) == PTE_D and (upper & PTE_W) != 0
+
+
+@native
+def check(s, w, lin, access, index, rw, upper, nx, entry, long_mode):
+    """Permissions of a leaf: `rw` is the AND of the W and U bits of every level, `upper` that of the levels above,
+    `nx` the OR of the NX bits.
 
     Raises #PF where `access` is not allowed, else says in `w` what is (SDM vol. 3, 4.6).
     """
@@ -260,7 +271,12 @@ def check(s, w, lin, access, index, rw, nx, entry, long_mode):
     readable: bool = True
     writable = (rw & PTE_W) != 0
     executable = nx == 0
-    if index == TLB_USER:
+    as_user = index == TLB_USER or index == TLB_SHADOW_USER
+    if index >= TLB_SHADOW_USER:
+        readable = user_page == as_user and shadow_page(entry, upper)
+        writable = readable
+        executable = False
+    elif as_user:
         if not user_page:
             readable = False
     else:
@@ -278,7 +294,7 @@ def check(s, w, lin, access, index, rw, nx, entry, long_mode):
         rights = s.pkru
     if long_mode and (s.cr4 & keys) != 0:
         rights = rights >> (u32((entry >> 59) & 15) * 2)
-        guarded = (rights & 2) != 0 and (index == TLB_USER or (s.cr0 & CR0_WP) != 0)
+        guarded = (rights & 2) != 0 and (as_user or (s.cr0 & CR0_WP) != 0)
         if (rights & 1) != 0:
             guarded = True
         if access != FETCH and ((rights & 1) != 0 or (access == WRITE and guarded)):

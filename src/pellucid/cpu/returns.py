@@ -1,11 +1,12 @@
 """What RET far and IRET share: the checks of a return, and the stack of an outer level (SDM vol. 2, IRET and RET)."""
 
 from pellucid.cpu.descriptors import (
-    DESC_P, DESC_S, desc_dpl, desc_type, drop_inaccessible_all, in_long_mode, is_wide_code, load_stack_segment,
-    mark_accessed, read_descriptor, set_null, set_segment)
+    DESC_P, DESC_S, desc_base, desc_dpl, desc_type, drop_inaccessible_all, in_long_mode, is_wide_code,
+    load_stack_segment, mark_accessed, read_descriptor, set_null, set_segment)
 from pellucid.cpu.faults import fault, general_protection
-from pellucid.cpu.state import ATTR_DPL_SHIFT, CS, GP, NP, SS
-from pellucid.native import native, u32, u64
+from pellucid.cpu.shadow import return_shadow
+from pellucid.cpu.state import ATTR_DPL_SHIFT, CR4_CET, CS, GP, NP, SS
+from pellucid.native import native, u32, u64, unlikely
 
 RSP = 4
 
@@ -63,6 +64,16 @@ def set_return_stack(s, ss, d, rpl, sp, wide):
         s.gpr[RSP] = sp & 0xFFFF_FFFF
     else:
         s.gpr[RSP] = (s.gpr[RSP] & ~u64(0xFFFF)) | (sp & 0xFFFF)
+
+
+@native
+def check_return(s, selector, d, ip, wide, event):
+    """The shadow stack's part of a return, by RET or (`event`) IRET; the last step before registers change."""
+    if unlikely((s.cr4 & CR4_CET) != 0):
+        lip = ip
+        if not wide:
+            lip = (desc_base(d) + ip) & 0xFFFF_FFFF
+        return_shadow(s, selector, lip, wide, event)
 
 
 @native

@@ -3,9 +3,10 @@
 from pellucid.cpu.faults import general_protection, stack_fault
 from pellucid.cpu.memory import select_tlb
 from pellucid.cpu.state import (
-    ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_EM, CR0_PE, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA,
-    ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP, MODE_FP_STRICT, MODE_SEGMENTED, MODE_SIZE, MODE_SSE_UD,
-    MODE_STACK32, MODE_STEP, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
+    ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CET_SHADOW, CET_TRACK, CET_WAIT, CR0_EM, CR0_PE, CR0_TS,
+    CR4_CET, CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA, ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP,
+    MODE_FP_STRICT, MODE_SEGMENTED, MODE_SIZE, MODE_SSE_UD, MODE_ENDBRANCH, MODE_SHADOW, MODE_STACK32, MODE_STEP,
+    MODE_TRACK, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
 from pellucid.native import native, static, u32, u64, unlikely
 
 
@@ -84,6 +85,30 @@ def check_near(s, f, to):
             general_protection(s, 0)
 
 
+@native
+def cet_control(s, cpl):
+    """IA32_U_CET or IA32_S_CET, which holds at level `cpl`."""
+    control = s.s_cet
+    if cpl == 3:
+        control = s.u_cet
+    return control
+
+
+@native(inline=False)
+def cet_mode(s) -> u32:
+    """The bits of the mode for control-flow enforcement, with CR4.CET set (SDM vol. 1, 17.1.1)."""
+    mode: u32 = 0
+    if (s.cr0 & CR0_PE) != 0 and (s.flags & RFLAGS_VM) == 0:
+        control = cet_control(s, s.cpl)
+        if (control & CET_SHADOW) != 0:
+            mode = MODE_SHADOW
+        if (control & CET_TRACK) != 0:
+            mode = mode | MODE_TRACK
+            if (control & CET_WAIT) != 0:
+                mode = mode | MODE_ENDBRANCH
+    return mode
+
+
 @native(inline=False)
 def update_mode(s) -> None:
     """Recompute what translated code depends on; call after a change of CR0, CR4, EFER, a segment, TF or CPL."""
@@ -118,6 +143,8 @@ def update_mode(s) -> None:
         mode = mode | MODE_AVX_UD
     if (s.cr0 & CR0_PE) == 0 or (s.flags & RFLAGS_VM) != 0:
         mode = mode | MODE_VEX_UD
+    if unlikely((s.cr4 & CR4_CET) != 0):
+        mode = mode | cet_mode(s)
     if (s.mxcsr >> 7) & 0x3F != 0x3F:
         mode = mode | MODE_FP_STRICT
     s.mode = mode

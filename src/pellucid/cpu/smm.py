@@ -19,9 +19,9 @@ from typing import Any
 from pellucid.cpu.flags import CC_EFLAGS
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_DPL_SHIFT, ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_EM, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS,
-    CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME, ES,
-    FEATURES_SYSTEM, FEATURE_LAM, FS, GS, LDTR, RFLAGS_FIXED, RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS, SHADOW_STI, SS,
-    TR)
+    CR0_WP, CR4_CET, CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME,
+    ES, FEATURES_SYSTEM, FEATURE_LAM, FS, GS, LDTR, RFLAGS_FIXED, RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS,
+    SHADOW_STI, SS, TR)
 
 SMBASE_RESET = 0x3_0000
 ENTRY_POINT, SAVE_MAP, SAVE_SIZE = 0x8000, 0xFE00, 0x200
@@ -64,6 +64,8 @@ class SavedState:
     """The processor was in HLT: where the field is still set, RSM goes back there."""
     shadow: int = 0
     """KVM_X86_SHADOW_INT_*."""
+    ssp: int = 0
+    """The shadow-stack pointer, in the 64-bit layout only."""
 
 
 def has_long_mode(s: Any) -> bool:
@@ -78,7 +80,7 @@ _SEGMENT_64 = struct.Struct("<HHIQ")
 _TABLE_64 = struct.Struct("<4xIQ")
 _GDTR_64, _IDTR_64 = 0xFE60, 0xFE80
 _FLAGS_64 = struct.Struct("<BBBB")         # I/O restart, auto-halt restart, NMI mask, interrupt shadow
-_AT_FLAGS_64, _AT_EFER_64 = 0xFEC8, 0xFED0
+_AT_FLAGS_64, _AT_EFER_64, _AT_SSP_64 = 0xFEC8, 0xFED0, 0xFF18
 _BASE_64 = struct.Struct("<II")            # revision, SMBASE
 _AT_REVISION = 0xFEFC
 _REGISTERS_64 = struct.Struct("<23Q")      # CR4, CR3, CR0, DR7, DR6, RFLAGS, RIP, R15 to R8, RDI ... RAX
@@ -95,6 +97,7 @@ def pack_64(state: SavedState) -> bytes:
         _TABLE_64.pack_into(image, at - SAVE_MAP, limit, base)
     _FLAGS_64.pack_into(image, _AT_FLAGS_64 - SAVE_MAP, 0, state.auto_halt, 0, state.shadow)
     struct.pack_into("<Q", image, _AT_EFER_64 - SAVE_MAP, state.efer)
+    struct.pack_into("<Q", image, _AT_SSP_64 - SAVE_MAP, state.ssp)
     _BASE_64.pack_into(image, _AT_REVISION - SAVE_MAP, REVISION_64, state.smbase)
     _REGISTERS_64.pack_into(image, _AT_REGISTERS_64 - SAVE_MAP, state.cr4, state.cr3, state.cr0, state.dr7, state.dr6,
                             state.rflags, state.rip, *reversed(state.gpr))
@@ -110,8 +113,9 @@ def unpack_64(image: bytes) -> SavedState:
     selectors, attributes, limits, bases = (list(column) for column in zip(*segments, strict=True))
     gdt, idt = (_TABLE_64.unpack_from(image, at - SAVE_MAP)[::-1] for at in (_GDTR_64, _IDTR_64))
     (efer,) = struct.unpack_from("<Q", image, _AT_EFER_64 - SAVE_MAP)
+    (ssp,) = struct.unpack_from("<Q", image, _AT_SSP_64 - SAVE_MAP)
     return SavedState(gpr[::-1], rip, rflags, cr0, cr3, cr4, efer, dr6, dr7, selectors, attributes, limits, bases,
-                      gdt, idt, smbase, auto_halt & 1, shadow)
+                      gdt, idt, smbase, auto_halt & 1, shadow, ssp)
 
 
 # --- the 32-bit layout -----------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ def capture(s: Any, rflags: int, halted: bool) -> bytes:
     state = SavedState(
         list(s.gpr), s.rip, rflags, s.cr0, s.cr3, s.cr4, s.efer, s.dr[6], s.dr[7], list(s.seg_selector),
         [attr & 0xF0FF if not attr & ATTR_UNUSABLE else attr & 0xF07F for attr in s.seg_attr], list(s.seg_limit),
-        list(s.seg_base), (s.gdt_base, s.gdt_limit), (s.idt_base, s.idt_limit), s.smbase, int(halted), shadow)
+        list(s.seg_base), (s.gdt_base, s.gdt_limit), (s.idt_base, s.idt_limit), s.smbase, int(halted), shadow, s.ssp)
     return pack_64(state) if has_long_mode(s) else pack_32(state)
 
 
@@ -245,6 +249,7 @@ def _check(s: Any, state: SavedState) -> str | None:
         (cr4 & ~s.cr4_allowed, "CR4 has reserved bits"),
         (efer & ~(s.efer_allowed | EFER_LMA), "EFER has reserved bits"),
         (lma and not cr4 & CR4_PAE, "IA-32e mode without CR4.PAE"),
+        (cr4 & CR4_CET and not cr0 & CR0_WP, "CR4.CET without CR0.WP"),
         (cr4 & CR4_PCIDE and not lma, "CR4.PCIDE outside IA-32e mode"),
         (lma and (state.cr3 & (U64 << s.maxphyaddr) & ~_lam_bits(s)), "CR3 has reserved bits"),
         (lma and state.attributes[CS] & ATTR_L and state.attributes[CS] & ATTR_DB, "CS.L and CS.D"),
@@ -266,6 +271,8 @@ def _load(s: Any, state: SavedState) -> None:
         s.nmi_blocked = 0
     s.db_pending, s.smm_db_pending, s.smm_inside_nmi = s.smm_db_pending, 0, 0
     s.shadow = _SHADOWS.get(state.shadow, 0)
+    if has_long_mode(s):
+        s.ssp = state.ssp & ~3
     s.step_once = s.replay_count = s.irq_window = 0
     for n, value in enumerate(state.gpr if has_long_mode(s) else state.gpr[:8]):
         s.gpr[n] = value

@@ -1,7 +1,7 @@
 """The state of one guest CPU, as native code and Python both see it.
 
 The structs here are the only contract between instruction semantics, translator, run loop and backends.
-`CpuState` is followed in the same allocation by its three TLBs (`TLB_OFFSET`); operands in an `Op` are byte
+`CpuState` is followed in the same allocation by its TLBs (`TLB_OFFSET`); operands in an `Op` are byte
 offsets into it, so that AH is simply the second byte of RAX.
 
 Lazy flags: the status flags stand in (cc_kind, cc_dst, cc_src) until someone asks; see `flags`.
@@ -31,7 +31,7 @@ CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = 1 << 16, 1 << 18, 1 << 29, 1 << 30, 1 <
 CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR, CR4_OSXMMEXCPT, \
     CR4_UMIP, CR4_LA57, CR4_VMXE, CR4_SMXE = (1 << n for n in range(15))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 21, 1 << 22
-CR4_PKS, CR4_LAM_SUP = 1 << 24, 1 << 28
+CR4_CET, CR4_PKS, CR4_LAM_SUP = 1 << 23, 1 << 24, 1 << 28
 CR3_LAM_U57, CR3_LAM_U48 = 1 << 61, 1 << 62
 XCR0_SSE, XCR0_AVX, XCR0_PKRU = 2, 4, 1 << 9
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
@@ -49,7 +49,7 @@ DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
 DR7_FIXED, DR7_GD, DR7_LOCAL = 1 << 10, 1 << 13, 0x155
 
 # Page-fault error code (SDM vol. 3, 4.7).
-PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY = (1 << n for n in range(6))
+PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY, PF_SHADOW = (1 << n for n in range(7))
 
 # What translated code depends on besides its bytes: CpuState.mode.
 MODE_16, MODE_32, MODE_64, MODE_SIZE = 0, 1, 2, 3
@@ -62,7 +62,11 @@ MODE_SSE_UD = 1 << 7        # CR4.OSFXSR clear or CR0.EM: SSE raises #UD
 MODE_KEYS = 1 << 8
 MODE_AVX_UD = 1 << 9        # CR4.OSXSAVE clear, or XCR0 without SSE and AVX state: AVX raises #UD
 MODE_VEX_UD = 1 << 10       # real-address or virtual-8086 mode: VEX prefixes raise #UD
-MODE_SHAPE = (1 << 11) - 1  # the bits on which a shape's meaning may depend: each has tries of its own
+MODE_SHADOW = 1 << 11      # shadow stacks are enabled at this CPL
+MODE_TRACK = 1 << 12       # indirect branches are tracked at this CPL ...
+MODE_ENDBRANCH = 1 << 13   # ... and the next instruction must be ENDBR
+MODE_CET = MODE_SHADOW | MODE_TRACK
+MODE_SHAPE = (1 << 14) - 1  # the bits on which a shape's meaning may depend: each has tries of its own
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
@@ -85,11 +89,18 @@ FEATURE_AMD = 8               # AMD's processors, where they differ from Intel's
 FEATURE_ERROR_POINTERS = 16   # FXSAVE and its like keep the x87 pointers without an exception too
 FEATURE_LAM = 1 << 16         # CR3 may have LAM_U57 and LAM_U48
 
+# IA32_U_CET and IA32_S_CET (SDM vol. 4).
+CET_SHADOW, CET_WRITE_SHADOW, CET_TRACK, CET_LEGACY, CET_NO_TRACK, CET_NO_SUPPRESS = (1 << n for n in range(6))
+CET_SUPPRESS, CET_WAIT, CET_SHADOW_BITS, CET_TRACK_BITS = 1 << 10, 1 << 11, 3, 0xFFFF_FFFF_FFFF_FC3C
+CP_NEAR_RET, CP_FAR_RET, CP_ENDBRANCH, CP_RSTORSSP, CP_SETSSBSY = range(1, 6)  # error codes of #CP
+
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
 
 TLB_ENTRIES = 1024
-TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC = range(3)  # SMAP: user pages are reachable only with RFLAGS.AC
+# SMAP: user pages are reachable only with RFLAGS.AC. The last two serve shadow-stack accesses.
+TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_SHADOW_USER, TLB_SHADOW = range(5)
+TLBS = 5
 TLB_INVALID = 1                                         # a tag that no page address equals
 PAGE = 4096
 PAGE_MASK = ~0xFFF & 0xFFFF_FFFF_FFFF_FFFF
@@ -128,6 +139,7 @@ OP_HAS_IMM = 16          # the immediate bytes become imm
 OP_STACK = 32            # 64-bit mode: its memory is reached through SS, or ...
 OP_STACK_TOO = 64        # ... through SS besides another segment: a non-canonical address is #SS(0)
 OP_CALL = 128            # a branch that pushes its return address
+OP_NOTRACK = 256         # an indirect branch with the NO_TRACK prefix
 OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
 
 
@@ -341,11 +353,11 @@ class CpuState(Struct):
     leave_op: u64          # address of an op whose handler returns
     cold_row: u32
     cold_op: u64
-    tlb_used: array[u32, 4]      # entries filled since the last flush, for each TLB
-    tlb_fills: array[u16, 4096]  # which entries: 1024 for each TLB
-    tlb_host: array[u64, 3072]   # host address of each entry's page
-    tlb_page: array[u64, 3072]   # linear page of each entry
-    tlb_global: array[u8, 3072]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB
+    tlb_used: array[u32, 8]      # entries filled since the last flush, for each TLB
+    tlb_fills: array[u16, 5120]  # which entries: 1024 for each TLB
+    tlb_host: array[u64, 5120]   # host address of each entry's page
+    tlb_page: array[u64, 5120]   # linear page of each entry
+    tlb_global: array[u8, 5120]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB
     count_exceptions: u64
     count_walks: u64
     count_translated: u64
@@ -398,11 +410,18 @@ class CpuState(Struct):
     wait_limited: u32      # 1: wait_until comes from IA32_UMWAIT_CONTROL
     split_lock: u32        # 1: LOCK across two cache lines raises #AC(0) (MSR_MEMORY_CTRL.SPLIT_LOCK_DISABLE)
     announced: u32         # 1: the block or instruction at RIP has been told of (EXIT_BLOCK)
+    # control-flow enforcement (SDM vol. 1, 17)
+    ssp: u64               # the shadow stack in use
+    cet_allowed: u64       # bits of the two registers below that CPUID permits
+    u_cet: u64             # IA32_U_CET and IA32_S_CET: CET_*
+    s_cet: u64
+    pl_ssp: array[u64, 4]  # IA32_PL0_SSP to IA32_PL3_SSP
+    ssp_table: u64         # IA32_INTERRUPT_SSP_TABLE_ADDR
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096
 TLB_BYTES = TLB_ENTRIES * TlbEntry.size
-STATE_BYTES = TLB_OFFSET + 3 * TLB_BYTES
+STATE_BYTES = TLB_OFFSET + TLBS * TLB_BYTES
 
 
 def slot_of(name: str, index: int = 0) -> int:
@@ -436,6 +455,7 @@ class CodeCache(Struct):
     flush_wanted: u64
     ud_handler: u64        # handler numbers the translator itself uses
     long_handler: u64
+    endbranch_handler: u64
     limit_handler: u64
     next_handler: u64
     leave_handler: u64

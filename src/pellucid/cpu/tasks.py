@@ -13,10 +13,12 @@ from pellucid.cpu.faults import Stop, fault, general_protection
 from pellucid.cpu.flags import set_rflags
 from pellucid.cpu.memory import flush_tlb, load_sys, probe_sys, store_sys
 from pellucid.cpu.segments import update_mode
+from pellucid.cpu.shadow import shadow_enabled
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
-    CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, RFLAGS_VM, SS, TR,
-    TS)
+    CR0_PG, CR0_TS, CR4_CET, CS, DR6_BT, DR7_LOCAL, DS, ES, EXIT_MMIO, FS, GS, GP, LDTR, NP, RFLAGS_NT, RFLAGS_VM,
+    SS, TR, TS)
+from pellucid.cpu.task_shadow import TO_PUSH, TaskShadow, begin_task, leave_nested, leave_task, resume_task
 from pellucid.cpu.virtual import check_virtual_pending
 from pellucid.native import array, local, native, static, struct, u8, u16, u32, u64
 from pellucid.native.layout import Struct
@@ -181,6 +183,15 @@ def switch_task(s, selector: u32, d: u64, way: u32, back: u64, flags: u64, ext: 
     probe_sys(s, busy_byte(s, selector), u64(1))
     if way == RETURN:
         flags = flags & ~u64(RFLAGS_NT)
+    shadow = local(TaskShadow)
+    cpl = u32(3) if (new.flags & RFLAGS_VM) != 0 else new.segment[CS] & 3
+    if (s.cr4 & CR4_CET) != 0:
+        if way == RETURN:
+            leave_nested(s, shadow, cpl)
+        else:
+            leave_task(s, shadow, cpl, new.base, new.wide != 0, back)
+            if way == NEST and shadow_enabled(s) and shadow.keep == 0:
+                shadow.frame = TO_PUSH
     # A device's answer to one of these starts the instruction over, so the busy bits, which it tests, change last.
     save_task(s, old, back, flags)
     if way == NEST:
@@ -189,11 +200,11 @@ def switch_task(s, selector: u32, d: u64, way: u32, back: u64, flags: u64, ext: 
         set_busy(s, leaving, left, False)
     if way != RETURN:
         set_busy(s, selector, d, True)
-    enter_task(s, new, selector, d, way, ext, bias)
+    enter_task(s, new, shadow, selector, d, way, ext, bias)
 
 
 @native
-def enter_task(s, t, selector, d, way, ext, bias):
+def enter_task(s, t, shadow, selector, d, way, ext, bias):
     """The point of no return: load the registers, then the segments."""
     s.seg_selector[TR] = u16(selector)
     s.seg_base[TR] = t.base
@@ -221,7 +232,7 @@ def enter_task(s, t, selector, d, way, ext, bias):
         s.cr3 = t.cr3
         flush_tlb(s, False)
     update_mode(s)
-    load_committed(s, t, ext)
+    load_committed(s, t, shadow, way, (selector & 0xFFFC) | ext, ext)
     s.rip = t.ip
     if t.trap != 0:
         s.db_pending = s.db_pending | DR6_BT
@@ -230,7 +241,7 @@ def enter_task(s, t, selector, d, way, ext, bias):
 
 
 @native
-def load_committed(s, t, ext):
+def load_committed(s, t, shadow, way, name, ext):
     """Load the segments with nothing to go back to: translated code that the accessed bits overwrite just dies, and
     descriptor tables on a device are not built (counted; #TS).
     """
@@ -238,6 +249,10 @@ def load_committed(s, t, ext):
     s.alone = 1
     try:
         load_task_segments(s, t, ext)
+        if way == RETURN:
+            resume_task(s, shadow, t.ip, name)
+        else:
+            begin_task(s, shadow, name)
         s.alone = outer
     except Stop:
         s.alone = outer

@@ -40,8 +40,10 @@ class Component:
 
 AVX_STATE = Component(2, ("avx",), 256, 576)
 PKRU_STATE = Component(9, ("pku",), 8, 2688)
+CET_USER_STATE = Component(11, ("shstk", "ibt"), 16, supervisor=True)
+CET_SUPERVISOR_STATE = Component(12, ("shstk", "ibt"), 24, supervisor=True)
 
-COMPONENTS = (AVX_STATE, PKRU_STATE)
+COMPONENTS = (AVX_STATE, PKRU_STATE, CET_USER_STATE, CET_SUPERVISOR_STATE)
 """By number."""
 
 

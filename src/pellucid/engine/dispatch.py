@@ -11,6 +11,7 @@ from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import branch_target, check_near, linear_ip
+from pellucid.cpu.shadow import shadow_enabled
 from pellucid.cpu.state import (
     CS, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
     OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
@@ -126,6 +127,8 @@ def take_back(s, o: ptr[Op], source: u64) -> None:
     s.rip = source + u64(o.ip)
     if (o.flags & OP_CALL) != 0:
         s.gpr[RSP] = s.gpr[RSP] + 8
+        if shadow_enabled(s) and o.imm != u64(o.next_ip):
+            s.ssp = s.ssp + 8
     try:
         general_protection(s, 0)
     except Stop:

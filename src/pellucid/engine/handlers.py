@@ -89,6 +89,11 @@ def _engine_roots() -> dict[str, Root]:
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS),
         "within_limit": (dispatch.within_limit, _OPS)}
+    for wide in (True, False):
+        form = Form(m64=wide)
+        roots[f"endbranch:{form.name}"] = (dispatch.jump, (*_OPS, constant(helpers.endbranch), constant(form)))
+        roots[f"missing_endbranch:{form.name}"] = (
+            dispatch.plain, (*_OPS, constant(helpers.missing_endbranch), constant(form)))
     helper_forms = [(helpers.undefined_op, Form()), (helpers.too_long, Form())]
     helper_forms += [(helpers.fpu_trap, Form(extra=e)) for e in range(3)]
     helper_forms += [(helpers.address_op, Form(asize=a, m64=wide, extra=e))

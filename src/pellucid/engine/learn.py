@@ -16,10 +16,10 @@ import iced_x86 as iced
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.state import (
-    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_FPU_TRAP,
-    MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM,
-    OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, SS, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES,
-    CodeCache, Op, Template, TrieEdge, slot_of)
+    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET,
+    MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, OP_BRANCH,
+    OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, SS, T_ENDS, T_JCC,
+    TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
 from pellucid.engine import shapes
 from pellucid.isa import features, forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
@@ -113,7 +113,7 @@ class Learner:
                 return done
             self._add(instr, decoder.get_constant_offsets(instr), code[done:done + instr.len], mode)
             done += instr.len
-            if instr.flow_control != iced.FlowControl.NEXT or done > 256:
+            if instr.flow_control != iced.FlowControl.NEXT or done > 256 or mode & MODE_ENDBRANCH:
                 break
         return done
 
@@ -178,7 +178,11 @@ class Learner:
 
     def _ops(self, instr: Any, constants: Any, mode: int) -> tuple[list[dict[str, Any]], int, bool]:
         mnemonic, code = forms.MNEMONIC_NAMES[instr.mnemonic], forms.CODE_NAMES[instr.code]
-        found = self.table.find(mnemonic, code)
+        if mode & MODE_ENDBRANCH and instr.code not in (iced.Code.INT3, iced.Code.INT1):
+            wanted = iced.Code.ENDBR64 if mode & MODE_SIZE == MODE_64 else iced.Code.ENDBR32
+            name = "endbranch" if instr.code == wanted else "missing_endbranch"
+            return [self._engine_op(name, instr, Form(m64=mode & MODE_SIZE == MODE_64))], CC_SAME, True
+        found = self.table.find(mnemonic, code, bool(mode & MODE_CET))
         if found is None:
             self.unbuilt[code] += 1
             log.warning("not built: %s", code)
@@ -202,6 +206,8 @@ class Learner:
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
         op["flags"] |= row.op_flags
+        if row.cet and instr.segment_prefix == _R.DS:
+            op["flags"] |= OP_NOTRACK
         if row.cc:
             op["flags"] |= OP_TAKES_CC
             if row.ends == BRANCH:

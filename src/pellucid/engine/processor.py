@@ -15,7 +15,7 @@ from pellucid.cpu.observe import Observer
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
     FEATURES_SYSTEM, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL,
-    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry,
+    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry,
     Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
@@ -110,7 +110,7 @@ class Processor:
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << 32
         state.smbase = smm.SMBASE_RESET
-        for i in range(3 * TLB_BYTES // TlbEntry.size):
+        for i in range(TLBS * TLB_BYTES // TlbEntry.size):
             entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
             entry.rtag = entry.wtag = entry.xtag = TLB_INVALID
         code.arena, code.arena_size = self._arena.address, ARENA_BYTES
@@ -121,6 +121,7 @@ class Processor:
         code.scratch, code.fetch = self._scratch.address, self._fetch.address
         numbers = self.engine.numbers
         code.ud_handler, code.long_handler = numbers["undefined_op:-_0_"], numbers["too_long:-_0_"]
+        code.endbranch_handler = numbers["missing_endbranch:-_0_"]
         code.limit_handler = numbers["within_limit"]
         code.next_handler, code.leave_handler, code.dead_handler = numbers["next"], numbers["stepped"], numbers["dead"]
         assert numbers["next_legacy"] == numbers["next"] + 1

@@ -13,9 +13,9 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.state import (
-    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP, OP_BRANCH,
-    OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Block,
-    CodeCache, Op, Template, TrieEdge)
+    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP,
+    OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES,
+    TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
 from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
@@ -132,6 +132,17 @@ def closing(c, out, handler, ip):
 
 
 @native
+def invalid_handler(c, mode, too_long):
+    """What stands for bytes that are no instruction. A missing ENDBR comes first (SDM vol. 3, table 6-2)."""
+    handler = c.ud_handler
+    if too_long:
+        handler = c.long_handler
+    if (mode & MODE_ENDBRANCH) != 0:
+        handler = c.endbranch_handler
+    return handler
+
+
+@native
 def end_handler(c, mode):
     """What ends a block that no branch ends."""
     handler = c.next_handler
@@ -204,7 +215,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
         number = match(c, code + ip, available - ip, root)
         if number >= SHORT:
             if c.invalid_at == code + ip and still_invalid(c, code + ip, available - ip):
-                closing(c, out + count * Op.size, c.long_handler if c.invalid_long != 0 else c.ud_handler, ip)
+                closing(c, out + count * Op.size, invalid_handler(c, mode, c.invalid_long != 0), ip)
                 count += 1
                 reach = ip + 1
                 ip += c.invalid_count
@@ -218,7 +229,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             return ask_python(c, code + ip, available - ip, mode)
         t = template_for(s, c, number)
         if (t.needs & ~s.features[FEATURES_ISA]) != 0:
-            closing(c, out + count * Op.size, c.ud_handler, ip)
+            closing(c, out + count * Op.size, invalid_handler(c, mode, False), ip)
             count += 1
             ip += u64(t.length)
             reach = ip

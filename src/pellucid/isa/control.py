@@ -1,13 +1,14 @@
 """Near control transfer: Jcc, JMP, CALL, RET, LOOP, JCXZ."""
 
 from pellucid.cpu.flags import CC_UNKNOWN, condition
-from pellucid.cpu.faults import general_protection
+from pellucid.cpu.faults import Stop, control_protection, general_protection
 from pellucid.cpu.memory import check_canonical, probe_write
 from pellucid.cpu.operands import gpr, read, set_gpr
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import branch_target, check_near
+from pellucid.cpu.shadow import shadow_drop, shadow_enabled, shadow_push, shadow_top, track
 from pellucid.cpu.stack import drop, peek, push
-from pellucid.cpu.state import OP_CALL
+from pellucid.cpu.state import CP_NEAR_RET, OP_CALL
 from pellucid.isa.move import CONDITIONS, condition_number
 from pellucid.isa.table import BRANCH, JUMP, instruction
 from pellucid.native import native, u64, uint, unlikely
@@ -51,6 +52,30 @@ def call_relative(s, o, f, kind):
     return True
 
 
+@instruction("CALL", ends=BRANCH, codes=_relative, op_flags=OP_CALL, width=_transfer_width, cet=True,
+             name="call_relative_cet")
+@native
+def call_relative_cet(s, o, f, kind):
+    """With a shadow stack, which does not get the address of a call to the next instruction (SDM vol. 2, CALL)."""
+    check_near(s, f, branch_target(s.rip, o.imm, f))
+    push_both(s, o, f, o.imm != u64(o.next_ip))
+    return True
+
+
+@native
+def push_both(s, o, f, shadowed):
+    """Push the return address; a fault of the shadow stack leaves RSP."""
+    sp = s.gpr[4]
+    back = uint(f.w)(s.rip + u64(o.next_ip))
+    push(s, f, back, f.w)
+    if shadow_enabled(s) and shadowed:
+        try:
+            shadow_push(s, back, f.w)
+        except Stop:
+            s.gpr[4] = sp
+            raise Stop
+
+
 @native
 def check_target(s, f, to):
     """#GP(0) for a near transfer out of the code segment or to a non-canonical address."""
@@ -68,9 +93,16 @@ def jmp_through(s, o, f):
     s.rip = to
 
 
-@instruction("CALL", ends=JUMP, codes=_through, stack=True, width=_transfer_width, name="call_through")
+@instruction("JMP", ends=JUMP, codes=_through, stack=True, width=_transfer_width, cet=True, name="jmp_through_cet")
 @native
-def call_through(s, o, f):
+def jmp_through_cet(s, o, f):
+    jmp_through(s, o, f)
+    track(s, o.flags)
+
+
+@native
+def call_target(s, o, f):
+    """Where an indirect CALL goes."""
     to = u64(read(s, o, f, 0))
     if f.m64:
         if unlikely(not canonical(s, to)):
@@ -79,8 +111,24 @@ def call_through(s, o, f):
             general_protection(s, 0)
     else:
         check_near(s, f, to)
+    return to
+
+
+@instruction("CALL", ends=JUMP, codes=_through, stack=True, width=_transfer_width, name="call_through")
+@native
+def call_through(s, o, f):
+    to = call_target(s, o, f)
     push(s, f, uint(f.w)(s.rip + u64(o.next_ip)), f.w)
     s.rip = to
+
+
+@instruction("CALL", ends=JUMP, codes=_through, stack=True, width=_transfer_width, cet=True, name="call_through_cet")
+@native
+def call_through_cet(s, o, f):
+    to = call_target(s, o, f)
+    push_both(s, o, f, True)
+    s.rip = to
+    track(s, o.flags)
 
 
 @instruction("RET", ends=JUMP, stack=True, width=_transfer_width)
@@ -88,6 +136,22 @@ def call_through(s, o, f):
 def ret(s, o, f):
     to = u64(peek(s, f, 0, f.w))
     check_target(s, f, to)
+    drop(s, f, f.w + (o.imm & 0xFFFF))
+    s.rip = to
+
+
+@instruction("RET", ends=JUMP, stack=True, width=_transfer_width, cet=True, name="ret_cet")
+@native
+def ret_cet(s, o, f):
+    """Both stacks must name the same address: else #CP(NEAR-RET)."""
+    to = u64(peek(s, f, 0, f.w))
+    if shadow_enabled(s):
+        if shadow_top(s, f.w) != to:
+            control_protection(s, CP_NEAR_RET)
+        check_target(s, f, to)
+        shadow_drop(s, f.w)
+    else:
+        check_target(s, f, to)
     drop(s, f, f.w + (o.imm & 0xFFFF))
     s.rip = to
 

@@ -7,12 +7,14 @@ from pellucid.cpu.faults import fault, general_protection
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.memory import load, load_sys
 from pellucid.cpu.operands import address
-from pellucid.cpu.returns import return_code, return_stack, returns_to_64bit, set_return_code, set_return_stack
+from pellucid.cpu.returns import (
+    check_return, return_code, return_stack, returns_to_64bit, set_return_code, set_return_stack)
 from pellucid.cpu.segments import check_stack, update_mode
+from pellucid.cpu.shadow import check_reach, enter_shadow, shadow_enabled, track_far
 from pellucid.cpu.stack import drop, peek
 from pellucid.cpu.stacks import (
     Stack, current_stack, push_onto, stack_pointer, task_stack, task_stack64, wide_stack)
-from pellucid.cpu.state import ATTR_DPL_SHIFT, CS, GP, NP, SS
+from pellucid.cpu.state import ATTR_DPL_SHIFT, CR4_CET, CS, GP, NP, SS
 from pellucid.cpu.tasks import JUMP, NEST, TASK_GATE, switch_task, task_descriptor
 from pellucid.isa.table import LEAVE_JUMP, instruction
 from pellucid.native import local, native, u16, u32, u64, uint
@@ -130,10 +132,21 @@ def transfer(s, o, f, selector, offset, call):
         push_return(s, o, k, f.w)
     check_code_offset(s, offset, d, u32(0))
     mark_accessed(s, selector, d)
+    if shadow_enabled(s):
+        check_reach(s, s.ssp, returns_to_64bit(s, d))
     if call:
+        call_shadow(s, o, s.cpl, returns_to_64bit(s, d))
         s.gpr[RSP] = stack_pointer(s, k)
     set_segment(s, CS, (selector & 0xFFFC) | s.cpl, d)
     s.rip = offset
+    track_far(s)
+
+
+@native
+def call_shadow(s, o, cpl, wide):
+    """The shadow stack's part of a far CALL to level `cpl`."""
+    if (s.cr4 & CR4_CET) != 0:
+        enter_shadow(s, cpl, s.rip + u64(o.next_ip), u64(0), wide)
 
 
 # --- gates ---------------------------------------------------------------------------------------------
@@ -218,6 +231,10 @@ def gate_call(s, o, gate, target, d, offset, call, w):
         push_return(s, o, k, w)
     check_code_offset(s, offset, d, u32(0))
     mark_accessed(s, target, d)
+    if inner and k.wide == 0:
+        mark_accessed(s, k.selector, k.descriptor)
+    if call:
+        call_shadow(s, o, cpl, w == 8)
     if inner:
         set_inner_stack(s, k, cpl)
     if call:
@@ -225,6 +242,7 @@ def gate_call(s, o, gate, target, d, offset, call, w):
     s.cpl = cpl
     set_segment(s, CS, (target & 0xFFFC) | cpl, d)
     s.rip = offset
+    track_far(s)
 
 
 @native
@@ -256,7 +274,6 @@ def set_inner_stack(s, k, cpl):
         set_null(s, SS, cpl)
         s.seg_attr[SS] = s.seg_attr[SS] | (cpl << ATTR_DPL_SHIFT)
     else:
-        mark_accessed(s, k.selector, k.descriptor)
         set_segment(s, SS, k.selector, k.descriptor)
 
 
@@ -292,9 +309,11 @@ def return_far(s, f, selector, offset, extra):
         ssd = return_stack(s, ss, rpl, wide)
         check_code_offset(s, offset, d, u32(0))
         mark_accessed(s, selector, d)
+        check_return(s, selector, d, offset, wide, False)
         set_return_stack(s, ss, ssd, rpl, sp + extra, wide)
     else:
         check_code_offset(s, offset, d, u32(0))
         mark_accessed(s, selector, d)
+        check_return(s, selector, d, offset, wide, False)
         drop(s, f, f.w * 2 + extra)
     set_return_code(s, selector, d, offset)

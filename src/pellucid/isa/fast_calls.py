@@ -9,9 +9,10 @@ from pellucid.cpu.flags import get_rflags, set_rflags
 from pellucid.cpu.memory import check_canonical
 from pellucid.cpu.privilege import require_cpl0
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CS, DR6_BS, EFER_SCE, GS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS
+from pellucid.cpu.shadow import enter_shadow_fast, leave_shadow_fast, track_far
+from pellucid.cpu.state import CR4_CET, CS, DR6_BS, EFER_SCE, GS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS
 from pellucid.isa.table import LEAVE_JUMP, instruction
-from pellucid.native import native, u16, u32, u64
+from pellucid.native import native, u16, u32, u64, unlikely
 
 RCX, RDX, RSP, R11 = 1, 2, 4, 11
 CODE64, CODE32, DATA, USER = 0xA09B, 0xC09B, 0xC093, 0x60
@@ -24,6 +25,23 @@ def require_syscall(s):
         undefined(s)
     if not in_64bit(s) and not is_amd(s):
         undefined(s)
+
+
+@native
+def enter_kernel(s):
+    """CPL 0, without a shadow stack, at an ENDBR (SDM vol. 2, SYSCALL)."""
+    if unlikely((s.cr4 & CR4_CET) != 0):
+        enter_shadow_fast(s)
+    s.cpl = 0
+    track_far(s)
+
+
+@native
+def enter_user(s):
+    """CPL 3 and its shadow stack."""
+    s.cpl = 3
+    if unlikely((s.cr4 & CR4_CET) != 0):
+        leave_shadow_fast(s)
 
 
 @instruction("SYSCALL", ends=LEAVE_JUMP)
@@ -47,8 +65,8 @@ def syscall(s, o, f):
         masked = RFLAGS_VM | RFLAGS_IF
     if (masked & RFLAGS_TF) != 0:
         s.step_trap = 0
+    enter_kernel(s)
     s.rip = target
-    s.cpl = 0
     set_flat(s, CS, selector, code)
     set_flat(s, SS, selector + 8, u32(DATA))
     set_rflags(s, flags & ~masked & ~u64(RFLAGS_RF))
@@ -77,7 +95,7 @@ def sysret(s, o, f):
         s.seg_selector[SS] = u16((base + 8) | 3)  # the rest of SS stays
     else:
         set_flat(s, SS, (base + 8) | 3, u32(DATA | USER))
-    s.cpl = 3
+    enter_user(s)
     set_rflags(s, (flags & 0x3C7FD7) | 2)
     # Unlike IRET, a SYSRET that sets TF is followed by the trap at once.
     if (s.flags & RFLAGS_TF) != 0:
@@ -102,7 +120,7 @@ def sysenter(s, o, f):
     else:
         s.rip = s.rip & 0xFFFF_FFFF
         s.gpr[RSP] = s.gpr[RSP] & 0xFFFF_FFFF
-    s.cpl = 0
+    enter_kernel(s)
     set_flat(s, CS, selector, attr)
     set_flat(s, SS, selector + 8, u32(DATA))
     update_mode(s)
@@ -128,7 +146,7 @@ def sysexit(s, o, f):
         s.gpr[RSP] = s.gpr[RCX] & 0xFFFF_FFFF
         set_flat(s, CS, (selector + 16) | 3, u32(CODE32 | USER))
         set_flat(s, SS, (selector + 24) | 3, u32(DATA | USER))
-    s.cpl = 3
+    enter_user(s)
     update_mode(s)
 
 

@@ -24,7 +24,7 @@ GATES = {
     "xsaveopt": "XSAVEOPT", "xsavec": "XSAVEC", "syscall": "SYSCALL", "rdtscp": "RDTSCP", "abm": "LZCNT",
     "wbnoinvd": "WBNOINVD", "aes": "AES", "pclmulqdq": "PCLMULQDQ", "avx": "AVX", "avx2": "AVX2", "bmi1": "BMI1",
     "bmi2": "BMI2", "f16c": "F16C", "fma": "FMA", "rdrand": "RDRAND", "rdseed": "RDSEED", "adx": "ADX",
-    "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "xsaves": "XSAVES",
+    "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "shstk": "CET_SS", "xsaves": "XSAVES",
     "gfni": "GFNI", "vaes": "VAES", "vpclmulqdq": "VPCLMULQDQ", "serialize": "SERIALIZE", "movdiri": "MOVDIRI",
     "movdir64b": "MOVDIR64B", "waitpkg": "WAITPKG", "clzero": "CLZERO", "sse4a": "SSE4A", "avx-vnni": "AVX_VNNI",
     "avx-vnni-int8": "AVX_VNNI_INT8", "avx-ifma": "AVX_IFMA",
@@ -36,6 +36,8 @@ _BITS = {gate: 1 << number for number, gate in enumerate(GATES)}
 _ICED = {bit: value for gate, bit in _BITS.items()
          if (value := getattr(iced.CpuidFeature, GATES[gate], None)) is not None}
 _LAHF: tuple[int, ...] = (iced.Code.LAHF, iced.Code.SAHF)
+_HINTS: tuple[int, ...] = (iced.Code.RDSSPD_R32, iced.Code.RDSSPQ_R64, iced.Code.ENDBR32, iced.Code.ENDBR64)
+"""No-operations to a processor without their feature."""
 _HYPERCALLS: tuple[int, ...] = (iced.Code.VMCALL, iced.Code.VMMCALL)
 HYPERCALL = 1 << len(GATES)
 """VMCALL and VMMCALL: there is a hypervisor that takes them. No bit of CPUID's own says so; its signature leaf does."""
@@ -44,6 +46,8 @@ HYPERCALL = 1 << len(GATES)
 @functools.cache
 def needs(code: int, long_mode: bool) -> int:
     """The bits of the features that an encoding needs, all of them; `long_mode`: in 64-bit mode."""
+    if code in _HINTS:
+        return 0
     instruction: Any = iced.Instruction()
     instruction.code = code
     wanted: Any = instruction.cpuid_features()

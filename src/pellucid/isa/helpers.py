@@ -3,6 +3,7 @@
 from pellucid.cpu.faults import general_protection, not_available, undefined
 from pellucid.cpu.operands import offset, register
 from pellucid.cpu.segments import check_segment
+from pellucid.cpu.shadow import end_branch, miss_branch
 from pellucid.cpu.state import CR0_EM, CR0_TS, ES
 from pellucid.native import native, u32, u64
 
@@ -38,6 +39,20 @@ def fpu_trap(s, o, f):
 def undefined_op(s, o, f):
     """#UD: no such instruction here."""
     undefined(s)
+
+
+@native
+def endbranch(s, o, f):
+    """ENDBR where it is due."""
+    end_branch(s)
+    to = s.rip + u64(o.next_ip)
+    s.rip = to if f.m64 else to & 0xFFFF_FFFF
+
+
+@native
+def missing_endbranch(s, o, f):
+    """Something else where ENDBR is due."""
+    miss_branch(s)
 
 
 @native

@@ -6,8 +6,10 @@ from pellucid.cpu.faults import Stop, general_protection, undefined
 from pellucid.cpu.flags import get_rflags, set_rflags, status_flags
 from pellucid.cpu.memory import load_sys
 from pellucid.cpu.privilege import require_iopl
-from pellucid.cpu.returns import return_code, return_stack, returns_to_64bit, set_return_code, set_return_stack
+from pellucid.cpu.returns import (
+    check_return, return_code, return_stack, returns_to_64bit, set_return_code, set_return_stack)
 from pellucid.cpu.segments import update_mode
+from pellucid.cpu.shadow import leave_for_v86
 from pellucid.cpu.stack import drop, peek
 from pellucid.cpu.state import (
     BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, OF, PENDING_REQUEST, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF,
@@ -175,10 +177,12 @@ def iret_code(s, f, ip, selector, flags):
         ssd = return_stack(s, ss, rpl, wide)
         check_code_offset(s, ip, d, u32(0))
         mark_accessed(s, selector, d)
+        check_return(s, selector, d, ip, wide, True)
         set_return_stack(s, ss, ssd, rpl, sp, wide)
     else:
         check_code_offset(s, ip, d, u32(0))
         mark_accessed(s, selector, d)
+        check_return(s, selector, d, ip, wide, True)
         drop(s, f, f.w * 3)
     set_rflags(s, merged)
     set_return_code(s, selector, d, ip)
@@ -197,6 +201,7 @@ def iret_to_v86(s, f, ip, selector, flags):
     ds = u32(peek(s, f, 24, 4)) & 0xFFFF
     fs = u32(peek(s, f, 28, 4)) & 0xFFFF
     gs = u32(peek(s, f, 32, 4)) & 0xFFFF
+    leave_for_v86(s)
     set_rflags(s, flags & 0x3F7FD5)
     s.cpl = 3
     s.rip = ip

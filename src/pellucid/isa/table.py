@@ -52,6 +52,7 @@ class Row:
     op_flags: int = 0                # OP_* of its op
     address_after_pop: bool = False  # a memory operand through RSP is addressed as if RSP had been popped (POP)
     implicit: bool = False           # a register alone addresses memory: Op.seg is its segment's base
+    cet: bool = False                # for code whose shadow stack is enabled or whose branches are tracked
     address_only: bool = False       # the memory operand is not accessed as data (LEA, INVLPG, prefetch)
 
 
@@ -81,9 +82,8 @@ class Table:
             for mnemonic in row.mnemonics:
                 self.by_mnemonic.setdefault(mnemonic, []).append((number, row))
 
-    def find(self, mnemonic: str, code: str) -> tuple[int, Row] | None:
-        """The row for one code, or None where the instruction is not built."""
-        for number, row in self.by_mnemonic.get(mnemonic, ()):
-            if row.codes(code):
-                return number, row
-        return None
+    def find(self, mnemonic: str, code: str, cet: bool = False) -> tuple[int, Row] | None:
+        """The row for one code, None where the instruction is not built. `cet`: one with `Row.cet` where there is."""
+        found = [(number, row) for number, row in self.by_mnemonic.get(mnemonic, ())
+                 if row.codes(code) and (cet or not row.cet)]
+        return max(found, key=lambda each: each[1].cet, default=None)

@@ -11,10 +11,11 @@ from pellucid.cpu.faults import general_protection, not_available, undefined
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
 from pellucid.cpu.memory import flush_tlb, probe_read, probe_write
 from pellucid.cpu.segments import update_mode
+from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import CR0_TS, CR4_OSXSAVE, FEATURES_ISA
 from pellucid.cpu.xstate import (
-    AREA, AVX, AVX_STATE, COMPACTED, COMPONENTS, HEADER, PKRU_STATE, SSE, X87, Component, compacted_bytes,
-    compacted_offset, standard_bytes)
+    AREA, AVX, AVX_STATE, CET_SUPERVISOR_STATE, CET_USER_STATE, COMPACTED, COMPONENTS, HEADER, PKRU_STATE, SSE, X87,
+    Component, compacted_bytes, compacted_offset, standard_bytes)
 from pellucid.isa.features import bit_of
 from pellucid.isa.fxsave import (
     aligned, checked_mxcsr, field, halves_in_use, initial_x87, put_field, restore_halves, restore_x87,
@@ -80,9 +81,66 @@ def restore_pkru(s, lin: u64, present: bool) -> None:
         flush_tlb(s, True)
 
 
+@native
+def cet_user_in_use(s):
+    return (s.u_cet | s.pl_ssp[3]) != 0
+
+
+@native
+def save_cet_user(s, lin):
+    put_field(s, lin, 0, s.u_cet, u64)
+    put_field(s, lin, 8, s.pl_ssp[3], u64)
+
+
+@native(inline=False)
+def restore_cet_user(s, lin: u64, present: bool) -> None:
+    s.u_cet = 0
+    s.pl_ssp[3] = 0
+    if present:
+        s.u_cet = field(s, lin, 0, u64)
+        s.pl_ssp[3] = field(s, lin, 8, u64)
+
+
+@native(inline=False)
+def check_cet_user(s, lin: u64) -> None:
+    """#GP(0) for what WRMSR would refuse."""
+    if not valid_cet(s, field(s, lin, 0, u64)) or not valid_ssp(s, field(s, lin, 8, u64)):
+        general_protection(s, 0)
+
+
+@native
+def cet_supervisor_in_use(s):
+    return (s.pl_ssp[0] | s.pl_ssp[1] | s.pl_ssp[2]) != 0
+
+
+@native
+def save_cet_supervisor(s, lin):
+    for level in static(range(3)):
+        put_field(s, lin, level * 8, s.pl_ssp[level], u64)
+
+
+@native(inline=False)
+def restore_cet_supervisor(s, lin: u64, present: bool) -> None:
+    for level in static(range(3)):
+        s.pl_ssp[level] = 0
+        if present:
+            s.pl_ssp[level] = field(s, lin, level * 8, u64)
+
+
+@native(inline=False)
+def check_cet_supervisor(s, lin: u64) -> None:
+    """#GP(0) for what WRMSR would refuse."""
+    for level in static(range(3)):
+        if not valid_ssp(s, field(s, lin, level * 8, u64)):
+            general_protection(s, 0)
+
+
 STATES = (
     State(AVX_STATE, avx_in_use, save_avx, restore_avx),
     State(PKRU_STATE, pkru_in_use, save_pkru, restore_pkru),
+    State(CET_USER_STATE, cet_user_in_use, save_cet_user, restore_cet_user, check_cet_user),
+    State(CET_SUPERVISOR_STATE, cet_supervisor_in_use, save_cet_supervisor, restore_cet_supervisor,
+          check_cet_supervisor),
 )
 """One for each of `COMPONENTS`, in the same order."""
 

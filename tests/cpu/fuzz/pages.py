@@ -6,7 +6,7 @@ import random
 
 from tests.cpu.guests.tables import NX, PS, A, D, G, P, U, W
 
-TABLES, TABLES_END, DEVICE, HIGH = 0x40000, 0xC0000, 0xC8000, 1 << 32
+TABLES, TABLES_END, DEVICE, HIGH, SHADOW = 0x40000, 0xC0000, 0xC8000, 1 << 32, 0x9000
 _MAPPED = 0x10_0000
 _EVERY_TABLE = _TOP, _LEVEL4, _POINTERS, _DIRECTORY, _TABLE = tuple(TABLES + 0x1000 * n for n in range(5))
 
@@ -70,6 +70,8 @@ def _leaf(rng: random.Random, page: int, flags: int, odds: float, levels: int, w
     if TABLES <= page < TABLES + 0x8000 and not wild:
         return 0
     entry = page | flags | rng.choice((0, A, A | D)) | rng.choice((0, 0, G))
+    if page == SHADOW and rng.randrange(4):
+        entry = page | flags & ~W | A | D
     if rng.random() >= odds:
         return entry
     change = rng.randrange(11)

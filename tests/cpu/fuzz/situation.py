@@ -4,7 +4,7 @@ Everything starts as a kernel would have set it up, then some of it is spoilt: a
 fetch and shows nothing. Physical memory:
 
     0x00000  vectors of real mode    0x01000 GDT    0x02000 IDT    0x03000 TSS with its I/O map    0x04000 LDT
-    0x05000  stacks                  0x0A000  handlers: random code too
+    0x05000  stacks, the last page a shadow stack     0x0A000  handlers: random code too
     0x10000  code                    0x20000  data                 0x40000  page tables and spare pages
     0xC0000  a device                0xE0000  ROM                  0xF0000  RAM of another slot; more at 4 GiB
 """
@@ -15,14 +15,15 @@ import random
 from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
-    ATTR_UNUSABLE, CR0_AM, CR0_EM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_DE, CR4_FSGSBASE,
+    ATTR_UNUSABLE, CR0_AM, CR0_EM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_CET, CR4_DE,
+    CR4_FSGSBASE,
     CR4_LA57, CR4_MCE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE, CR4_PCE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PSE,
     CR4_PVI, CR4_SMAP, CR4_SMEP, CR4_TSD, CR4_UMIP, CR4_VME, CS, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, LDTR,
     RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS, TR)
 from tests.cpu.guests import tables
 
 from .code import Coder, repeatable
-from .pages import TABLES_END, build_tables
+from .pages import SHADOW, TABLES_END, build_tables
 
 LOW, ROM, ROM_SIZE, UPPER, UPPER_SIZE = 0xC0000, 0xE0000, 0x10000, 0xF0000, 0x10000
 HIGH, HIGH_SIZE = 1 << 32, 0x10000
@@ -37,7 +38,8 @@ MODES = ("real", "v86", "protected 16", "protected 32", "compatibility", "64-bit
 # Selectors, placed as SYSCALL and SYSRET want them.
 CODE64, DATA0, CODE32, CODE16, DATA16, USER32, USER_DATA, USER64 = 0x08, 0x10, 0x18, 0x20, 0x28, 0x33, 0x3B, 0x43
 USER16, USER_DATA16, TASK, LOCAL, SPARE = 0x4B, 0x53, 0x60, 0x70, 0x80
-CR4_ALLOWED = 0x7F_1FFF
+CR4_ALLOWED = 0xFF_1FFF
+CET_ALLOWED = (1 << 64) - 1 - 0x3C0
 _CODE_BYTES, _HANDLER_BYTES = 0x400, 0x200
 _PLACES = (DATA + 0x100, DATA + 0xFF8, DATA + 0x1000, CODE + 0x40, STACKS + 0x800, TABLES, DEVICE, GDT + 0x40,
            HANDLERS, ROM + 0x10, UPPER, LOW - 4)
@@ -109,7 +111,9 @@ class _Builder:
 
     def _fill(self) -> None:
         rng = self.rng
-        addresses = (DATA, DATA + 0x800, CODE + 0x80, STACKS + 0x400) if self.bits != 16 else (0x100, 0x800, 0x2000)
+        addresses = (DATA, DATA + 0x800, CODE + 0x80, STACKS + 0x400, SHADOW + 0x700, SHADOW + 0xFF8)
+        if self.bits == 16:
+            addresses = (0x100, 0x800, 0x2000)
         coder = Coder(rng, self.bits, addresses if self.tame else (*addresses, DEVICE, TABLES, GDT))
         self.memory[CODE] = coder.program(_CODE_BYTES, rng.choice((0, 0.1, 0.3)))
         bits = 64 if self.long else self.bits
@@ -246,8 +250,29 @@ class _Builder:
                      cr4_allowed=CR4_ALLOWED, efer_allowed=0xD01, xcr0_allowed=7, cr2=rng.getrandbits(32),
                      pkru=rng.choice((0, 0, rng.getrandbits(32))), maxphyaddr=rng.choice((36, 40, 46, 52)),
                      tsc_scale=0, tsc_offset=rng.getrandbits(60), cr8=rng.choice((0, 0, rng.randrange(16))))
+        self._enforcement(state)
         if rng.randrange(20) == 0:
             state["a20_mask"] = ~(1 << 20) & (1 << 64) - 1
+
+    def _enforcement(self, state: dict[str, int | list[int]]) -> None:
+        """Shadow stacks and branch tracking: on for one or both privileges, or reachable by an instruction."""
+        rng = self.rng
+        state["cet_allowed"] = CET_ALLOWED
+        if rng.randrange(4):
+            return
+        state["cr0"] |= CR0_WP
+        state["cr4"] |= CR4_CET
+        legacy = rng.choice((0, 0, 8 | DATA, 8 | DEVICE & ~0xFFF))
+        state["u_cet"], state["s_cet"] = (
+            rng.choice((0, 1, 3, 4, 5, 0x37)) | legacy | rng.choice((0, 0, 0, 0x400, 0x800)) for _ in range(2))
+        top = SHADOW + 0xFF8
+        state["ssp"] = rng.choice((SHADOW + 0x800, SHADOW + 0x804, SHADOW + 0xF00, SHADOW, self._value()))
+        state["pl_ssp"] = [rng.choice((top, top - 0x20, SHADOW + 0x700)) for _ in range(4)]
+        state["ssp_table"] = SHADOW + 0x600
+        words = [rng.choice((top, self._address(), CODE64, USER64, SHADOW + 0x800)) for _ in range(512)]
+        for at in (top, top - 0x20):
+            words[at - SHADOW >> 3] = at | rng.choice((0, 0, 0, 1))
+        self.memory[SHADOW] = b"".join(word.to_bytes(8, "little") for word in words)
 
     def _registers(self, state: dict[str, int | list[int]]) -> None:
         rng = self.rng

@@ -337,8 +337,23 @@ ILLEGAL = {
     "DR7": (DR7, lambda v: v | 1 << 40, "bits above 31"),
     "DR6": (DR6, lambda v: v | 1 << 32, "bits above 31"),
     "L and D": (0xFE12, lambda v: v | 1 << 14, "CS.L and CS.D"),
+    "CET without WP": (CR0, lambda v: v & ~(1 << 16), "CR4.CET without CR0.WP"),
     "PCIDE outside long mode": (EFER, lambda v: 0, "PCIDE"),
 }
+
+
+def test_the_shadow_stack_pointer_is_in_the_map(m: Smm) -> None:
+    m.begin(SAY_SMI + END)
+    m.state.ssp = 0x1_2345_6780
+    seen: list[int] = []
+
+    def inside() -> None:
+        seen.append(m.saved(0xFF18, 8))
+        m.change(0xFF18, 0x7654_3210, 8)
+
+    m.inside = inside  # type: ignore[method-assign]
+    m.finish()
+    assert seen == [0x1_2345_6780] and m.state.ssp == 0x7654_3210
 
 
 @pytest.mark.parametrize("name", ILLEGAL)
@@ -348,6 +363,9 @@ def test_illegal_maps_shut_the_processor_down(m: Smm, name: str) -> None:
     m.begin(SAY_SMI + END)
     if name.startswith("PCIDE"):
         m.state.cr4 |= 1 << 17
+    if name.startswith("CET"):
+        m.state.cr4_allowed |= 1 << 23
+        m.state.cr4 |= 1 << 23
     m.inside = lambda: m.change(at, change(m.saved(at, size)), size)  # type: ignore[method-assign]
     exit = m.go()
     assert isinstance(exit, ShutdownExit) and exit.reason.startswith("RSM: ") and text in exit.reason.splitlines()[0]

@@ -33,8 +33,10 @@ ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
 EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 """Where the ranges of extended and of Centaur's leaves begin."""
 
-NOT_IN_DEFAULT = ("la57",)
-"""Left out of `pellucid`: a fifth level of page tables makes every walk longer, and no guest here needs it."""
+NOT_IN_DEFAULT = ("la57", "shstk", "ibt")
+"""Left out of `pellucid`: a fifth level of page tables makes every walk longer, a shadow stack every call, and tracking
+every branch through a register; Linux uses what it finds.
+"""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ _BITS: dict[Place, str] = {
     (0x7, 0, "ebx"): "fsgsbase tsc-adjust sgx bmi1 hle avx2 fdp-excptn-only smep bmi2 erms invpcid rtm - zero-fcs-fds "
     "mpx - avx512f avx512dq rdseed adx smap avx512ifma pcommit clflushopt clwb intel-pt avx512pf avx512er avx512cd "
     "sha-ni avx512bw avx512vl",
-    (0x7, 0, "ecx"): "- avx512vbmi umip pku - waitpkg avx512vbmi2 - gfni vaes vpclmulqdq avx512vnni avx512bitalg - "
+    (0x7, 0, "ecx"): "- avx512vbmi umip pku - waitpkg avx512vbmi2 shstk gfni vaes vpclmulqdq avx512vnni avx512bitalg - "
     "avx512-vpopcntdq - la57 - - - - - rdpid - bus-lock-detect cldemote - movdiri movdir64b - sgxlc pks",
     (0x7, 0, "edx"): "- - avx512-4vnniw avx512-4fmaps fsrm - - - avx512-vp2intersect - md-clear - - - serialize - "
-    "tsx-ldtrk - - arch-lbr - - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
+    "tsx-ldtrk - - arch-lbr ibt - amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp - arch-capabilities "
     "core-capability ssbd",
     (0x7, 1, "eax"): "- - - - avx-vnni avx512-bf16 - cmpccxadd - - fzrm fsrs fsrc - - - - - - - - amx-fp16 - "
     "avx-ifma - - lam",
@@ -66,8 +66,8 @@ _BUILT = frozenset(
         "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
-        "umip pku pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no xsaveopt "
-        "xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid fzrm fsrs fsrc "
+        "umip pku shstk ibt pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no "
+        "xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid fzrm fsrs fsrc "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
-    FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
+    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_LAM,
+    FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
 from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES
@@ -49,7 +50,10 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
         return found is not None and bool(getattr(found, register) >> bit & 1)
 
     amd = any(e.function == 0 and (e.ebx, e.edx, e.ecx) in _AMD for e in entries)
-    state.cr4_allowed = CR4_PCE | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where))
+    shstk, ibt = has(7, 0, "ecx", 7), has(7, 0, "edx", 20)
+    state.cet_allowed = CET_SHADOW_BITS * shstk | CET_TRACK_BITS * ibt
+    state.cr4_allowed = (CR4_PCE | CR4_CET * (shstk or ibt)
+                         | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where)))
     state.efer_allowed = (int(has(0x8000_0001, 0, "edx", 11)) | (0x500 if has(0x8000_0001, 0, "edx", 29) else 0)
                           | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0))
     state.xcr0_allowed = next((e.eax | e.edx << 32 for e in entries if e.function == 0xD and not e.index), 1)

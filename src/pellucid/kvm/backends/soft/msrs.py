@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.memtype import valid_pat
 from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
+from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
@@ -33,8 +35,9 @@ CORE_CAPABILITIES, SPLIT_LOCK_DISABLE = 1 << 5, 1 << 29
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
           0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64),
-          0xC000_0103: ("tsc_aux", 0xFFFF_FFFF), IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD)}
-CANONICAL = (0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
+          0xC000_0103: ("tsc_aux", 0xFFFF_FFFF), 0x6A8: ("ssp_table", U64),
+          IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD)}
+CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
 VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0)}
@@ -60,12 +63,16 @@ IA32_PRED_CMD, IA32_PKRS = 0x49, 0x6E1
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
 IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
+# Control-flow enforcement: shadow stacks or branch tracking; the stack pointers with shadow stacks only.
+IA32_U_CET, IA32_S_CET, IA32_SSP_TABLE, IA32_PL_SSP = 0x6A0, 0x6A2, 0x6A8, range(0x6A4, 0x6A8)
+CET = ((7, 0, "ecx", 7), (7, 0, "edx", 20))
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
 FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
             **dict.fromkeys((IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL), ((7, 0, "edx", 30),)),
             IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
-            IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),),
+            IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),), IA32_U_CET: CET, IA32_S_CET: CET,
+            **dict.fromkeys((*IA32_PL_SSP, IA32_SSP_TABLE), CET[:1]),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -86,6 +93,9 @@ class Msrs:
             IA32_PKRS: (lambda: int(vcpu.processor.state.pkrs), self._write_pkrs),
             IA32_XSS: (lambda: int(vcpu.processor.state.xss), self._write_xss),
             MSR_MEMORY_CTRL: (self._read_memory_ctrl, self._write_memory_ctrl),
+            IA32_U_CET: (lambda: int(vcpu.processor.state.u_cet), lambda v: self._write_cet(IA32_U_CET, "u_cet", v)),
+            IA32_S_CET: (lambda: int(vcpu.processor.state.s_cet), lambda v: self._write_cet(IA32_S_CET, "s_cet", v)),
+            **{IA32_PL_SSP[n]: (partial(self._read_ssp, n), partial(self._write_ssp, n)) for n in range(4)},
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
             MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
@@ -223,6 +233,22 @@ class Msrs:
         if value & ~SPLIT_LOCK_DISABLE:
             raise MsrAccessError(MSR_MEMORY_CTRL, value)
         self._vcpu.processor.state.split_lock = int(value != 0)
+
+    def _write_cet(self, index: int, name: str, value: int) -> None:
+        state = self._vcpu.processor.state
+        if not valid_cet(state, value):
+            raise MsrAccessError(index, value)
+        setattr(state, name, value)
+        self._vcpu.processor.refresh_mode()
+
+    def _read_ssp(self, level: int) -> int:
+        return int(self._vcpu.processor.state.pl_ssp[level])
+
+    def _write_ssp(self, level: int, value: int) -> None:
+        state = self._vcpu.processor.state
+        if not valid_ssp(state, value):
+            raise MsrAccessError(IA32_PL_SSP[level], value)
+        state.pl_ssp[level] = value
 
     def _write_misc_enable(self, value: int) -> None:
         self._misc_enable = value

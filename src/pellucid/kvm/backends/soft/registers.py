@@ -200,6 +200,9 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
     set_debugregs(cpu, DebugRegs())
     if not init:
         s.xcr0, s.xss = 1, 0
+        s.u_cet = s.s_cet = s.ssp = s.ssp_table = 0
+        for level in range(4):
+            s.pl_ssp[level] = 0
         s.pat = 0x0007_0406_0007_0406
         s.pkru = s.pkrs = 0
         ctypes.memset(cpu.address + _XMM, 0, 16 * XMM_BYTES)
