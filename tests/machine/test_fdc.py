@@ -215,7 +215,7 @@ def test_media_come_and_go(tmp_path: Path) -> None:
         drive = device(it.machine, FloppyDrive)
         assert drive.drive_type == "288" and device(it.machine, Rtc).cmos[0x10] == 0x50
         assert device(it.machine, Rtc).cmos[0x14] & 0xC1 == 0x01
-        assert it.transfer(READ, 0, 0, 1)[:2] == b"\x40\x80" and it.inb(DIR) == 0x80
+        assert it.transfer(READ, 0, 0, 1)[:2] == b"\x40\x00" and it.inb(DIR) == 0x80
         floppy(tmp_path)
         it.machine.drives.change("floppy0", str(tmp_path / "a.img"), "raw")
         it.dma(512)
@@ -310,3 +310,15 @@ def test_seabios_boots_from_it(tmp_path: Path) -> None:
     drive = DriveOptions("-fda", file=str(disk), interface="floppy", format="raw")
     output = run_firmware(tmp_path, until=b"floppy boots", seconds=60, drives=(drive,))
     assert b"Booting from Floppy" in output and b"floppy boots" in output
+
+
+def test_an_empty_drive_s_head_goes_where_it_is_told(tmp_path: Path) -> None:
+    """Byte for byte what QEMU 7.2 answers."""
+    with bench(tmp_path, DriveOptions("-fda", interface="floppy", index=0)) as it:
+        for command, track in (((SEEK, 0, 5), 5), ((0xCF, 0, 3), 8), ((0x8F, 0, 1), 7), ((0xCF, 0, 255), 254)):
+            it.command(*command)
+            assert it.command(SENSE_INTERRUPT) == bytes((0x20, track)) and it.inb(DIR) == 0x80
+            assert it.command(0x0E)[:1] == bytes((track,))
+        assert it.transfer(READ, 7, 0, 255).hex() == "4000000700ff02"
+        it.command(0x07, 0)
+        assert it.command(SENSE_INTERRUPT) == b"\x20\x00" and it.command(0x0E)[6:7] == b"\xff"

@@ -122,6 +122,17 @@ def test_dma(ide: Ide) -> None:
     assert ide.command(0x20, 51) == 0x58 and ide.data_in() == content[512:1024]
 
 
+def test_trim(ide: Ide) -> None:
+    """By a driver that writes the count once, so that its high byte is what the reset left."""
+    for ranges, status, error in ([(0, 2), (6, 8)], 0x50, 0), ([(10, 1), (len(DISK) // 512 - 1, 2)], 0x51, 0x04):
+        content = b"".join((sector | count << 48).to_bytes(8, "little") for sector, count in ranges)
+        ide.memory.write_bytes(0x20000, content.ljust(512, b"\0"))
+        assert ide.command(0x06, 0, 1, features=1) == 0x58
+        ide.start_dma([(0x20000, 512 | END)], into_memory=False)
+        assert ide.inb(BUS_MASTER + 2) == 0x04
+        assert (ide.inb(0x1F7), ide.inb(0x1F1)) == (status, error)
+
+
 def test_dma_tells_whoever_must_know_of_a_write(ide: Ide) -> None:
     written: list[tuple[int, int]] = []
     ide.block.add_write_hook(lambda offset, length: written.append((offset, length)))

@@ -204,10 +204,7 @@ class Fdc(SectorTransfers):
 
     def _step_in(self) -> None:
         drive = self.select(self.fifo[1])
-        if drive.format is None:
-            self._seek_done()
-        else:
-            self._seek_to(drive, min(drive.track + self.fifo[2], drive.format.tracks - 1))
+        self._seek_to(drive, max(min(drive.track + self.fifo[2], drive.most_tracks - 1), 0))
 
     def _step_out(self) -> None:
         drive = self.select(self.fifo[1])

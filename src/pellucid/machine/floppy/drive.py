@@ -15,6 +15,8 @@ from pellucid.machine.properties import UINT32, Words
 from pellucid.machine.state import BOOL, U8, Integer
 
 ANY_UNIT = 0xFFFF_FFFF
+EMPTY_MOST = 0xFF
+"""Tracks, and sectors of each, of a drive without a medium, as QEMU has them: it cannot tell where they end."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class FloppyDrive(BlockDevice):
         self.backend, self.unit, self._fallback = backend, unit, fallback
         super().__init__()
         self.format: Format | None = None
+        self._sides = 1
         self.connect(backend, drive_type)
 
     def connect(self, backend: BlockBackend | None, drive_type: str) -> None:
@@ -85,16 +88,25 @@ class FloppyDrive(BlockDevice):
     def _look_at_medium(self) -> None:
         medium = self.backend.size if self.backend is not None and self.backend.inserted else None
         self.format = None if medium is None else find_format(medium, self.drive_type)
-        self.last_sector = self.format.sectors if self.format is not None else 0
+        if self.format is not None:
+            self.last_sector, self._sides = self.format.sectors, self.format.heads
+        else:
+            self.last_sector = 0 if self.backend is None else EMPTY_MOST
 
     # The head.
 
     def reaches(self, place: Place) -> "Reach":
-        """Whether the medium has such a place."""
-        tracks, heads = (0, 1) if self.format is None else (self.format.tracks, self.format.heads)
-        if place.track > tracks or (place.head and heads == 1):
+        """Whether the medium has such a place; without a medium the head can go anywhere."""
+        if place.track > self.most_tracks or (place.head and self._sides == 1):
             return Reach.NO_TRACK
         return Reach.THERE if place.sector <= self.last_sector else Reach.NO_SECTOR
+
+    @property
+    def most_tracks(self) -> int:
+        """Tracks of the medium; without one, as far as the head can be told to go."""
+        if self.format is not None:
+            return self.format.tracks
+        return 0 if self.backend is None else EMPTY_MOST
 
     def seek(self, place: Place) -> bool:
         """Go there, to a place that is there. True when the head had to move.
@@ -110,7 +122,7 @@ class FloppyDrive(BlockDevice):
         return moved
 
     def recalibrate(self) -> None:
-        """Go to track 0; without a medium the drive does not feel it."""
+        """Go to track 0."""
         place = Place(0, 0, 1)
         if self.reaches(place) is Reach.THERE:
             self.seek(place)

@@ -312,7 +312,8 @@ class IdeHd(AtaDrive):
         if self.features != 0x01:
             self.abort()
             return
-        length = (self.count | self.hob_count << 8 or 1) * SECTOR
+        # QEMU looks at the low byte of the count only, although the command is one of 48 bits.
+        length = (self.count or 1) * SECTOR
         self.buffer.clear()
         self.start_transfer(BUFFER_TRANSFER, min(length, 128 * SECTOR), into_memory=False, step="_trim")
 

@@ -107,6 +107,8 @@ class HotpluggableCpu:
 @command("query-hotpluggable-cpus")
 def query_hotpluggable_cpus(session: Session) -> list[HotpluggableCpu]:
     """The places, the last first, as QEMU lists them."""
+    if not session.threads:
+        raise CommandError("The feature 'query-hotpluggable-cpus' is not enabled")
     config = session.machine.config
     kind = config.cpu.model + TYPE_SUFFIX
     return [
