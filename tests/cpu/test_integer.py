@@ -8,7 +8,8 @@ import iced_x86
 import pytest
 from tests.cpu.guest import Guest, NativeGuest, PythonGuest
 from tests.cpu.oracle import (
-    BASE, HostCpu, Report, UserState, catalog, instructions, layout, random_cases, run_cases, run_family, unavailable)
+    BASE, Case, HostCpu, Report, UserState, catalog, instructions, layout, random_cases, run_cases, run_family,
+    unavailable)
 from tests.cpu.oracle import outcome as o
 from tests.cpu.oracle.state import RAX, RBP, RCX, RDI, RSI, RSP
 
@@ -55,8 +56,14 @@ def _left_out(code: int) -> bool:
 
 def accepted(report: Report) -> Report:
     """The report without differences that no manual decides."""
-    report.failures = [failure for failure in report.failures if not _undecided(failure.case.instruction, failure.text)]
+    report.failures = [failure for failure in report.failures if not _undecided(failure.case.instruction, failure.text)
+                       and not _locked_verw(failure.case)]
     return report
+
+
+def _locked_verw(case: Case) -> bool:
+    """Zen 4 lets VERW have a LOCK prefix; the manual has it raise #UD (SDM vol. 2, VERR/VERW)."""
+    return catalog.CODE_NAMES[case.code] == "VERW_RM16" and b"\xf0" in case.data.partition(b"\x0f\x00")[0]
 
 
 def _undecided(instruction: iced_x86.Instruction, text: str) -> bool:
@@ -64,6 +71,8 @@ def _undecided(instruction: iced_x86.Instruction, text: str) -> bool:
     both_fault = "host: raises" in text and "guest: raises" in text
     if name in ("RETF", "IRET", "IRETD", "IRETQ"):
         return both_fault  # which word of the frame is read first, and whether before its selectors are checked
+    if name.startswith("CMPS"):
+        return both_fault  # which of the two operands is read first: Zen 4 begins with ES:[rDI], others with the source
     if name == "ARPL":
         return instruction.segment_prefix == iced_x86.Register.CS  # writes only where it adjusts, and only then faults
     if name == "CALL" and instruction.is_call_far_indirect:
