@@ -101,7 +101,7 @@ def test_every_announced_control_bit_can_be_set() -> None:
 
 def test_own_models() -> None:
     own = own_models()
-    assert own["max"].features == built() - UNMIGRATABLE
+    assert own["max"].features == built() - UNMIGRATABLE - {"topoext"}
     assert own["pellucid"].features < own["max"].features
     for model in own.values():
         assert resolve(model.name).lacking == ()
@@ -196,6 +196,19 @@ def test_amd_caches_and_cores() -> None:
 
 
 # --- leaves ----------------------------------------------------------------------------------------------
+
+
+def test_extended_topology() -> None:
+    """APM vol. 3, appendix E.4.15: caches by subleaf, and which unit of which node this is."""
+    every = cpuid_leaves(resolve("EPYC").model, 0b1_01_1, CpuTopology(sockets=2, cores=3, threads=2))
+    caches = [found for found in every if found.function == 0x8000_001D]
+    assert [cache.eax & 0x1F for cache in caches] == [1, 2, 3, 3, 0]
+    assert [cache.eax >> 14 for cache in caches] == [1, 1, 1, 5, 0]
+    assert [(cache.ecx + 1) * ((cache.ebx >> 22) + 1) * 64 for cache in caches[:4]] == [c.kib << 10 for c in CACHES]
+    (unit,) = [found for found in every if found.function == 0x8000_001E]
+    assert (unit.eax, unit.ebx, unit.ecx) == (0b1_01_1, 1 << 8 | 1, 1)
+    assert not [found for found in cpuid_leaves(resolve("EPYC", {"topoext": False}).model, 0, CpuTopology())
+                if found.function > 0x8000_0008]
 
 
 def test_identity() -> None:

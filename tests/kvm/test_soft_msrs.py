@@ -175,3 +175,46 @@ def test_amd_configuration(vcpu: SoftVcpu) -> None:
     for index in (0xC001_0010, 0xC001_001F, 0xC001_1029):
         with pytest.raises(MsrAccessError):
             vcpu.msrs.read(index)
+
+
+@pytest.mark.parametrize(("features", "bits"), [
+    ({"ibrs": True}, 1), ({"spec-ctrl": True}, 1), ({"amd-stibp": True}, 2), ({"stibp": True}, 2), ({"ssbd": True}, 4),
+    ({"amd-ssbd": True}, 4), ({"bhi-ctrl": True}, 0x400), ({}, 0)])
+def test_speculation_control_has_the_bits_of_cpuid(vcpu: SoftVcpu, features: dict[str, bool], bits: int) -> None:
+    be(vcpu, "EPYC-v1", **features)
+    for bit in (1, 2, 4, 0x400, 8):
+        if bit & bits:
+            vcpu.msrs.write(0x48, bit)
+            assert vcpu.msrs.read(0x48) == bit
+        else:
+            with pytest.raises(MsrAccessError):
+                vcpu.msrs.write(0x48, bit)
+    if not features:
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(0x49, 1)
+    be(vcpu, "EPYC-v2").msrs.write(0x49, 1)
+
+
+def test_no_erratum_has_a_workaround(vcpu: SoftVcpu) -> None:
+    be(vcpu, "EPYC")
+    assert vcpu.msrs.read(0xC001_0140) == vcpu.msrs.read(0xC001_0141) == 0
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "EPYC", osvw=False).msrs.read(0xC001_0140)
+
+
+def test_supervisor_components(vcpu: SoftVcpu) -> None:
+    """IA32_XSS takes what leaf 0xD tells of; without XSAVES it is not there."""
+    be(vcpu, "max").msrs.write(0xDA0, vcpu.state.xss_allowed)
+    assert vcpu.msrs.read(0xDA0) == vcpu.state.xss_allowed
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(0xDA0, 1 << 8)
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "max", xsaves=False).msrs.read(0xDA0)
+
+
+def test_fast_fxsave_needs_its_feature(vcpu: SoftVcpu) -> None:
+    efer, ffxsr = 0xC000_0080, 1 << 14
+    be(vcpu, "EPYC").msrs.write(efer, ffxsr)
+    assert vcpu.msrs.read(efer) & ffxsr
+    with pytest.raises(MsrAccessError):
+        be(vcpu, "Haswell").msrs.write(efer, ffxsr)

@@ -34,7 +34,7 @@ CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP, CR4_PKE = 1 << 16, 1 <
 CR4_CET, CR4_PKS, CR4_LAM_SUP = 1 << 23, 1 << 24, 1 << 28
 CR3_LAM_U57, CR3_LAM_U48 = 1 << 61, 1 << 62
 XCR0_SSE, XCR0_AVX, XCR0_PKRU = 2, 4, 1 << 9
-EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_FFXSR = 1, 1 << 8, 1 << 10, 1 << 11, 1 << 14
 
 # Exception vectors (SDM vol. 3, table 6-1).
 DE, DB, NMI, BP, OF, BR, UD, NM, DF, _, TS, NP, SS_FAULT, GP, PF, _, MF, AC, MC, XM, VE, CP = range(22)

@@ -9,7 +9,7 @@ from pellucid.cpu.memory import linear_wrap, load, probe_read, probe_write, stor
 from pellucid.cpu.operands import address
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
-    CR4_OSFXSR, FEATURE_ERROR_POINTERS, FEATURES_SYSTEM, MODE_64, MODE_SIZE, XMM_BYTES, slot_of)
+    CR4_OSFXSR, EFER_FFXSR, FEATURE_ERROR_POINTERS, FEATURES_SYSTEM, MODE_64, MODE_SIZE, XMM_BYTES, slot_of)
 from pellucid.cpu.x87 import ST, high, place, put, reset_x87, set_control, set_status, status_word
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import at, native, u16, u32, u64
@@ -185,6 +185,13 @@ def aligned(s, o, size):
     return lin
 
 
+@native
+def with_vectors(s):
+    """Whether an image has XMM registers: not without CR4.OSFXSR, nor in AMD's fast form (APM vol. 2, 11.4.4)."""
+    fast = (s.efer & EFER_FFXSR) != 0 and s.cpl == 0 and (s.mode & MODE_SIZE) == MODE_64
+    return (s.cr4 & CR4_OSFXSR) != 0 and not fast
+
+
 @instruction("FXSAVE", "FXSAVE64", extra=wide_pointers, fpu=True, mmx=True)
 @native
 def fxsave(s, o, f):
@@ -192,7 +199,7 @@ def fxsave(s, o, f):
     probe_write(s, lin, u64(LEGACY_BYTES))
     save_x87(s, lin, f.extra == 1)
     save_mxcsr(s, lin)
-    if (s.cr4 & CR4_OSFXSR) != 0:
+    if with_vectors(s):
         save_halves(s, lin + 160, u64(0))
 
 
@@ -205,5 +212,6 @@ def fxrstor(s, o, f):
     restore_x87(s, lin, f.extra == 1)
     if (s.cr4 & CR4_OSFXSR) != 0:
         set_guest_mxcsr(s, mxcsr)
+    if with_vectors(s):
         restore_halves(s, lin + 160, u64(0), True)
     update_mode(s)

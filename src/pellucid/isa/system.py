@@ -3,7 +3,6 @@
 from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, register, write
-from pellucid.cpu.paging import canonical
 from pellucid.cpu.privilege import above_iopl, require_cpl0
 from pellucid.cpu.simd import load_vector
 from pellucid.cpu.state import (
@@ -89,7 +88,10 @@ def invlpg(s, o, f):
 @instruction("INVPCID", ends=LEAVE)
 @native
 def invpcid(s, o, f):
-    """Types 0 to 3: an address, a context, everything, everything but global pages; no translation here has a PCID."""
+    """Types 0 to 3: an address, a context, everything, everything but global pages; no translation here has a PCID.
+
+    The address must be canonical by the width that CPUID tells, whatever CR4.LA57.
+    """
     require_cpl0(s)
     kind = register(s, o.dst, u64)
     if (s.mode & MODE_SIZE) != MODE_64:
@@ -100,8 +102,7 @@ def invpcid(s, o, f):
     if kind < 2 and (s.cr4 & CR4_PCIDE) == 0 and both[0] != 0:
         general_protection(s, 0)
     if kind == 0:
-        if not canonical(s, both[1]):
-            general_protection(s, 0)
+        check_base(s, both[1])
         flush_page(s, both[1])
     else:
         flush_tlb(s, kind == 2)

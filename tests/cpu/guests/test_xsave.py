@@ -4,6 +4,7 @@ import pytest
 from pellucid.cpu.state import (
     CR4_OSXSAVE,
     CR4_PKE,
+    EFER_FFXSR,
     FEATURE_ERROR_POINTERS,
     FEATURES_SYSTEM,
     XCR0_AVX,
@@ -104,6 +105,23 @@ def test_x87_pointers(keeps: bool) -> None:
         s.fpu_ip = s.fpu_dp = s.fpu_opcode = 7
         assert m.run().reason == 5
         assert s.fpu_ip == (0x1111 if saved else 7)
+
+
+@pytest.mark.parametrize(("cpl", "fast", "saved"), [(0, False, True), (0, True, False), (3, True, True)])
+def test_fast_fxsave(cpl: int, fast: bool, saved: bool) -> None:
+    """EFER.FFXSR: 64-bit code of CPL 0 leaves the XMM registers alone, MXCSR not (APM vol. 2, 11.4.4)."""
+    m = Machine()
+    m.labels["DATA"] = DATA
+    m.long("fxsave [rbx]\nmov dword [rbx + 24], 0x1FA0\nxor eax, eax\nmov [rbx + 160], rax\nfxrstor [rbx]\nint 0x80",
+           cpl=cpl)
+    s = m.state
+    s.efer |= EFER_FFXSR * fast
+    s.gpr[3] = DATA
+    s.xmm[0] = 0x77
+    m.write(DATA + 160, 0xAA, 8)
+    m.refresh()
+    assert m.catch() == 0x80
+    assert s.xmm[0] == (0 if saved else 0x77) and s.mxcsr & ~0x3F == 0x1F80 and s.mxcsr & 0x20
 
 
 # --- XSAVES and XRSTORS ----------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
 EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 """Where the ranges of extended and of Centaur's leaves begin."""
 
+NOT_AUTOMATIC = ("topoext",)
+"""Only where a model or the user asks for it, as in QEMU: its leaves are above those that other features need."""
+
 NOT_IN_DEFAULT = ("la57", "shstk", "ibt")
 """Left out of `pellucid`: a fifth level of page tables makes every walk longer, a shadow stack every call, and tracking
 every branch through a register; Linux uses what it finds.
@@ -49,7 +52,7 @@ class Resolved:
 
 def own_models() -> dict[str, CpuModel]:
     """The models that follow what is built."""
-    everything = built() - UNMIGRATABLE
+    everything = built() - UNMIGRATABLE - set(NOT_AUTOMATIC)
     return {
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
         "max": CpuModel("max", everything),

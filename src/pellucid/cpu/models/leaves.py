@@ -88,6 +88,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         *_extended_caches(amd),
         leaf(EXTENDED + 7),
         leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits, ecx=together),
+        *(_extended_topology(apic_id, topology) if "topoext" in model.features else []),
     ]
     limits = ((basic, model.level), (extended, model.xlevel))
     return [found for leaves, highest in limits for found in leaves if found.function <= highest]
@@ -127,6 +128,18 @@ def _extended_caches(amd: bool) -> Iterator[CpuidLeaf]:
     yield CpuidLeaf(EXTENDED + 5, None, AMD_TLBS, AMD_TLBS, *first)
     third = l3.kib // 512 << 18 | sixteen_ways | one_line | CLFLUSH_BYTES
     yield CpuidLeaf(EXTENDED + 6, ecx=second | one_line, edx=third)
+
+
+def _extended_topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
+    """Leaves 0x8000001D, a subleaf for each cache, and 0x8000001E: unit and node (APM vol. 3, appendix E.4.15)."""
+    for index, cache in enumerate(CACHES):
+        sharing = (topology.cores if cache.shared else 1) * topology.threads - 1
+        eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14
+        yield CpuidLeaf(EXTENDED + 0x1D, index, eax, CLFLUSH_BYTES - 1 | cache.ways - 1 << 22, cache.sets - 1)
+    yield CpuidLeaf(EXTENDED + 0x1D, len(CACHES))
+    core = (apic_id & (1 << topology.package_bits) - 1) >> topology.thread_bits
+    ebx = topology.threads - 1 << 8 | core & 0xFF
+    yield CpuidLeaf(EXTENDED + 0x1E, None, apic_id, ebx, apic_id >> topology.package_bits & 0xFF)
 
 
 def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:

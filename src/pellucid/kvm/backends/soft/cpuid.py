@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
-    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57, FEATURE_LAM,
-    FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
+    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57,
+    FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
-from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES
+from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATURES
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
@@ -55,7 +55,8 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     state.cr4_allowed = (CR4_PCE | CR4_CET * (shstk or ibt)
                          | sum(1 << bit for bit, where in CR4_FEATURES.items() if has(*where)))
     state.efer_allowed = (int(has(0x8000_0001, 0, "edx", 11)) | (0x500 if has(0x8000_0001, 0, "edx", 29) else 0)
-                          | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0))
+                          | (0x800 if has(0x8000_0001, 0, "edx", 20) else 0)
+                          | EFER_FFXSR * has(0x8000_0001, 0, "edx", 25))
     state.xcr0_allowed = next((e.eax | e.edx << 32 for e in entries if e.function == 0xD and not e.index), 1)
     state.xss_allowed = next((e.ecx | e.edx << 32 for e in entries if (e.function, e.index) == (0xD, 1)), 0)
     sizes = next((e for e in entries if e.function == 0x8000_0008), None)
@@ -71,6 +72,8 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     vcpu.processor.flush_tlb()
     absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
     vcpu.msrs.absent = absent if amd else absent | AMD_MSRS
+    vcpu.msrs.spec_ctrl_allowed = sum(
+        bit for bit, places in SPEC_CTRL_FEATURES.items() if any(has(*place) for place in places))
     vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))

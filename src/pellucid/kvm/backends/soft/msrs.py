@@ -31,6 +31,15 @@ X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL = 0xCF, 0x33
 CORE_CAPABILITIES, SPLIT_LOCK_DISABLE = 1 << 5, 1 << 29
 
+IA32_SPEC_CTRL, IA32_PRED_CMD, AMD_LEAF = 0x48, 0x49, 0x8000_0008
+# Bits of IA32_SPEC_CTRL (IBRS, STIBP, SSBD, BHI_DIS_S), and where CPUID, Intel's or AMD's, tells of each.
+SPEC_CTRL_FEATURES = {
+    1: ((7, 0, "edx", 26), (AMD_LEAF, 0, "ebx", 14)), 2: ((7, 0, "edx", 27), (AMD_LEAF, 0, "ebx", 15)),
+    4: ((7, 0, "edx", 31), (AMD_LEAF, 0, "ebx", 24)), 0x400: ((7, 2, "edx", 4),)}
+SPEC_CTRL_PLACES = [place for places in SPEC_CTRL_FEATURES.values() for place in places]
+# AMD's OS-visible workarounds: how many errata have a bit, and the bits. None.
+OSVW = (0xC001_0140, 0xC001_0141)
+
 # MSRs whose value is a field of CpuState, with the bits that may be set.
 FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x176: ("sysenter_eip", U64),
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
@@ -40,9 +49,10 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), 0x48: (0, 0x403), 0x140: (0, 0)}
+VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
 # MSRs that only read, with their value.
-CONSTANTS = {0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0,
+CONSTANTS = {**dict.fromkeys(OSVW, 0),
+             0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0,
              0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
@@ -59,7 +69,7 @@ AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES))
 # GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
 ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
 
-IA32_PRED_CMD, IA32_PKRS = 0x49, 0x6E1
+IA32_PKRS = 0x6E1
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
 IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
 SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
@@ -67,7 +77,9 @@ SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF
 IA32_U_CET, IA32_S_CET, IA32_SSP_TABLE, IA32_PL_SSP = 0x6A0, 0x6A2, 0x6A8, range(0x6A4, 0x6A8)
 CET = ((7, 0, "ecx", 7), (7, 0, "edx", 20))
 # MSRs that CPUID tells of: (leaf, subleaf, register, bit); where none of a register's bits is set it is not there.
-FEATURES = {0x3B: ((7, 0, "ebx", 1),), 0x48: ((7, 0, "edx", 26),), 0x49: ((7, 0, "edx", 26),),
+FEATURES = {0x3B: ((7, 0, "ebx", 1),), IA32_SPEC_CTRL: tuple(SPEC_CTRL_PLACES),
+            IA32_PRED_CMD: ((7, 0, "edx", 26), (AMD_LEAF, 0, "ebx", 12)),
+            **dict.fromkeys(OSVW, ((0x8000_0001, 0, "ecx", 9),)),
             **dict.fromkeys((IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL), ((7, 0, "edx", 30),)),
             IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
@@ -82,6 +94,7 @@ class Msrs:
     def __init__(self, vcpu: SoftVcpu) -> None:
         self._vcpu = vcpu
         self.arch_capabilities: int | None = None
+        self.spec_ctrl_allowed: int = VALUES[IA32_SPEC_CTRL][1]
         self.absent: frozenset[int] = frozenset()
         self._special: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
             IA32_TSC: (self._read_tsc, self._write_tsc),
@@ -164,7 +177,7 @@ class Msrs:
         elif index in SMM_FIELDS and host_initiated:
             setattr(self._vcpu.processor.state, SMM_FIELDS[index][0], value & SMM_FIELDS[index][1])
         elif index in self._values:
-            if value & ~VALUES[index][1]:
+            if value & ~(self.spec_ctrl_allowed if index == IA32_SPEC_CTRL else VALUES[index][1]):
                 raise MsrAccessError(index, value)
             self._values[index] = value
         elif index in self._mtrrs:
