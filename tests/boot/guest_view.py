@@ -12,7 +12,12 @@ from pathlib import Path
 from pellucid.cli.guest import build_initrd, default_kernel
 
 GOLDEN = Path(__file__).parent / "golden"
-BOARDS = ("pc", "q35")
+BOARDS = {
+    "pc": ("-M", "pc"),
+    "q35": ("-M", "q35"),
+    "q35-iommu": ("-M", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,eim=off"),
+}
+"""What is looked at, and the words for it."""
 END = "end of the view"
 INIT = f"""\
 #!/bin/sh
@@ -35,9 +40,9 @@ def options(board: str, folder: Path) -> list[str]:
     """The words that start a machine of this board for the view."""
     archive = folder / "view.gz"
     archive.write_bytes(build_initrd(INIT))
-    words = ["-M", board, "-accel", "tcg", "-nodefaults", "-display", "none", "-serial", "stdio", "-m", "128M"]
+    words = [*BOARDS[board], "-accel", "tcg", "-nodefaults", "-display", "none", "-serial", "stdio", "-m", "128M"]
     words += ["-cpu", "Nehalem", "-no-reboot", "-kernel", str(default_kernel()), "-initrd", str(archive)]
-    return [*words, "-append", "console=ttyS0 quiet nokaslr"]
+    return [*words, "-append", "console=ttyS0 quiet nokaslr intel_iommu=on"]
 
 
 def sections(text: str) -> dict[str, list[str]]:
