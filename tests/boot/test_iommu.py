@@ -1,4 +1,4 @@
-"""Debian's guest with `intel_iommu=on`: its disk's DMA translated, its interrupts remapped, on one CPU and on four."""
+"""Debian's guest with `intel_iommu=on`: its disk's DMA translated, its interrupts remapped."""
 
 import hashlib
 from pathlib import Path
@@ -16,12 +16,12 @@ echo "disk $(sha1sum < $first)"
 dd if=$first of=$first bs=1M count=3 seek=8 2>/dev/null
 sync
 grep -h -o "IR-PCI-MSI.*ahci.*\\|IR-IO-APIC.*timer\\|DMAR-MSI.*" /proc/interrupts
-dmesg | grep -o "DMAR-IR: Enabled IRQ remapping.*\\|DMAR: Intel(R) Virtualization Technology for Directed I/O\\|DMAR:.*fault.*"
+dmesg | grep -o "DMAR-IR: Enabled IRQ remapping.*\\|DMAR: Intel(R) Virtualization Technology.*\\|DMAR:.*fault.*"
 echo "groups $(ls /sys/kernel/iommu_groups | wc -l)"
 echo "end of test"
 reboot -f
 """
-UNIT = ("-M", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on")
+UNIT = ("-M", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,aw-bits=48")
 
 pytestmark = pytest.mark.skipif(not FIRMWARE.is_file(), reason="needs SeaBIOS (Debian: seabios)")
 
@@ -38,25 +38,17 @@ def generic() -> tuple[Path, bytes]:
     return kernel, guest.build_initrd(START + loads + WAIT + COPY, files)
 
 
-@pytest.mark.parametrize(
-    ("unit", "cpus", "append"),
-    [("eim=off", 1, "intel_iommu=on,sm_off iommu.strict=1"), ("aw-bits=48", 4, "intel_iommu=on iommu=pt")],
-    ids=["translated", "passed through"],
-)
-def test_a_disk_behind_the_iommu(
-    generic: tuple[Path, bytes], tmp_path: Path, unit: str, cpus: int, append: str
-) -> None:
+def test_a_disk_behind_the_iommu(generic: tuple[Path, bytes], tmp_path: Path) -> None:
     disk = content(DISK_SIZE, 5)
     (tmp_path / "a.img").write_bytes(disk)
     archive = tmp_path / "initrd.gz"
     archive.write_bytes(generic[1])
-    board = (*UNIT[:-1], f"{UNIT[-1]},{unit}", "-smp", str(cpus))
-    done = run(*board, "-m", "256M", "-nographic", "-no-reboot", "-nic", "none", "-drive",
+    done = run(*UNIT, "-smp", "2", "-m", "256M", "-nographic", "-no-reboot", "-nic", "none", "-drive",
                f"file={tmp_path}/a.img,format=raw", "-kernel", generic[0], "-initrd", archive, "-append",
-               f"{APPEND} {append}")  # fmt: skip
+               f"{APPEND} intel_iommu=on iommu.strict=1")  # fmt: skip
     console = lines(done)
     assert f"disk {hashlib.sha1(disk).hexdigest()}  -" in console and "end of test" in console, done.stdout
     assert (tmp_path / "a.img").read_bytes() == disk[: 8 << 20] + disk[: 3 << 20] + disk[11 << 20 :]
     text = done.stdout
-    assert "DMAR-IR: Enabled IRQ remapping" in text and "Directed I/O" in text and "fault" not in text
+    assert "DMAR-IR: Enabled IRQ remapping" in text and "DMAR: Intel(R) Virtualization Technology for Directed I/O" in text and "fault" not in text
     assert "IR-PCI-MSI" in text and "IR-IO-APIC" in text and "groups 0" not in console

@@ -120,7 +120,8 @@ class IntelIommu(Device):
         return self._regs.read(offset, size)
 
     def region_write(self, region: int, offset: int, size: int, value: int) -> None:
-        self._regs.write(offset, size, value)
+        with self._events.lock:
+            self._regs.write(offset, size, value)
         for at, act in self._on_write:
             if offset <= at < offset + size:
                 act()

@@ -57,12 +57,13 @@ class Events:
 
     def __init__(self, registers: RegisterFile, send: Callable[[int, int], object]) -> None:
         self._registers, self._send = registers, send
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held by whoever changes a register of these; nobody calls out with it."""
 
     def record(self, reason: Reason, source: int, information: int, *, is_read: bool) -> None:
         """Record a fault of `source` (7.2.1): `information` is the page's address, or an interrupt's index << 48."""
         regs = self._registers
-        with self._lock:
+        with self.lock:
             before = regs.get(reg.FAULT_STATUS)
             if before & reg.FAULT_OVERFLOW:
                 return
@@ -81,7 +82,7 @@ class Events:
 
     def queue_error(self) -> None:
         """A descriptor was wrong (7.3): the queue stands still until software clears it."""
-        with self._lock:
+        with self.lock:
             before = self._registers.get(reg.FAULT_STATUS)
             self._registers.put(reg.FAULT_STATUS, before | reg.QUEUE_ERROR)
         self._fault_event(before)
@@ -99,7 +100,7 @@ class Events:
     def _raise(self, control: int, data: int, address: int) -> None:
         """Send the event, or leave it pending while it is masked."""
         regs = self._registers
-        with self._lock:
+        with self.lock:
             value = regs.change(control, 0, reg.EVENT_PENDING)
             if value & reg.EVENT_MASKED:
                 return
@@ -116,7 +117,7 @@ class Events:
     def status_written(self) -> None:
         """Causes may have been cleared: with the last of them goes a pending event."""
         regs = self._registers
-        with self._lock:
+        with self.lock:
             pending = regs.get(reg.FAULT_RECORD + 8, 8) & reg.RECORD_FAULT
             status = regs.change(reg.FAULT_STATUS, reg.FAULT_PENDING, reg.FAULT_PENDING if pending else 0)
             if not status & reg.FAULT_CAUSES:
