@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.cli.conformance import conformance
+from pellucid.cli.conformance import conformance, exits
 from pellucid.cli.conformance.entries import DEFAULT_TIMEOUT, read_entries, sections, words
 from pellucid.cli.conformance.runner import COMMON, ERROR, FAIL, PASS, SKIP, TIMEOUT, outcome, telling_line
 from pellucid.errors import UserError
@@ -63,6 +63,21 @@ if name == "stuck": sys.stdout.flush(); time.sleep(60)
 if name == "dies": sys.exit(0)
 print("SUMMARY: 1 tests"); sys.exit(1)
 '''
+
+
+EXITS = """
+[vmexit_one]
+file = good.flat
+test_args = one
+groups = vmexit
+[other]
+file = good.flat
+"""
+COUNTS = """
+import sys
+print("paging enabled\\r"); print(sys.argv[-1], sys.argv[1], end="\\r\\n"); print("  ipi part", 7); print("FAIL: no 5")
+sys.exit(1)
+"""
 
 
 @pytest.fixture
@@ -152,3 +167,21 @@ def test_random_configurations_are_read_or_refused() -> None:
         for _ in range(rng.randrange(6)):
             lines.insert(rng.randrange(len(lines)), "".join(rng.choices('[]="\\ afile\t', k=rng.randrange(20))))
         assert all(isinstance(body, dict) for _, body in sections("\n".join(lines)))
+
+
+def test_cycles_per_exit_side_by_side(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (suite / "x86" / "unittests.cfg").write_text(EXITS)
+    (suite / "counts.py").write_text(COUNTS)
+    emulator = f"{sys.executable} {suite}/counts.py"
+    wanted = ["kvm-unit-tests", str(suite), "--rounds", "1", "--emulator", f"{emulator} 300", "--exits"]
+    assert conformance([*wanted, f"{emulator} 100"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert any(row.split()[1::2] == ["one", "300", "100", "3.00"] for row in rows), rows
+    assert any("ipi part" in row and "1.00" in row for row in rows) and not any("no" in row.split() for row in rows)
+    assert conformance([*wanted, f"{emulator} 99"]) == 1
+    assert "above 3 times the other's: one" in capsys.readouterr().out
+
+
+def test_what_only_one_emulator_measures_has_no_ratio() -> None:
+    assert exits.Comparison("a", 5, None).ratio is None and exits.Comparison("a", None, 5).ratio is None
+    assert exits.ticks("a 1\nbcd 2 3\n  eoi x 4\nB 5\n\n") == {"a": 1, "eoi x": 4}

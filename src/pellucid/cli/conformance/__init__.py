@@ -1,6 +1,7 @@
 """`pellucid conformance SUITE DIR [NAME ...]`: a public test suite, run on Pellucid, and what came of each entry.
 
-entries.py reads the suite's configuration, runner.py runs it, report.py shows the results. The suite itself is fetched
+entries.py reads the suite's configuration, runner.py runs it, report.py shows the results; exits.py compares
+what exits cost. The suite itself is fetched
 and built by the user: github.com/kvm-unit-tests/kvm-unit-tests, ./configure && make.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pellucid.cli.conformance import exits
 from pellucid.cli.conformance.entries import Entry, architecture, read_entries
 from pellucid.cli.conformance.report import show, write_json
 from pellucid.cli.conformance.runner import ERROR, FAIL, TIMEOUT, Plan, Result, run_all
@@ -44,6 +46,8 @@ def conformance(arguments: Sequence[str]) -> int:
         jobs=options.jobs,
         logs=options.logs,
     )
+    if options.exits is not None:
+        return _compare_exits(plan, options)
     finished: list[Result] = []
     with ProgressBar() as bar:
 
@@ -58,6 +62,13 @@ def conformance(arguments: Sequence[str]) -> int:
     return int(any(result.outcome in (FAIL, TIMEOUT, ERROR) for result in results))
 
 
+def _compare_exits(plan: Plan, options: argparse.Namespace) -> int:
+    with ProgressBar() as bar:
+        other = shlex.split(options.exits)
+        rows = exits.compare(plan, other, options.rounds, lambda done, of: bar.steps("running", done, of))
+    return int(exits.show(rows) > 0)
+
+
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="pellucid conformance", description="Run a public conformance suite, built by you.")
     parser.add_argument("suite", choices=SUITES)
@@ -70,9 +81,12 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--emulator", metavar="COMMAND", help="another one than Pellucid, such as qemu-system-x86_64")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep every entry's output there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--exits", metavar="COMMAND", help="compare cycles per exit with this emulator's, such as "
+                        "'qemu-system-x86_64 -accel tcg', one run at a time")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each for --exits")
     options = parser.parse_args(list(arguments))
-    if options.jobs < 1 or options.stretch <= 0:
-        raise UserError("conformance: --jobs and --stretch want a number above 0")
+    if options.jobs < 1 or options.rounds < 1 or options.stretch <= 0:
+        raise UserError("conformance: --jobs, --rounds and --stretch want a number above 0")
     return options
 
 

@@ -81,15 +81,7 @@ def _run(plan: Plan, entry: Entry) -> Result:
     if not (plan.suite / "x86" / entry.file).is_file():
         return Result(entry.name, ERROR, line=f"{entry.file} is not built")
     begun = time.monotonic()
-    process = subprocess.Popen(command(plan, entry), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-    try:
-        raw, errors = process.communicate(timeout=entry.timeout * plan.stretch)
-        status: int | None = process.returncode
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raw, errors = process.communicate()
-        status = None
+    raw, errors, status = execute(plan, entry)
     seconds = time.monotonic() - begun
     text = (raw + errors).decode(errors="replace").replace("\r", "")
     if plan.logs is not None:
@@ -97,6 +89,19 @@ def _run(plan: Plan, entry: Entry) -> Result:
     # An emulator that refuses its options ends with 1, too; only a guest that ran has printed something.
     word = outcome(status) if raw or status is None else ERROR
     return Result(entry.name, word, round(seconds, 2), telling_line(text, word))
+
+
+def execute(plan: Plan, entry: Entry) -> tuple[bytes, bytes, int | None]:
+    """What an entry printed to its two streams, and how it ended: its status, None after a time-out."""
+    process = subprocess.Popen(command(plan, entry), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    try:
+        raw, errors = process.communicate(timeout=entry.timeout * plan.stretch)
+        return raw, errors, process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raw, errors = process.communicate()
+        return raw, errors, None
 
 
 def outcome(status: int | None) -> str:
