@@ -85,6 +85,8 @@ def test_a_triple_fault_with_no_reboot_is_explained_and_ends(triple_fault: Path)
         said = done.stderr
         assert "triple fault, the machine ends (-no-reboot)" in said
         assert re.search(r"#UD .*\n(.*#GP .*\n)+.*#DF ", said), "the exceptions that led to it, in order"
+        assert "(IDT entry 6), while #UD was delivered: IDT entry 6 lies beyond the limit 0x0" in said
+        assert "#GP and #GP together" in said and "while #DF was delivered: IDT entry 8 lies beyond" in said
         assert f"{KERNEL_START + 7:x}" in said, "where it happened, behind a LIDT of seven bytes"
         assert "0f 0b" in said, "the bytes of the instruction"
 

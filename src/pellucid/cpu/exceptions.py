@@ -24,6 +24,7 @@ IDLE, UNDER_WAY, NEXT = 0, 1, 2
 # Events in one go after which a delivery looks whether someone wants the processor: a guest can have the delivery of
 # #AC raise #GP and that of #GP raise #AC for ever, and hardware does no better.
 PATIENCE = 8
+RAISED_IN_DELIVERY = 1 << 40  # in the fourth word of a CpuState.history entry
 
 
 @native
@@ -33,13 +34,15 @@ def contributory(vector):
 
 
 @native
-def note(s, vector, error):
-    """Keep the last exceptions for whoever explains a triple fault."""
+def note(s, vector, error, during):
+    """Keep the last exceptions for whoever explains a triple fault; `during`: another was being delivered."""
     at = (s.history_at & 15) * 4
     s.history[at] = u64(vector) | (u64(error) << 32)
     s.history[at + 1] = s.rip
     s.history[at + 2] = s.exc_address
     s.history[at + 3] = u64(s.seg_selector[CS]) | (u64(s.cpl) << 32)
+    if during:
+        s.history[at + 3] = s.history[at + 3] | RAISED_IN_DELIVERY
     s.history_at += 1
     s.count_exceptions += 1
 
@@ -62,7 +65,7 @@ def deliver_until_done(s) -> u32:
         vector = s.exc_vector
         soft = s.exc_soft
         if s.delivering != UNDER_WAY:
-            note(s, vector, s.exc_error)
+            note(s, vector, s.exc_error, rounds != 0)
         s.delivering = UNDER_WAY
         s.replay_at = 0
         try:
@@ -82,7 +85,7 @@ def deliver_until_done(s) -> u32:
             if s.exc_vector == PF:
                 s.cr2 = s.exc_address  # also where the two become a double fault (SDM vol. 3, 6.15)
             if vector == DF and soft == SOFT_NONE:
-                note(s, s.exc_vector, s.exc_error)
+                note(s, s.exc_vector, s.exc_error, True)
                 return u32(TRIPLE_FAULT)
             combine(s, vector, soft)
             rounds += 1
@@ -98,7 +101,7 @@ def combine(s, vector, soft):
     both = contributory(vector) and contributory(second)
     paging = vector == PF and (contributory(second) or second == PF)
     if soft != SOFT_INT and soft != EXTERNAL and (both or paging):
-        note(s, second, s.exc_error)
+        note(s, second, s.exc_error, True)
         s.exc_vector = DF
         s.exc_error = 0
         s.exc_has_error = 1

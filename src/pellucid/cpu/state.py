@@ -366,7 +366,7 @@ class CpuState(Struct):
     trap_exceptions: u32   # not 0: exceptions leave the engine instead of being delivered
     exc_access: u32        # 1: the #GP(0) is that of a non-canonical data address, exc_address; see dispatch.leave
     align_check: u32       # 1: CPL 3 with CR0.AM and RFLAGS.AC; the user TLB then serves fetches only
-    history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32
+    history: array[u64, 64]      # the last exceptions, 4 words each: vector|error<<32, rip, address, cs|cpl<<32|...
     history_at: u64
     apic_base: u64
     mmio_gpa: u64

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import iced_x86 as iced
 
-from pellucid.cpu.state import MODE_SIZE
+from pellucid.cpu.state import CR0_PE, EFER_LMA, MODE_SIZE, TLB_SUPERVISOR
+from pellucid.kvm.backends.soft.fault_story import Raised, Table, tell
 from pellucid.kvm.errors import MsrAccessError
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 
 _log = logging.getLogger("pellucid.kvm.msr")
-VECTORS = ("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "coprocessor overrun", "#TS", "#NP", "#SS",
-           "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP")
 _seen: set[int] = set()
 
 
@@ -27,22 +26,15 @@ def refused_msr(error: MsrAccessError) -> None:
         _log.info("%s", error)
 
 
-def vector_name(vector: int) -> str:
-    """#PF for 14, and so on."""
-    return VECTORS[vector] if vector < len(VECTORS) else f"vector {vector:#x}"
-
-
 def triple_fault(vcpu: SoftVcpu) -> str:
     """The last exceptions, registers and code bytes, oldest first."""
     state = vcpu.state
-    lines = ["last exceptions:"]
     count = min(state.history_at, 8)
-    for n in range(state.history_at - count, state.history_at):
-        at = (n & 15) * 4
-        what, rip, address, where = (state.history[at + i] for i in range(4))
-        vector = what & 0xFFFF_FFFF
-        text = f"  {vector_name(vector)} error={what >> 32:#x} at {where & 0xFFFF:04x}:{rip:016x} CPL={where >> 32}"
-        lines.append(text + (f" CR2={address:016x}" if vector == 14 else ""))
+    places = [(n & 15) * 4 for n in range(state.history_at - count, state.history_at)]
+    words = [(state.history[at], state.history[at + 1], state.history[at + 2], state.history[at + 3]) for at in places]
+    entry = 4 if not state.cr0 & CR0_PE else 16 if state.efer & EFER_LMA else 8
+    table = Table(state.idt_base, state.idt_limit, entry, lambda linear, size: _read(vcpu, linear, size))
+    lines = ["last exceptions:", *tell([Raised.of(word) for word in words], table)]
     regs = vcpu.get_regs()
     names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
     for i in range(0, 16, 4):
@@ -51,6 +43,15 @@ def triple_fault(vcpu: SoftVcpu) -> str:
                  f"CR3={state.cr3:016x} CR4={state.cr4:08x} EFER={state.efer:x}")
     lines.append("code: " + _code(vcpu))
     return "\n".join(lines)
+
+
+def _read(vcpu: SoftVcpu, linear: int, size: int) -> bytes | None:
+    """Bytes that the supervisor's tables hold; None where they are not in RAM, or cross a page."""
+    state = vcpu.state
+    own, state.tlb_index = state.tlb_index, TLB_SUPERVISOR
+    host = vcpu.processor.host_of(linear)
+    state.tlb_index = own
+    return None if host is None or (host & 0xFFF) + size > 4096 else ctypes.string_at(host, size)
 
 
 def _code(vcpu: SoftVcpu) -> str:
