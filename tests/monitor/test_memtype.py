@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.monitor.controlled import controlled_pc, hmp
 from tests.monitor.registers_at_reset import reset_registers
 from tests.monitor.test_paging import PS, P, Tables, U, W, registers
 
+TYPES = ("UC", "WC", "WT", "WP", "WB")
 LINUX_PAT = 0x0407_0506_0007_0106
 PWT, PCD, PAT4K, PATLARGE, G = 8, 0x10, 0x80, 1 << 12, 0x100
 MTRRS = dict.fromkeys(MSRS, 0) | {
@@ -146,6 +148,24 @@ def test_errors_of_physical_addresses(tables: Tables) -> None:
         explain_linear(source(tables, cr4=CR4_PAE, efer=0), 1 << 32)
     with pytest.raises(CommandError, match="at 0x50000000 is not in RAM"):
         explain_linear(source(tables, cr3=0x5000_0000), 0)
+
+
+def test_tables_of_a_hostile_guest() -> None:
+    """Any bytes as tables, any address: an answer or an error of the command."""
+    chance = random.Random(7)
+    for _ in range(200):
+        tables = Tables()
+        tables.memory[:] = chance.randbytes(len(tables.memory))
+        for _ in range(64):
+            tables.put(chance.randrange(16) << 12, chance.randrange(512), chance.getrandbits(64) & ~0xF_0000 | P)
+        cr4 = chance.choice((0, CR4_PSE, CR4_PAE, CR4_PAE | CR4_LA57))
+        here = source(tables, cr3=chance.randrange(16) << 12, cr4=cr4, efer=chance.choice((0, EFER_LMA)))
+        for _ in range(20):
+            try:
+                info = explain_linear(here, chance.getrandbits(chance.choice((20, 32, 47))))
+            except CommandError:
+                continue
+            assert info.effective in TYPES and memtype_text(info).count("\n") >= 5
 
 
 def test_declared_for_people_and_programs() -> None:

@@ -1,5 +1,7 @@
 """Virtual interrupts: virtual-8086 mode with CR4.VME, protected mode with CR4.PVI (SDM vol. 3, 20.3 and 20.4)."""
 
+import random
+
 import pytest
 from pellucid.cpu.state import (
     CR4_PVI,
@@ -333,3 +335,19 @@ def test_pvi_pending(iopl: int, cr4: int, vector: int) -> None:
     if vector == 13:
         assert m.stack(2, 4) == [0, m.labels["user"]]
     assert m.run().reason == EXIT_HLT
+
+
+def test_random_programs() -> None:
+    """Whatever an 8086 program and its monitor's TSS hold, the processor stops or goes on, and IOPL and VM stay."""
+    chance = random.Random(86)
+    words = ["cli", "sti", "pushfw", "popfw", "iretw", "int 0x41", "int 0x42", "push 0x202", "push 0x100", "push 0",
+             "push cs", "add sp, 2", "int3", "o32 pushfd"]  # fmt: skip
+    for _ in range(60):
+        source = "\n".join(chance.choice(words) for _ in range(12)) + "\nint3"
+        iopl = chance.choice((IOPL0, IOPL2, IOPL3))
+        m = vme(source, iopl | chance.choice((0, RFLAGS_IF, RFLAGS_VIF, RFLAGS_VIP)), protected=(0x42,))
+        with_handler(m)
+        m.write(TSS_AT + 0x66, chance.choice((IO_MAP, IO_MAP, 0, 0xFFFF)), 2)
+        vector = m.catch()
+        flags = frame(m, error=vector in (12, 13))[2]
+        assert flags & (RFLAGS_VM | IOPL3) == RFLAGS_VM | iopl, source
