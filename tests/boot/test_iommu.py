@@ -50,5 +50,6 @@ def test_a_disk_behind_the_iommu(generic: tuple[Path, bytes], tmp_path: Path) ->
     assert f"disk {hashlib.sha1(disk).hexdigest()}  -" in console and "end of test" in console, done.stdout
     assert (tmp_path / "a.img").read_bytes() == disk[: 8 << 20] + disk[: 3 << 20] + disk[11 << 20 :]
     text = done.stdout
-    assert "DMAR-IR: Enabled IRQ remapping" in text and "DMAR: Intel(R) Virtualization Technology for Directed I/O" in text and "fault" not in text
+    assert "DMAR-IR: Enabled IRQ remapping" in text and "DMAR: Intel(R) Virtualization Technology for" in text
+    assert "fault" not in text
     assert "IR-PCI-MSI" in text and "IR-IO-APIC" in text and "groups 0" not in console
