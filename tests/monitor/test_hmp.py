@@ -179,7 +179,11 @@ def test_interrupt_chips(control: Control) -> None:
 
 
 def test_roms_and_blocks(control: Control) -> None:
-    assert hmp(control, "info roms") == 'addr=00000000fffc0000 size=0x040000 mem=rom name="pc.bios"\n'
+    *_, bios, tables, loader, rsdp = hmp(control, "info roms").splitlines()
+    assert bios == 'addr=00000000fffc0000 size=0x040000 mem=rom name="bios.bin"'
+    assert tables == '/rom@etc/acpi/tables size=0x200000 name="etc/acpi/tables"'
+    assert loader == '/rom@etc/table-loader size=0x010000 name="etc/table-loader"'
+    assert rsdp == '/rom@etc/acpi/rsdp size=0x001000 name="etc/acpi/rsdp"'
     assert "pc.ram" in hmp(control, "info ramblock")
     assert "(prio 0, ram): alias ram-below-4g @pc.ram" in hmp(control, "info mtree")
     assert hmp(control, "info mtree -f -o").startswith("FlatView #0")

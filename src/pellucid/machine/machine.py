@@ -121,6 +121,8 @@ class Machine:
         """What the process is to end with, when a guest has said it."""
         self.on_log_items: list[Callable[[], None]] = []
         """Called when other log items were chosen."""
+        self.firmware: tuple[str, int, int] | None = None
+        """The firmware's image: its file's name, address and bytes; None on boards without one."""
         self.has_pit = False
         self._power_on: PowerOnState | None = None
         self._closed = False

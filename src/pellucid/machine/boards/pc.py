@@ -55,10 +55,11 @@ FIXED_SLOTS = 0b11
 def build_pc(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
     options = parse_pc_options("pc", machine.config.board_options)
-    firmware = read_firmware(find_firmware(options.firmware, machine.config.data_folders))
+    image = find_firmware(options.firmware, machine.config.data_folders)
+    firmware = read_firmware(image)
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
-        pc_parts.add_firmware(machine, memory, firmware)
+        pc_parts.add_firmware(machine, memory, firmware, image.name)
         gsi = pc_parts.add_hypervisor_parts(machine, has_pit=options.pit)
         host = I440fx(machine.system_memory, memory.ram, memory.pci)
         bus, isa = _add_pci(machine, memory, gsi, host)

@@ -114,7 +114,7 @@ def add_memory(machine: Machine, below: int, above: int) -> PcMemory:
     return PcMemory(ram, pci, below, above)
 
 
-def add_firmware(machine: Machine, memory: PcMemory, firmware: bytes) -> None:
+def add_firmware(machine: Machine, memory: PcMemory, firmware: bytes, name: str) -> None:
     """The BIOS at the end of the 32-bit space and its tail below 1 MiB, and the space for option ROMs."""
     block = machine.ram.new("pc.bios", len(firmware))
     block.view[: len(firmware)] = firmware
@@ -124,6 +124,7 @@ def add_firmware(machine: Machine, memory: PcMemory, firmware: bytes) -> None:
     isa_bios.set_readonly(True)
     memory.pci.add_subregion_overlap(MiB - tail, isa_bios, 1)
     memory.pci.add_subregion(FOUR_GIB - len(firmware), bios)
+    machine.firmware = (name, FOUR_GIB - len(firmware), len(firmware))
     roms = MemoryRegion.new_rom("pc.rom", machine.ram.new("pc.rom", OPTION_ROMS_SIZE))
     memory.pci.add_subregion_overlap(OPTION_ROMS, roms, 1)
 

@@ -52,10 +52,11 @@ LOW_RAM_MOST, LOW_RAM_SPLIT = 0xB000_0000, 0x8000_0000
 def build_q35(machine: Machine, serials: list[Chardev | None]) -> None:
     """Fill `machine`. Raises UserError for options, firmware and sizes that do not fit the board."""
     options = parse_pc_options("q35", machine.config.board_options)
-    firmware = read_firmware(find_firmware(options.firmware, machine.config.data_folders))
+    image = find_firmware(options.firmware, machine.config.data_folders)
+    firmware = read_firmware(image)
     with MemoryTransaction():
         memory = pc_parts.add_memory(machine, *split_ram(machine.config.memory_size, options.max_ram_below_4g))
-        pc_parts.add_firmware(machine, memory, firmware)
+        pc_parts.add_firmware(machine, memory, firmware, image.name)
         gsi = pc_parts.add_hypervisor_parts(machine, has_pit=options.pit)
         smm = has_smm(machine.hypervisor, options.smm)
         bus, host, lpc = _add_pci(machine, memory, gsi, smm=smm)

@@ -6,13 +6,14 @@ from typing import Literal
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.machine.board import BOARDS, DEFAULT_BOARD
 from pellucid.machine.config import MAX_CPUS
+from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.monitor.command import command
 from pellucid.monitor.commands.cpus import TYPE_SUFFIX
 from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.qapi import named
 from pellucid.monitor.session import Session
 
-ROM_HEADER = 4096
+ROM_BLOCK = "/rom@"
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,25 @@ def query_machines(session: Session) -> list[MachineInfo]:
 
 @command(info="roms", help="show roms")
 def roms(session: Session) -> str:
-    """ROMs that hold something in the guest's address space, by address."""
-    lines = []
-    for found in session.machine.memory.view.ranges:
-        region, block = found.region, found.region.block
-        if block is not None and region.readonly and not found.offset and any(block.view[:ROM_HEADER]):
-            size = found.end - found.start
-            lines.append(f'addr={found.start:016x} size=0x{size:06x} mem=rom name="{region.name}"\n')
-    return "".join(lines)
+    """Images that firmware fetches, the firmware's own, and the blocks that hold what is made anew at each start."""
+    machine = session.machine
+    fetched = (
+        f'fw={name} size=0x{len(content):06x} name="{name.rpartition("/")[2]}"\n'
+        for device in machine.devices
+        if isinstance(device, FwCfg)
+        for name, content in device.files.items()
+        if name.startswith("genroms/")
+    )
+    mapped = []
+    if machine.firmware is not None:
+        name, address, size = machine.firmware
+        mapped = [f'addr={address:016x} size=0x{size:06x} mem=rom name="{name}"\n']
+    made = (
+        f'{block.name} size=0x{block.max_size:06x} name="{block.name.removeprefix(ROM_BLOCK)}"\n'
+        for block in machine.ram.blocks
+        if block.name.startswith(ROM_BLOCK)
+    )
+    return "".join((*fetched, *mapped, *made))
 
 
 @dataclass(frozen=True)

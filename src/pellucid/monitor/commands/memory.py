@@ -56,7 +56,7 @@ def gva2gpa(session: Session, addr: Address) -> str:
     """By the page tables of the CPU talked about."""
     thread = session.thread()
     gpa = thread.run_on_cpu(lambda: thread.vcpu.translate(addr))
-    return "Unmapped\n" if gpa is None else f"gpa: {gpa:#x}\n"
+    return "Unmapped\n" if gpa is None else f"gpa: {f'{gpa:#x}' if gpa else 0}\n"
 
 
 @command(hmp="gpa2hva", help="print the host virtual address corresponding to a guest physical address")
