@@ -182,6 +182,15 @@ def test_cycles_per_exit_side_by_side(suite: Path, capsys: pytest.CaptureFixture
     assert "above 3 times the other's: one" in capsys.readouterr().out
 
 
+def test_an_emulator_that_refuses_its_options_is_no_comparison(suite: Path) -> None:
+    (suite / "x86" / "unittests.cfg").write_text(EXITS)
+    (suite / "counts.py").write_text(COUNTS)
+    (suite / "refuses.py").write_text("import sys; sys.exit('options do not fit')")
+    wanted = ["kvm-unit-tests", str(suite), "--emulator", f"{sys.executable} {suite}/counts.py 1", "--exits"]
+    with pytest.raises(UserError, match="did not run vmexit_one: options do not fit"):
+        conformance([*wanted, f"{sys.executable} {suite}/refuses.py"])
+
+
 def test_what_only_one_emulator_measures_has_no_ratio() -> None:
     assert exits.Comparison("a", 5, None).ratio is None and exits.Comparison("a", None, 5).ratio is None
     assert exits.ticks("a 1\nbcd 2 3\n  eoi x 4\nB 5\n\n") == {"a": 1, "eoi x": 4}

@@ -81,8 +81,8 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--emulator", metavar="COMMAND", help="another one than Pellucid, such as qemu-system-x86_64")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep every entry's output there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--exits", metavar="COMMAND", help="compare cycles per exit with this emulator's, such as "
-                        "'qemu-system-x86_64 -accel tcg', one run at a time")  # fmt: skip
+    parser.add_argument("--exits", metavar="COMMAND", help="compare cycles per exit with this emulator's, one run at a "
+                        "time; with qemu-system-x86_64 that is TCG")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each for --exits")
     options = parser.parse_args(list(arguments))
     if options.jobs < 1 or options.rounds < 1 or options.stretch <= 0:

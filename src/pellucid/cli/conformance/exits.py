@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pellucid.cli.conformance.entries import Entry
 from pellucid.cli.conformance.runner import Plan, execute
+from pellucid.errors import UserError
 
 GROUP = "vmexit"
 LIMIT = 3.0
@@ -54,8 +55,12 @@ def compare(plan: Plan, other: Sequence[str], rounds: int, done: Callable[[int, 
 
 
 def measured(plan: Plan, entry: Entry) -> dict[str, int]:
-    """Ticks by name, as one run of the entry printed them."""
-    return ticks(execute(plan, entry)[0].decode(errors="replace"))
+    """Ticks by name, as one run of the entry printed them. Raises UserError where the emulator ran no guest."""
+    raw, errors, _ = execute(plan, entry)
+    if not raw:
+        said = errors.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise UserError(f"conformance: {plan.emulator[0]} did not run {entry.name}: {said[-1]}")
+    return ticks(raw.decode(errors="replace"))
 
 
 def ticks(text: str) -> dict[str, int]:
