@@ -66,12 +66,13 @@ MODE_SHADOW = 1 << 11      # shadow stacks are enabled at this CPL
 MODE_TRACK = 1 << 12       # indirect branches are tracked at this CPL ...
 MODE_ENDBRANCH = 1 << 13   # ... and the next instruction must be ENDBR
 MODE_CET = MODE_SHADOW | MODE_TRACK
+MODE_COUNTED = 1 << 14     # blocks spend CpuState.budget
 MODE_SHAPE = (1 << 14) - 1  # the bits on which a shape's meaning may depend: each has tries of its own
 
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
-    EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT = range(21)
+    EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET = range(22)
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -140,6 +141,7 @@ OP_STACK = 32            # 64-bit mode: its memory is reached through SS, or ...
 OP_STACK_TOO = 64        # ... through SS besides another segment: a non-canonical address is #SS(0)
 OP_CALL = 128            # a branch that pushes its return address
 OP_NOTRACK = 256         # an indirect branch with the NO_TRACK prefix
+OP_BEFORE = 24           # bits 31:24 of a translated op: instructions of its block before its own, if counted
 OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
 
 
@@ -313,7 +315,7 @@ class CpuState(Struct):
     pat: u64
     pkru: u32
     pkrs: u32
-    tsc_offset: u64        # guest TSC = host TSC * tsc_scale / 2**32 + tsc_offset
+    tsc_offset: u64        # guest TSC = source * tsc_scale / 2**TSC_FRACTION + tsc_offset
     tsc_scale: u64
     maxphyaddr: u64        # physical address width, bits
     a20_mask: u64
@@ -417,6 +419,17 @@ class CpuState(Struct):
     s_cet: u64
     pl_ssp: array[u64, 4]  # IA32_PL0_SSP to IA32_PL3_SSP
     ssp_table: u64         # IA32_INTERRUPT_SSP_TABLE_ADDR
+    # counted execution, see MODE_COUNTED and `retire`
+    counted: u64           # 1: instructions are counted
+    budget: i64            # instructions that may still retire before the processor leaves with EXIT_BUDGET
+    spent_ahead: u64       # instructions of the running block, all of which `budget` has paid for at its start
+    short: u32             # 1: the budget does not cover the block at RIP: instructions are executed one by one
+    clock_on: u32          # 1: the source of the TSC is the instruction clock: nanoseconds, which pass as instructions do
+    clock_end: u64         # its time when the budget is used up
+    clock_shift: u64       # an instruction takes 2**clock_shift ns
+
+
+TSC_FRACTION = 48          # bits of tsc_scale behind the point
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096
@@ -459,6 +472,7 @@ class CodeCache(Struct):
     limit_handler: u64
     next_handler: u64
     leave_handler: u64
+    counted_handler: u64
     dead_handler: u64
     fused: u64             # address of u32[]: handler number -> first of its sixteen fused with a jump, or 0
     blocks: u64            # blocks translated, for statistics

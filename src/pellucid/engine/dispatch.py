@@ -10,10 +10,11 @@ from pellucid.cpu.code_pages import jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.paging import canonical
+from pellucid.cpu.retire import give_back, pay
 from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.shadow import shadow_enabled
 from pellucid.cpu.state import (
-    CS, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
+    CS, EXIT_BUDGET, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64, MODE_SIZE,
     OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
 from pellucid.engine.translate import alone, check_fetch, find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
@@ -25,6 +26,7 @@ RSP = 4
 def leave(s, o: ptr[Op]) -> None:
     """Stop at this op's instruction. A non-canonical address through SS is #SS(0) (SDM vol. 3, 6.15)."""
     s.rip = s.rip + u64(o.ip)
+    give_back(s, o)
     if s.exc_access != 0 and s.exit_reason == EXIT_EXCEPTION and s.exc_vector == GP:
         s.exc_access = 0
         near_stack = s.exc_address - s.gpr[RSP] + 64 < 128
@@ -132,7 +134,7 @@ def take_back(s, o: ptr[Op], source: u64) -> None:
     try:
         general_protection(s, 0)
     except Stop:
-        return
+        give_back(s, o)
 
 
 @native(inline=False)
@@ -250,6 +252,22 @@ def within_limit(s: ptr[CpuState], o: ptr[Op]):
     """
     if unlikely(beyond_limit(s, o)):
         s.exit_reason = EXIT_SMC
+        return
+    following = ptr[Op](u64(o) + Op.size)
+    tail(following.handler, s, following)
+
+
+@native
+def beyond_budget(s, o):
+    """Whether the block at RIP has more instructions (imm) than may still retire; else they are paid for."""
+    return not pay(s, o.imm)
+
+
+@native(tail=True)
+def counted(s: ptr[CpuState], o: ptr[Op]):
+    """First op of a block whose instructions are counted."""
+    if unlikely(beyond_budget(s, o)):
+        s.exit_reason = EXIT_BUDGET
         return
     following = ptr[Op](u64(o) + Op.size)
     tail(following.handler, s, following)

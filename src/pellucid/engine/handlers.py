@@ -88,7 +88,8 @@ def _engine_roots() -> dict[str, Root]:
         "next_legacy": (dispatch.next_block, (*_OPS, constant(False))),
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS),
-        "within_limit": (dispatch.within_limit, _OPS)}
+        "within_limit": (dispatch.within_limit, _OPS),
+        "counted": (dispatch.counted, _OPS)}
     for wide in (True, False):
         form = Form(m64=wide)
         roots[f"endbranch:{form.name}"] = (dispatch.jump, (*_OPS, constant(helpers.endbranch), constant(form)))

@@ -15,8 +15,8 @@ from pellucid.cpu.observe import Observer
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
     FEATURES_SYSTEM, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL,
-    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TRIE_EDGES, Block, CodeCache, CpuState, JumpEntry,
-    Op, Template, TlbEntry, TrieEdge)
+    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TRIE_EDGES, TSC_FRACTION, Block, CodeCache,
+    CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -55,6 +55,7 @@ class Engine:
         self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
         self._regions: RegionCompiler | None = None
+        self.guest_tsc = image.function("read_guest_tsc", ctypes.c_uint64, s)
         self.read_tsc = image.function("read_tsc", ctypes.c_uint64)
         self.get_rflags = image.function("read_rflags", ctypes.c_uint64, s)
         self.deliver_interrupt = image.function("interrupt", ctypes.c_uint32, s, ctypes.c_uint32)
@@ -108,7 +109,7 @@ class Processor:
         state.features[FEATURES_SYSTEM] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_ERROR_POINTERS
         state.features[FEATURES_ISA] = (1 << 64) - 1
         state.mxcsr = 0x1F80
-        state.tsc_scale = 1 << 32
+        state.tsc_scale = 1 << TSC_FRACTION
         state.smbase = smm.SMBASE_RESET
         for i in range(TLBS * TLB_BYTES // TlbEntry.size):
             entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
@@ -122,7 +123,7 @@ class Processor:
         numbers = self.engine.numbers
         code.ud_handler, code.long_handler = numbers["undefined_op:-_0_"], numbers["too_long:-_0_"]
         code.endbranch_handler = numbers["missing_endbranch:-_0_"]
-        code.limit_handler = numbers["within_limit"]
+        code.limit_handler, code.counted_handler = numbers["within_limit"], numbers["counted"]
         code.next_handler, code.leave_handler, code.dead_handler = numbers["next"], numbers["stepped"], numbers["dead"]
         assert numbers["next_legacy"] == numbers["next"] + 1
         self.code = code
@@ -167,6 +168,7 @@ class Processor:
 
     def _execute_cold(self) -> None:
         row = TABLE.rows[self.state.cold_row]
+        self.state.budget -= self.state.counted
         row.fn(self, Op.view(self.state.cold_op))
 
     def _teach(self) -> None:
@@ -265,6 +267,21 @@ class Processor:
         if self.trace is not None:
             self.trace.interrupt(vector)
         return bool(self.engine.deliver_interrupt(self.address, vector))
+
+    # --- counted execution -------------------------------------------------------------------------------
+
+    def count_instructions(self, on: bool) -> None:
+        """Count retired instructions from here on, or do not; on this processor's thread, while nothing runs.
+
+        `run` leaves with EXIT_BUDGET behind exactly as many as `grant` allows.
+        """
+        self.state.counted = int(on)
+        self.state.budget = self.state.spent_ahead = self.state.short = 0
+        self.refresh_mode()
+
+    def grant(self, budget: int) -> None:
+        """How many instructions may retire from here on. Outside `run`; `CpuState.budget` says what is left."""
+        self.state.budget, self.state.short = budget, 0
 
     def get_rflags(self) -> int:
         """RFLAGS with its lazy status flags."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.cpu.state import EXIT_PENDING, EXIT_SMC, Block, CpuState, Op, slot_of
+from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, Block, CpuState, Op, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64
@@ -136,7 +136,9 @@ class RegionWriter:
             elif wrapper in (dispatch.plain, dispatch.plain_cc) and step is not piece.steps[-1]:
                 self._call(step, params[2].value, (*params[:2], *params[3:]))
             elif wrapper is dispatch.within_limit:
-                self._within_limit(step)
+                self._leave_if(step, dispatch.beyond_limit, EXIT_SMC)
+            elif wrapper is dispatch.counted:
+                self._leave_if(step, dispatch.beyond_budget, EXIT_BUDGET)
             elif wrapper is dispatch.branch:
                 self._branch(step, params)
                 return
@@ -158,14 +160,15 @@ class RegionWriter:
         self.globals.append(f'{name} = internal constant [{Op.size} x i8] c"{data}", align 64')
         return name
 
-    def _within_limit(self, step: Step) -> None:
-        instance = self._instance(dispatch.beyond_limit, ())
+    def _leave_if(self, step: Step, condition: Any, reason: int) -> None:
+        """The first ops of a block: leave for the run loop, RIP at the block, where `condition` holds."""
+        instance = self._instance(condition, ())
         self.used[instance] = None
         beyond, out, on = self._fresh("%limit"), self._fresh("out"), self._fresh("on")
         self._emit(f'{beyond} = call {instance.returns} @"{instance.symbol}"(ptr %s, ptr {self._constant(step)})')
         self._emit(f"br i1 {beyond}, label %{out}, label %{on}, !prof !1")
         self.body.append(f"{out}:")
-        self._emit(f"store i32 {EXIT_SMC}, ptr {self._state(_REASON)}")
+        self._emit(f"store i32 {reason}, ptr {self._state(_REASON)}")
         self._emit("ret void")
         self.body.append(f"{on}:")
 

@@ -8,14 +8,16 @@ from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
 from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
+from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PAUSE,
+    DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE, EXIT_PAUSE,
     EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE,
     RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW,
     CodeCache, CpuState, Mailbox, Op)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
+from pellucid.isa.system import guest_tsc
 from pellucid.native import (
     atomic_and, atomic_load, atomic_or, invoke, minimum, native, ptr, rdtsc, ref, u32, u64, unlikely)
 
@@ -45,6 +47,7 @@ def step(s) -> u32:
     s.shadow = 0
     atomic_or(ref(s, "pending"), u64(PENDING_STEP))
     s.exit_reason = EXIT_NONE
+    pay_one(s)
     s.alone = 1
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     s.alone = 0
@@ -167,6 +170,12 @@ def asked_to_leave(s, traced):
 
 
 @native
+def used_up(s):
+    """Whether instructions are counted, and none may retire any more."""
+    return s.counted != 0 and s.budget <= 0
+
+
+@native
 def loop(s, traced) -> u32:
     enter_guest_float(s)
     reason: u32 = EXIT_NONE
@@ -187,7 +196,10 @@ def loop(s, traced) -> u32:
         elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
-        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0:
+        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0:
+            if used_up(s):
+                reason = EXIT_BUDGET
+                break
             reason = step_traced(s) if traced else step(s)
         elif traced:
             reason = run_next_block(s)
@@ -205,6 +217,8 @@ def loop(s, traced) -> u32:
                 break
         elif reason == EXIT_SMC:
             s.step_once = 1
+        elif reason == EXIT_BUDGET and not used_up(s):
+            s.short = 1
         elif reason != EXIT_PENDING and reason != EXIT_LOOKUP and reason != EXIT_STEPPED:
             break
     leave_guest_float(s)
@@ -302,6 +316,12 @@ def read_tsc() -> u64:
 
 
 @native
+def read_guest_tsc(s: ptr[CpuState]) -> u64:
+    """The guest's TSC now, outside blocks."""
+    return guest_tsc(s, u64(0))
+
+
+@native
 def read_rflags(s: ptr[CpuState]) -> u64:
     return get_rflags(s)
 
@@ -335,5 +355,6 @@ ROOTS = {
     "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
     "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
-    "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()), "read_rflags": (read_rflags, _S),
+    "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()),
+    "read_guest_tsc": (read_guest_tsc, _S), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

@@ -13,9 +13,9 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.state import (
-    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_STEP,
-    OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC, TRIE_EDGES,
-    TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
+    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
+    MODE_STEP, OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC,
+    TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
 from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
@@ -90,8 +90,8 @@ def constant_at(code: u64, size: u64) -> i64:
 
 
 @native
-def emit(s, c, out, t, code, ip, known_cc):
-    """Copy a template's ops to `out` and fill in what the shape left open."""
+def emit(s, c, out, t, code, ip, known_cc, before):
+    """Copy a template's ops to `out` and fill in what the shape left open; `before`: the OP_BEFORE bits."""
     length = u64(t.length)
     disp: i64 = 0
     imm: i64 = 0
@@ -106,6 +106,7 @@ def emit(s, c, out, t, code, ip, known_cc):
         number = op.handler
         if (op.flags & OP_TAKES_CC) != 0:
             number = number + u64(known_cc)
+        op.flags = op.flags | before
         op.handler = ptr[u64](c.handlers)[number]
         op.ip = u16(ip)
         op.next_ip = u16(ip + length)
@@ -120,8 +121,8 @@ def emit(s, c, out, t, code, ip, known_cc):
 
 
 @native
-def closing(c, out, handler, ip):
-    """One op of the engine's own: next block, leave, or #UD."""
+def closing(c, out, handler, ip, before):
+    """One op of the engine's own: next block, leave, or #UD; `before`: its OP_BEFORE bits."""
     op = ptr[Op](out)
     op.handler = ptr[u64](c.handlers)[handler]
     op.ip = u16(ip)
@@ -129,6 +130,7 @@ def closing(c, out, handler, ip):
     op.target = 0
     op.fall = 0
     op.row = 0
+    op.flags = before
 
 
 @native
@@ -208,14 +210,16 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     previous: u64 = 0
     reach: u64 = 0
     ended: bool = False
+    before: u32 = 0
     bounded = limits_code(mode)
-    if bounded:
-        count = 1
+    head = u64(bounded)
+    counts = (mode & (MODE_COUNTED | MODE_STEP)) == MODE_COUNTED
+    count = head + u64(counts)
     while n < limit and count < MAX_BLOCK_OPS - 8 and not ended:
         number = match(c, code + ip, available - ip, root)
         if number >= SHORT:
             if c.invalid_at == code + ip and still_invalid(c, code + ip, available - ip):
-                closing(c, out + count * Op.size, invalid_handler(c, mode, c.invalid_long != 0), ip)
+                closing(c, out + count * Op.size, invalid_handler(c, mode, c.invalid_long != 0), ip, before)
                 count += 1
                 reach = ip + 1
                 ip += c.invalid_count
@@ -229,29 +233,34 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             return ask_python(c, code + ip, available - ip, mode)
         t = template_for(s, c, number)
         if (t.needs & ~s.features[FEATURES_ISA]) != 0:
-            closing(c, out + count * Op.size, invalid_handler(c, mode, False), ip)
+            closing(c, out + count * Op.size, invalid_handler(c, mode, False), ip, before)
             count += 1
             ip += u64(t.length)
             reach = ip
             ended = True
             break
-        emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc)
+        emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc, before)
         fuse(c, out + count * Op.size, t, previous)
         previous = last_handler(c, t)
         count += u64(t.count)
         ip += u64(t.length)
         reach = ip
         n += 1
+        if counts:
+            before = u32(n) << OP_BEFORE
         known_cc = kind_after(t, known_cc)
         ended = (t.flags & T_ENDS) != 0
         if ip == available:
             break
     if not ended:
-        closing(c, out + count * Op.size, end_handler(c, mode), ip)
+        closing(c, out + count * Op.size, end_handler(c, mode), ip, before)
         count += 1
     if bounded:
-        closing(c, out, c.limit_handler, u64(0))
+        closing(c, out, c.limit_handler, u64(0), u32(0))
         ptr[Op](out).imm = reach - 1
+    if counts:
+        closing(c, out + head * Op.size, c.counted_handler, u64(0), u32(0))
+        ptr[Op](out + head * Op.size).imm = n
     done.size = u32(ip)
     done.reach = reach
     done.count = u32(count)

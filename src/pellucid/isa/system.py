@@ -4,10 +4,11 @@ from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, register, write
 from pellucid.cpu.privilege import above_iopl, require_cpl0
+from pellucid.cpu.retire import instruction_time, not_done
 from pellucid.cpu.simd import load_vector
 from pellucid.cpu.state import (
     CR4_FSGSBASE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS,
-    MODE_64, MODE_SIZE, RFLAGS_AC, RFLAGS_IF, SHADOW_STI)
+    MODE_64, MODE_SIZE, RFLAGS_AC, RFLAGS_IF, SHADOW_STI, TSC_FRACTION)
 from pellucid.cpu.virtual import write_virtual_if
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, rdtsc, u32, u64, u128, uint, unlikely, vec
@@ -51,9 +52,11 @@ PAUSE_GAP = 2000
 def pause(s, o, f):
     """A loop that waits for another processor longer than its window leaves (PAUSE-loop exiting, SDM vol. 3, 25.1.3).
 
-    Whom it waits for may need the host's CPU.
+    Whom it waits for may need the host's CPU. By the instruction clock the vCPUs take turns: each PAUSE leaves.
     """
-    if s.pause_window != 0:
+    if s.pause_window != 0 and s.clock_on != 0:
+        s.exit_reason = EXIT_PAUSE
+    elif s.pause_window != 0:
         now = rdtsc()
         if now - s.pause_last > PAUSE_GAP:
             s.pause_first = now
@@ -176,9 +179,13 @@ def wrbase(s, o, f):
 
 
 @native
-def guest_tsc(s):
-    """The guest's time-stamp counter: host cycles scaled (32.32) and offset."""
-    return u64((u128(rdtsc()) * u128(s.tsc_scale)) >> 32) + s.tsc_offset
+def guest_tsc(s, ahead):
+    """The guest's time-stamp counter: the host's cycles, or the instruction clock's time, scaled and offset.
+
+    `ahead`: see `instruction_time`.
+    """
+    source = instruction_time(s, ahead) if s.clock_on != 0 else rdtsc()
+    return u64((u128(source) * u128(s.tsc_scale)) >> TSC_FRACTION) + s.tsc_offset
 
 
 @native
@@ -197,14 +204,14 @@ def require_tsc(s):
 @native
 def rdtsc_(s, o, f):
     require_tsc(s)
-    set_edx_eax(s, guest_tsc(s))
+    set_edx_eax(s, guest_tsc(s, not_done(s, o)))
 
 
 @instruction("RDTSCP")
 @native
 def rdtscp(s, o, f):
     require_tsc(s)
-    set_edx_eax(s, guest_tsc(s))
+    set_edx_eax(s, guest_tsc(s, not_done(s, o)))
     s.gpr[RCX] = s.tsc_aux & 0xFFFF_FFFF
 
 

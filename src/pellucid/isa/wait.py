@@ -12,7 +12,8 @@ from pellucid.cpu.memory import fill, load
 from pellucid.cpu.operands import read
 from pellucid.cpu.outside import outside
 from pellucid.cpu.physical import host_address
-from pellucid.cpu.state import EXIT_WAIT, READ
+from pellucid.cpu.retire import not_done
+from pellucid.cpu.state import EXIT_WAIT, READ, Op
 from pellucid.isa.implicit import implicit_address
 from pellucid.isa.system import guest_tsc, require_tsc
 from pellucid.isa.table import LEAVE, instruction
@@ -62,42 +63,45 @@ def begin_wait(s, now: u64) -> None:
 
 
 @native(inline=False)
-def wait_here(s, on_line: bool) -> bool:
+def wait_here(s, o: ptr[Op], on_line: bool) -> bool:
     """Wait for a deadline that is near without leaving; whether it is not."""
-    now = guest_tsc(s)
+    now = guest_tsc(s, not_done(s, o))
     if s.wait_until - now > SHORT:
         return True
     while now < s.wait_until and volatile_load(ref(s, "pending")) == 0:
         if on_line and not line_stands(s):
             break
-        now = guest_tsc(s)
+        now = guest_tsc(s, not_done(s, o))
     return False
 
 
 @instruction("TPAUSE", "UMWAIT", extra=lambda code: int(code.startswith("UMWAIT")), cc_out=CC_UNKNOWN, ends=LEAVE)
 @native
 def timed_wait(s, o, f):
-    """CF says whether the system's limit ended it. Bit 0 of the operand chooses a state of the hardware: not here."""
+    """CF says whether the system's limit ended it. Bit 0 of the operand chooses a state of the hardware: not here.
+
+    By the instruction clock no time passes within an instruction: the wait ends at once.
+    """
     require_tsc(s)
     if u32(read(s, o, f, 0)) >> 1 != 0:
         general_protection(s, 0)
-    now = guest_tsc(s)
+    now = guest_tsc(s, not_done(s, o))
     line: u64 = 0
     waits: bool = True
     if s.replay_count == 0:
         begin_wait(s, now)
-        waits = now < s.wait_until
+        waits = now < s.wait_until and s.clock_on == 0
     if f.extra == 1:
         line = s.monitor_gpa
         if s.replay_count == 0:
             waits = waits and line_stands(s)
     if s.replay_count == 0:
-        waits = waits and wait_here(s, line != 0)
+        waits = waits and wait_here(s, o, line != 0)
     if waits:
         outside(s, u32(EXIT_WAIT), line, s.wait_until, u64(8), u32(0))
     if f.extra == 1:
         s.monitor_gpa = 0
-    set_eflags(s, u64(s.wait_limited != 0 and guest_tsc(s) > s.wait_until))
+    set_eflags(s, u64(s.wait_limited != 0 and guest_tsc(s, not_done(s, o)) > s.wait_until))
 
 
 @instruction("SERIALIZE", ends=LEAVE)
