@@ -7,6 +7,8 @@ import pytest
 from pellucid.kvm.api import KVM_REQ_CLOCK_UPDATE, ClockData
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+from pellucid.kvm.errors import InvalidRequestError
+from pellucid.kvm.pvclock import time_scale
 from pellucid.runtime import VirtualClock
 
 TSC, TSC_ADJUST = 0x10, 0x3B
@@ -77,3 +79,37 @@ def test_restored_tscs_are_in_step(vm: SoftVm) -> None:
     assert all(1000 <= value < vm.tsc_hz for value in tscs(vm))
     restore(vm.vcpus[1], 7 << 40)
     assert tscs(vm)[1] >= 7 << 40 > tscs(vm)[0]
+
+
+def test_a_tsc_of_another_frequency() -> None:
+    clock = VirtualClock()
+    vm = SoftHypervisor(clock).create_vm()
+    vm.set_tsc_hz(1_000_000_000)
+    vm.create_irqchip()
+    vcpu = vm.create_vcpu(0)
+    try:
+        with pytest.raises(InvalidRequestError):
+            vm.set_tsc_hz(2_000_000_000)
+        before, start = vcpu.guest_tsc(), time.monotonic_ns()
+        time.sleep(0.05)
+        after, end = vcpu.guest_tsc(), time.monotonic_ns()
+        assert abs(after - before - (end - start)) < 2_000_000, "a tick is a nanosecond"
+        assert abs(vm.guest_tsc() - vcpu.guest_tsc()) < 1_000_000_000
+        clock.start()
+        assert abs(vcpu._tsc_to_ns(vcpu.guest_tsc() + 1_000_000) - clock.now_ns() - 1_000_000) < 50_000_000
+        assert (vm.master_clock.mul, vm.master_clock.shift) == time_scale(1_000_000_000)
+        vcpu.msrs.write(TSC, 5)
+        assert vcpu.msrs.read(TSC) < 1_000_000_000
+        assert vcpu.msrs.read(TSC_ADJUST) >> 63, "the counter went back"
+        vcpu.msrs.write(TSC_ADJUST, 0)
+        assert vcpu.guest_tsc() >= after
+    finally:
+        vm.close()
+        clock.close()
+
+
+@pytest.mark.parametrize("hz", [0, 999, 1000 << 32])
+def test_frequencies_out_of_range(hz: int) -> None:
+    vm = SoftHypervisor(VirtualClock()).create_vm()
+    with pytest.raises(InvalidRequestError, match="out of range"):
+        vm.set_tsc_hz(hz)

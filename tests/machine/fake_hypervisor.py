@@ -194,6 +194,9 @@ class FakeVm:
         self.vcpus.append(vcpu)
         return vcpu
 
+    def set_tsc_hz(self, hz: int) -> None:
+        self.chips.append(f"tsc {hz}")
+
     def create_irqchip(self, *, split: bool = False) -> None:
         self.chips.append("irqchip")
 
@@ -256,6 +259,7 @@ class FakeHypervisor:
     """Gives one VM, `vm`, whose boot processor follows `script`."""
 
     name = "fake"
+    tsc_hz = 1_000_000_000
 
     def __init__(self, script: Iterable[Exit] = ()) -> None:
         self.vm = FakeVm(list(script))

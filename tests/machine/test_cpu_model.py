@@ -8,7 +8,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import configured_model, cpuid_entries
+from pellucid.machine.cpu_model import configured_model, cpuid_entries, tsc_frequency
 
 
 def leaf(cpu: CpuConfig, function: int, index: int | None = None, *, apic_id: int = 0, count: int = 1) -> CpuidEntry:
@@ -79,9 +79,30 @@ def test_kvmclock_can_be_taken_away() -> None:
         (CpuConfig("max", {}, {"stepping": "16"}), UserError, r"take value 16 \(minimum: 0, maximum: 15\)"),
         (CpuConfig("max", {}, {"vendor": "Intel"}), UserError, "Property '.vendor' doesn't take value 'Intel'"),
         (CpuConfig("max", {}, {"enforce": "maybe"}), UserError, "Parameter 'enforce' expects 'on' or 'off'"),
-        (CpuConfig("max", {}, {"tsc-frequency": "1000000000"}), NotBuiltError, "not built yet"),
+        (CpuConfig("max", {}, {"pmu": "on"}), NotBuiltError, "not built yet"),
     ],
 )
 def test_bad_cpu_options(cpu: CpuConfig, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         cpuid_entries(cpu, 0, CpuTopology())
+
+
+def test_the_frequency_leaf_is_there_where_the_tsc_is_known_to_be_stable() -> None:
+    def timing(features: dict[str, bool], properties: dict[str, str]) -> tuple[int, int, int] | None:
+        entries = cpuid_entries(CpuConfig("max", features, properties), 0, CpuTopology(), tsc_hz=2_600_000_000)
+        found = {entry.function: entry for entry in entries}
+        leaf = found.get(0x4000_0010)
+        return leaf and (leaf.eax, leaf.ebx, found[0x4000_0000].eax)
+
+    known = (2_600_000, 1_000_000, 0x4000_0010)
+    assert timing({}, {"tsc-frequency": "2600000000"}) == timing({"invtsc": True}, {}) == known
+    assert timing({"invtsc": False}, {}) is timing({"invtsc": True}, {"vmware-cpuid-freq": "off"}) is None
+    assert timing({"invtsc": True}, {"kvm": "off"}) is None
+
+
+def test_a_tsc_frequency_is_kept_in_kilohertz() -> None:
+    assert tsc_frequency(CpuConfig("max", {}, {"tsc-frequency": "1000000999"})) == 1_000_000_000
+    assert tsc_frequency(CpuConfig("max", {}, {"tsc-frequency": "999"})) == tsc_frequency(CpuConfig()) == 0
+    for wrong in ("1e9", "-1", str(1000 << 32)):
+        with pytest.raises(UserError, match="tsc-frequency"):
+            tsc_frequency(CpuConfig("max", {}, {"tsc-frequency": wrong}))

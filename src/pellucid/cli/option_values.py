@@ -196,11 +196,22 @@ def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) 
     features_known = (*feature_names(), *_kvm_features())
     if name in features_known:
         features[name] = parse_switch("cpu", name, value) if equals else sign != "-"
+    elif name == "tsc-freq" and not sign:  # QEMU's older spelling, in units of 1000
+        properties["tsc-frequency"] = str(_metric(item, value))
     elif name in CPU_PROPERTIES and not sign:
         properties[name] = value if equals else "on"
     else:
         every = (*features_known, *CPU_PROPERTIES)
         raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every)}")
+
+
+def _metric(item: str, text: str) -> int:
+    """A number with a suffix K, M or G of 1000, such as 2.5G."""
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
+    try:
+        return round(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise UserError(f"-cpu {item}: bad numerical value {text}") from None
 
 
 def _kvm_features() -> tuple[str, ...]:

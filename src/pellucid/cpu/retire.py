@@ -5,8 +5,8 @@ Where an instruction leaves before it is done (a fault, an access of a device), 
 behind it is given back. So outside a block `budget` is exact, and within one `before` says what has retired.
 A block that the budget does not cover is executed one instruction at a time, until the budget is used up.
 
-What counts as one: an instruction with all its repetitions, when it is done; INT n, INT3, INTO and INT1 that raise their
-exception. An instruction that faults does not count, and neither does the delivery of an event.
+What counts as one: an instruction with all its repetitions, when it is done; INT n, INT3, INTO and INT1 that raise
+their exception. An instruction that faults does not count, and neither does the delivery of an event.
 """
 
 from pellucid.cpu.state import EXIT_EXCEPTION, OP_BEFORE, SOFT_ICEBP, SOFT_INT

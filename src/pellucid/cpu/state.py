@@ -424,7 +424,7 @@ class CpuState(Struct):
     budget: i64            # instructions that may still retire before the processor leaves with EXIT_BUDGET
     spent_ahead: u64       # instructions of the running block, all of which `budget` has paid for at its start
     short: u32             # 1: the budget does not cover the block at RIP: instructions are executed one by one
-    clock_on: u32          # 1: the source of the TSC is the instruction clock: nanoseconds, which pass as instructions do
+    clock_on: u32          # 1: the source of the TSC is the instruction clock: ns, which pass as instructions do
     clock_end: u64         # its time when the budget is used up
     clock_shift: u64       # an instruction takes 2**clock_shift ns
 

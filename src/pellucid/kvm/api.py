@@ -283,6 +283,10 @@ class Vm(Protocol):
         """A new vCPU with this APIC id, at the reset vector; id 0 is the bootstrap processor."""
         ...
 
+    def set_tsc_hz(self, hz: int) -> None:
+        """Another frequency than the host's, before the first vCPU (KVM_SET_TSC_KHZ); 1 kHz to 2**32 kHz - 1."""
+        ...
+
     def create_irqchip(self, *, split: bool = False) -> None:
         """In-kernel PIC, IOAPIC, and a LAPIC for every vCPU made afterwards; before the first vCPU.
 
@@ -411,6 +415,11 @@ class Hypervisor(Protocol):
 
     def capabilities(self) -> Mapping[str, int]:
         """What the backend can do: KVM_CAP_* names without the prefix, in lower case, with their values."""
+        ...
+
+    @property
+    def tsc_hz(self) -> int:
+        """The frequency of guests' time-stamp counters unless a VM is given its own; 0: nobody executes the guest."""
         ...
 
     def create_vm(self) -> Vm:

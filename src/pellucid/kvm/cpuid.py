@@ -1,4 +1,4 @@
-"""The CPUID leaves by which a guest knows KVM: signature 0x40000000 and features 0x40000001.
+"""The CPUID leaves by which a guest knows KVM: signature 0x40000000, features 0x40000001, frequencies 0x40000010.
 
 Feature bits are KVM's. A bit is set only for what this hypervisor does; the board's CPU model adds these two leaves.
 """
@@ -9,6 +9,9 @@ from pellucid.kvm.regs import CpuidEntry
 
 KVM_CPUID_SIGNATURE = 0x4000_0000
 KVM_CPUID_FEATURES = 0x4000_0001
+TIMING_LEAF = 0x4000_0010
+"""VMware's, which QEMU shows too: EAX the TSC's and EBX the local APIC timer's frequency, in kHz."""
+APIC_BUS_HZ = 1_000_000_000
 KVM_SIGNATURE = b"KVMKVMKVM\0\0\0"
 
 HYPERVISOR_BIT = 1 << 31
@@ -46,12 +49,18 @@ SUPPORTED_FEATURES = (
 """What is built. Not asynchronous page faults: guest RAM is not known to be out, ever, so none would come."""
 
 
-def kvm_leaves(features: KvmFeature = SUPPORTED_FEATURES) -> list[CpuidEntry]:
-    """The two leaves, announcing `features`; `ValueError` for a feature that is not built."""
+def kvm_leaves(features: KvmFeature = SUPPORTED_FEATURES, tsc_hz: int = 0) -> list[CpuidEntry]:
+    """The leaves, announcing `features` and, where `tsc_hz` is not 0, frequencies.
+
+    `ValueError` for a feature that is not built.
+    """
     if features & ~SUPPORTED_FEATURES:
         raise ValueError(f"not built: {features & ~SUPPORTED_FEATURES!r}")
     ebx, ecx, edx = (int.from_bytes(KVM_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8))
-    return [
-        CpuidEntry(KVM_CPUID_SIGNATURE, eax=KVM_CPUID_FEATURES, ebx=ebx, ecx=ecx, edx=edx),
+    leaves = [
+        CpuidEntry(KVM_CPUID_SIGNATURE, eax=TIMING_LEAF if tsc_hz else KVM_CPUID_FEATURES, ebx=ebx, ecx=ecx, edx=edx),
         CpuidEntry(KVM_CPUID_FEATURES, eax=int(features)),
     ]
+    if tsc_hz:
+        leaves.append(CpuidEntry(TIMING_LEAF, eax=tsc_hz // 1000, ebx=APIC_BUS_HZ // 1000))
+    return leaves

@@ -102,8 +102,9 @@ STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
 
 
 CPU_PROPERTIES = (
-    "phys-bits", "host-phys-bits", "tsc-frequency", "vendor", "family", "model", "stepping", "model-id", "level",
-    "xlevel", "min-level", "min-xlevel", "full-cpuid-auto-level", "check", "enforce", "migratable", "pmu", "kvm",
+    "phys-bits", "host-phys-bits", "tsc-frequency", "vmware-cpuid-freq", "vendor", "family", "model", "stepping",
+    "model-id", "level", "xlevel", "min-level", "min-xlevel", "full-cpuid-auto-level", "check", "enforce",
+    "migratable", "pmu", "kvm",
 )
 """What -cpu takes besides features, by QEMU's names; what of it is built says `pellucid.machine.cpu_model`."""
 

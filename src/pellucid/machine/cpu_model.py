@@ -40,18 +40,29 @@ KVM_FEATURES = {
 PHYS_BITS = (32, 52)
 U32 = 0xFFFF_FFFF
 LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32}
-IGNORED = ("migratable", "host-phys-bits", "full-cpuid-auto-level")
+IGNORED = ("migratable", "host-phys-bits", "full-cpuid-auto-level", "tsc-frequency", "vmware-cpuid-freq")
 """Properties that mean nothing here, because nothing of the host's CPU is passed through, or that others look at."""
 
 
-def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: bool = True) -> list[CpuidEntry]:
-    """What CPUID answers on the processor with `apic_id`, warning of what is left out.
+def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: bool = True,
+                  tsc_hz: int = 0) -> list[CpuidEntry]:
+    """What CPUID answers on the processor with `apic_id`, warning of what is left out; `tsc_hz`: see `Vm.tsc_hz`.
 
     Raises UserError for a model, feature or property that does not exist and, with `enforce`, for a feature that is
     not built; NotBuiltError for a property that is not.
     """
-    leaves = cpuid_leaves(configured_model(cpu, warn), apic_id, topology)
-    return [CpuidEntry(*astuple(leaf)) for leaf in leaves] + _kvm_entries(cpu)
+    model = configured_model(cpu, warn)
+    stable = "invtsc" in model.features or tsc_frequency(cpu) != 0
+    shown = tsc_hz if stable and _switch(cpu, "vmware-cpuid-freq", True) else 0
+    leaves = cpuid_leaves(model, apic_id, topology)
+    return [CpuidEntry(*astuple(leaf)) for leaf in leaves] + _kvm_entries(cpu, shown)
+
+
+def tsc_frequency(cpu: CpuConfig) -> int:
+    """-cpu ...,tsc-frequency=HZ in whole kHz, as QEMU keeps it; 0 is the host's own."""
+    if "tsc-frequency" not in cpu.properties:
+        return 0
+    return _number(cpu, "tsc-frequency", 0, (1000 << 32) - 1) // 1000 * 1000
 
 
 def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
@@ -74,15 +85,15 @@ def _lacking_kvm_features(cpu: CpuConfig) -> list[str]:
             for bits, name in asked if bits & ~SUPPORTED_FEATURES]
 
 
-def _kvm_entries(cpu: CpuConfig) -> list[CpuidEntry]:
-    """The leaves of a KVM guest; with `kvm=off` they are not there."""
+def _kvm_entries(cpu: CpuConfig, tsc_hz: int) -> list[CpuidEntry]:
+    """The leaves of a KVM guest; with `kvm=off` they are not there. `tsc_hz`: the frequency to be shown, or 0."""
     if not _switch(cpu, "kvm", True):
         return []
     features = SUPPORTED_FEATURES
     for name, on in cpu.features.items():
         if name in KVM_FEATURES and not on:
             features &= ~KVM_FEATURES[name]
-    return kvm_leaves(features)
+    return kvm_leaves(features, tsc_hz)
 
 
 def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:

@@ -13,6 +13,7 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.calendar import calendar
 from pellucid.machine.config import MachineConfig
+from pellucid.machine.cpu_model import tsc_frequency
 from pellucid.machine.device import Device
 from pellucid.machine.devices.intel_iommu import IntelIommu
 from pellucid.machine.drives import Drives
@@ -86,6 +87,8 @@ class Machine:
         self.system.on_reset.append(self.reset)
         self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
+        if hz := tsc_frequency(config.cpu):
+            self.vm.set_tsc_hz(hz)
         self._guest_clock = GuestClock(self.vm, self._vcpus)
         self.system.run_state.subscribe(self._guest_clock.run_state_changed)
         self.ram = RamList()

@@ -10,7 +10,7 @@ from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
-from pellucid.machine.cpu_model import configured_model, cpuid_entries
+from pellucid.machine.cpu_model import configured_model, cpuid_entries, tsc_frequency
 from pellucid.machine.machine import Machine
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
@@ -88,10 +88,12 @@ def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str
 def _accelerator(progress: Progress | None) -> Accelerator:
     def open_accelerator(config: MachineConfig, clock: VirtualClock) -> tuple[Hypervisor, CpuidOf]:
         def cpuid(apic_id: int) -> list[CpuidEntry]:
-            return cpuid_entries(config.cpu, apic_id, config.topology, warn=False)
+            return cpuid_entries(config.cpu, apic_id, config.topology, warn=False, tsc_hz=hz or hypervisor.tsc_hz)
 
         configured_model(config.cpu)  # A bad -cpu is told before the engine is loaded.
-        return create_hypervisor(config.accelerator, clock, progress), cpuid
+        hz = tsc_frequency(config.cpu)
+        hypervisor = create_hypervisor(config.accelerator, clock, progress)
+        return hypervisor, cpuid
 
     return open_accelerator
 

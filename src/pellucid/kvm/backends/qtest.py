@@ -214,6 +214,9 @@ class QtestVm:
     def create_vcpu(self, apic_id: int) -> QtestVcpu:
         return QtestVcpu(apic_id)
 
+    def set_tsc_hz(self, hz: int) -> None:
+        """Nothing: nobody counts."""
+
     def create_irqchip(self, *, split: bool = False) -> None:
         if self._irqchip is not None:
             raise InvalidRequestError("the VM has an irqchip already")
@@ -310,6 +313,10 @@ class QtestHypervisor:
 
     def capabilities(self) -> Mapping[str, int]:
         return {"irqchip": 1, "pit2": 1, "ioeventfd": 1, "irqfd": 1, "x86_smm": 1}
+
+    @property
+    def tsc_hz(self) -> int:
+        return 0
 
     def create_vm(self) -> QtestVm:
         return QtestVm(self._clock)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS
+from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, TSC_FRACTION
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
@@ -65,19 +65,34 @@ class SoftVm:
     """One VM: slots, chips, vCPUs."""
 
     def __init__(self, engine: Engine, clock: Clock, tsc_hz: int) -> None:
-        self.engine, self.clock, self.tsc_hz = engine, clock, tsc_hz
+        self.engine, self.clock = engine, clock
+        self._host_tsc_hz = self.tsc_hz = tsc_hz
+        self.tsc_scale = 1 << TSC_FRACTION
         self.memory = SlotMemory()
         self.irqchip: Irqchip | None = None
         self.coalesced = CoalescedRing()
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
-        self.tsc_offset = self._last_tsc_write = -engine.read_tsc() & U64
+        self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
 
     def guest_tsc(self) -> int:
         """The TSC that the VM's processors started with."""
-        return int(self.engine.read_tsc() + self.tsc_offset) & U64
+        return int(self.scaled_tsc() + self.tsc_offset) & U64
+
+    def scaled_tsc(self) -> int:
+        """The host's TSC at the guests' frequency: what a processor adds its offset to."""
+        return int(self.engine.read_tsc()) * self.tsc_scale >> TSC_FRACTION
+
+    def set_tsc_hz(self, hz: int) -> None:
+        if self.vcpus:
+            raise InvalidRequestError("the TSC's frequency is set before the first vCPU")
+        if not 1000 <= hz < 1000 << 32:
+            raise InvalidRequestError(f"a TSC of {hz} Hz is out of range: 1 kHz to 2**32 kHz")
+        self.tsc_hz, self.tsc_scale = hz, (hz << TSC_FRACTION) // self._host_tsc_hz
+        self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
+        self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, hz)
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         with self.stopped():
@@ -105,7 +120,7 @@ class SoftVm:
         self.vcpus.append(vcpu)
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:
-                each.state.pause_window = PAUSE_WINDOW_NS * self.tsc_hz // NS
+                each.state.pause_window = PAUSE_WINDOW_NS * self._host_tsc_hz // NS
         return vcpu
 
     def create_irqchip(self, *, split: bool = False) -> None:
@@ -204,7 +219,7 @@ class SoftVm:
 
         Whoever restores vCPUs writes their TSCs one after the other; they shall not differ by the time in between.
         """
-        offset = value - int(self.engine.read_tsc()) & U64
+        offset = value - self.scaled_tsc() & U64
         distance = offset - self._last_tsc_write & U64
         if min(distance, (1 << 64) - distance) >= self.tsc_hz:
             self._last_tsc_write = offset

@@ -72,7 +72,7 @@ class SoftVcpu(VcpuState):
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
         self.steal_time = StealTime(vm.write_guest, vm.read_guest)
-        self.state.tsc_offset = vm.tsc_offset
+        self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
@@ -90,7 +90,7 @@ class SoftVcpu(VcpuState):
 
     def guest_tsc(self) -> int:
         """What RDTSC gives now."""
-        return int(self._vm.engine.read_tsc() + self.state.tsc_offset) & U64
+        return int(self._vm.engine.guest_tsc(self.processor.address))
 
     def _tsc_to_ns(self, tsc: int) -> int:
         """The clock's time at which this vCPU's TSC reads `tsc`."""
