@@ -27,8 +27,8 @@ _number = 0
 class Compiled(Bare):
     """A processor without the sampler: `compile` makes a region of the hot blocks from an address on."""
 
-    def __init__(self, bits: int = 64) -> None:
-        super().__init__(bits)
+    def __init__(self, bits: int = 64, beside: Bare | None = None) -> None:
+        super().__init__(bits, beside=beside)
         self.processor.hot.close()
 
     def block(self, rip: int) -> int:
