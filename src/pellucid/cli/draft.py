@@ -21,6 +21,7 @@ from pellucid.machine.config import (
     DeviceOption,
     FwCfgFile,
     GlobalOption,
+    IcountConfig,
     MachineConfig,
     MonitorConfig,
     Pairs,
@@ -50,6 +51,7 @@ class Draft:
     snapshot: bool = False
     boot: BootConfig = field(default_factory=BootConfig)
     rtc: RtcConfig = field(default_factory=RtcConfig)
+    icount: IcountConfig | None = None
     data_folders: list[Path] = field(default_factory=list)
     nographic: bool = False
     display_none: bool = False
@@ -93,6 +95,11 @@ class Draft:
         modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
         return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
 
+    def _icount(self) -> IcountConfig | None:
+        if self.icount is not None and self.topology.count > 1:
+            raise NotBuiltError("-icount with more than one CPU is not built yet: leave -smp out")
+        return self.icount
+
     @property
     def boots_from_drives(self) -> bool:
         """Whether the board's firmware has something to start from."""
@@ -118,6 +125,7 @@ class Draft:
             default_drives=not self.no_defaults,
             boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),
             rtc=self.rtc,
+            icount=self._icount(),
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,
             serials=serials,

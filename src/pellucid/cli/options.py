@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pellucid.cli import drives, unbuilt
 from pellucid.cli import option_values as values
 from pellucid.cli.draft import Draft
+from pellucid.cli.icount import icount
 from pellucid.cli.keyval import suggestion
 from pellucid.cli.rtc import rtc
 from pellucid.errors import NotBuiltError, UserError
@@ -67,6 +68,8 @@ OPTIONS = (
     Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
     Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
            "boot order: a floppy, c disk, d CD, n network", drives.boot),
+    Option(("icount",), "[shift=]N[,sleep=on|off][,align=off]",
+           "guest time by executed instructions, 2^N ns each: every run is the same", icount),
     Option(("rtc",), "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none]", "the guest's calendar", rtc),
     Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),
     Option(("acpitable",), "sig=SIG,data=FILE,... | file=FILE", "an ACPI table of your own", values.acpitable),

@@ -287,6 +287,14 @@ class Vm(Protocol):
         """Another frequency than the host's, before the first vCPU (KVM_SET_TSC_KHZ); 1 kHz to 2**32 kHz - 1."""
         ...
 
+    def count_instructions(self, shift: int, *, sleep: bool) -> None:
+        """The guest's time is that of its instructions, 2**shift ns each, before the first and only vCPU.
+
+        The TSC counts nanoseconds unless it is given another frequency. With `sleep` a halt takes as long on the host
+        as in the guest, else none. The backend's clock must be a `CountedClock`.
+        """
+        ...
+
     def create_irqchip(self, *, split: bool = False) -> None:
         """In-kernel PIC, IOAPIC, and a LAPIC for every vCPU made afterwards; before the first vCPU.
 

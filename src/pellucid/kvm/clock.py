@@ -34,3 +34,19 @@ class Clock(Protocol):
     def timer(self, callback: Callable[[], None]) -> Timer:
         """A new, unarmed timer. `callback` runs on the clock's timer thread, holding no lock."""
         ...
+
+
+class CountedClock(Clock, Protocol):
+    """A clock that a vCPU steps as it executes instructions."""
+
+    def follow(self, read: Callable[[], int], nearer: Callable[[], None]) -> None:
+        """`read` gives the exact time on the vCPU's thread; `nearer` is called where the earliest deadline changes."""
+        ...
+
+    def next_deadline(self) -> int | None:
+        """When the next timer is due; None when none is armed."""
+        ...
+
+    def step_to(self, time_ns: int) -> int:
+        """Let time go on to `time_ns`, and call the timers that fall due, on the calling thread; the time then."""
+        ...

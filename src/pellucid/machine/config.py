@@ -181,6 +181,14 @@ class RtcConfig:
 
 
 @dataclass(frozen=True)
+class IcountConfig:
+    """-icount: an instruction takes 2**shift ns of the guest's time; `sleep`: a halt lasts on the host, too."""
+
+    shift: int
+    sleep: bool = True
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
 
@@ -195,6 +203,7 @@ class MachineConfig:
     drives: disks and CDs in the order they were asked for; default_drives: an empty CD
         and an empty floppy drive, where the board has them and none was asked for.
     boot: what firmware boots from. rtc: the guest's calendar.
+    icount: the guest's time goes by its instructions.
     data_folders: where firmware is looked for first (-L).
     serial_console: firmware talks through the first serial port (-nographic).
     serials: one per serial port, in order; a kind of NONE leaves that port out.
@@ -230,6 +239,7 @@ class MachineConfig:
     default_drives: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     rtc: RtcConfig = field(default_factory=RtcConfig)
+    icount: IcountConfig | None = None
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     chardevs: tuple[CharBackend, ...] = ()
     monitors: tuple[MonitorConfig, ...] = ()

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
@@ -15,7 +16,7 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
-from pellucid.runtime import BigLock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
+from pellucid.runtime import BigLock, InstructionClock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
 from pellucid.runtime.linux import set_process_name
 
 AttachControl = Callable[[Machine, Streams], object]
@@ -49,7 +50,7 @@ def run_machine(
     with ExitStack() as cleanup:
         loop = MainLoop(BigLock())
         cleanup.callback(loop.close)
-        clock = SteppedClock() if config.accelerator == "qtest" else VirtualClock(debug_threads=config.debug_threads)
+        clock = _clock(config)
         cleanup.callback(clock.close)
         hypervisor, cpuid = (accelerator or _accelerator(progress))(config, clock)
         machine = Machine(config, hypervisor, loop, clock, _report)
@@ -76,6 +77,14 @@ def run_machine(
         return status if machine.exit_status is None else machine.exit_status
 
 
+def _clock(config: MachineConfig) -> VirtualClock:
+    if config.accelerator == "qtest":
+        return SteppedClock()
+    if config.icount is not None:
+        return InstructionClock()
+    return VirtualClock(debug_threads=config.debug_threads)
+
+
 def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str], Chardev | None]) -> None:
     """What -device, -debugcon and -global ask for. Raises UserError."""
     plugger = DevicePlugger(machine, config.globals, chardev)
@@ -88,10 +97,13 @@ def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str
 def _accelerator(progress: Progress | None) -> Accelerator:
     def open_accelerator(config: MachineConfig, clock: VirtualClock) -> tuple[Hypervisor, CpuidOf]:
         def cpuid(apic_id: int) -> list[CpuidEntry]:
-            return cpuid_entries(config.cpu, apic_id, config.topology, warn=False, tsc_hz=hz or hypervisor.tsc_hz)
+            return cpuid_entries(cpu, apic_id, config.topology, warn=False, tsc_hz=hz or hypervisor.tsc_hz)
 
         configured_model(config.cpu)  # A bad -cpu is told before the engine is loaded.
-        hz = tsc_frequency(config.cpu)
+        cpu = config.cpu
+        if config.icount is not None:  # kvmclock and steal time tell of the host's time
+            cpu = replace(cpu, properties={**cpu.properties, "kvm": "off"})
+        hz = tsc_frequency(cpu)
         hypervisor = create_hypervisor(config.accelerator, clock, progress)
         return hypervisor, cpuid
 

@@ -6,6 +6,7 @@ the clocks. Nothing here calls back while it holds a private lock.
 
 from pellucid.runtime.bql import BigLock
 from pellucid.runtime.clock import HostClock, LockedClock, SteppedClock, VirtualClock
+from pellucid.runtime.instruction_clock import InstructionClock
 from pellucid.runtime.main_loop import MainLoop
 from pellucid.runtime.requests import PanicAction, ShutdownCause, SystemRequests, WakeReason
 from pellucid.runtime.run_state import InvalidTransition, RunState, RunStateMachine
@@ -16,6 +17,7 @@ from pellucid.runtime.vcpu_thread import Outcome, VcpuThread, outcome_of
 __all__ = [
     "BigLock",
     "HostClock",
+    "InstructionClock",
     "InvalidTransition",
     "LockedClock",
     "MainLoop",

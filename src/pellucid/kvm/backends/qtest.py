@@ -217,6 +217,9 @@ class QtestVm:
     def set_tsc_hz(self, hz: int) -> None:
         """Nothing: nobody counts."""
 
+    def count_instructions(self, shift: int, *, sleep: bool) -> None:
+        """Nothing: nobody executes any."""
+
     def create_irqchip(self, *, split: bool = False) -> None:
         if self._irqchip is not None:
             raise InvalidRequestError("the VM has an irqchip already")

@@ -7,14 +7,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, TSC_FRACTION
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
+from pellucid.kvm.backends.soft.pace import Pace
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
-from pellucid.kvm.clock import Clock
+from pellucid.kvm.clock import Clock, CountedClock
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
@@ -68,6 +70,7 @@ class SoftVm:
         self.engine, self.clock = engine, clock
         self._host_tsc_hz = self.tsc_hz = tsc_hz
         self.tsc_scale = 1 << TSC_FRACTION
+        self._instruction_time: tuple[int, bool] | None = None
         self.memory = SlotMemory()
         self.irqchip: Irqchip | None = None
         self.coalesced = CoalescedRing()
@@ -83,7 +86,8 @@ class SoftVm:
 
     def scaled_tsc(self) -> int:
         """The host's TSC at the guests' frequency: what a processor adds its offset to."""
-        return int(self.engine.read_tsc()) * self.tsc_scale >> TSC_FRACTION
+        source = self.engine.read_tsc() if self._instruction_time is None else self.clock.now_ns()
+        return int(source) * self.tsc_scale >> TSC_FRACTION
 
     def set_tsc_hz(self, hz: int) -> None:
         if self.vcpus:
@@ -93,6 +97,13 @@ class SoftVm:
         self.tsc_hz, self.tsc_scale = hz, (hz << TSC_FRACTION) // self._host_tsc_hz
         self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, hz)
+
+    def count_instructions(self, shift: int, *, sleep: bool) -> None:
+        if self.vcpus:
+            raise InvalidRequestError("instructions are counted from the first vCPU on")
+        self._instruction_time = shift, sleep
+        self._host_tsc_hz = NS  # the TSC's source is in nanoseconds now, and what the host's counter does is no matter
+        self.set_tsc_hz(NS)
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         with self.stopped():
@@ -115,8 +126,13 @@ class SoftVm:
             raise InvalidRequestError(f"a vCPU with APIC id {apic_id} is there already")
         if len(self.vcpus) >= MAX_PROCESSORS:
             raise InvalidRequestError(f"more than {MAX_PROCESSORS} vCPUs")
+        if self.vcpus and self._instruction_time is not None:
+            raise InvalidRequestError("more than one vCPU by the instruction clock is not built yet")
         with self.stopped():
             vcpu = SoftVcpu(self, apic_id)
+        if self._instruction_time is not None:
+            shift, sleep = self._instruction_time
+            vcpu.pace = Pace(vcpu, cast(CountedClock, self.clock), shift, sleep=sleep)
         self.vcpus.append(vcpu)
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:

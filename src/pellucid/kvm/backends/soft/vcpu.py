@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
-    EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE, EXIT_PENDING,
-    EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
+    EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE,
+    EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
@@ -34,6 +34,7 @@ from pellucid.kvm.steal_time import StealTime
 from pellucid.kvm.vcpu_requests import VcpuRequests
 
 if TYPE_CHECKING:
+    from pellucid.kvm.backends.soft.pace import Pace
     from pellucid.kvm.backends.soft.system import SoftVm
 
 NS, U64 = 10**9, (1 << 64) - 1
@@ -72,6 +73,8 @@ class SoftVcpu(VcpuState):
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
         self.steal_time = StealTime(vm.write_guest, vm.read_guest)
+        self.pace: Pace | None = None
+        """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.msrs = Msrs(self)
         registers.reset(self.processor)
@@ -80,7 +83,8 @@ class SoftVcpu(VcpuState):
             EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
-            EXIT_PAUSE: lambda: vm.yield_cpu(), EXIT_WAIT: self._on_wait}
+            EXIT_PAUSE: lambda: vm.yield_cpu(), EXIT_WAIT: self._on_wait,
+            EXIT_BUDGET: lambda: None}
 
     @property
     def apic_id(self) -> int:
@@ -131,6 +135,16 @@ class SoftVcpu(VcpuState):
         self.processor.kick()
         self._wake.set()
 
+    def look_again(self) -> None:
+        """A deadline of the instruction clock has changed: count anew up to it."""
+        self.processor.kick()
+        if threading.get_ident() != self._thread:
+            self._wake.set()
+
+    def wait_for_wake(self, seconds: float | None) -> bool:
+        """Sleep until a request or kick, at most so long; whether there was one."""
+        return self._wake.wait(seconds)
+
     def nmi(self) -> None:
         self._events.queue_nmi()
         self.request(KVM_REQ_NMI)
@@ -151,6 +165,8 @@ class SoftVcpu(VcpuState):
         state, lapic = self.state, self.lapic
         while True:
             self.state.pending = 0
+            if self.pace is not None:
+                self.pace.advance()
             if self._kicked:
                 self._kicked = False
                 return IntrExit()
@@ -311,7 +327,10 @@ class SoftVcpu(VcpuState):
             self._halted = self._unhalted = False
             return False
         if not self.requests.word and not self._kicked:
-            self.steal_time.idle(self._wake.wait)
+            if self.pace is not None:
+                self.pace.idle()
+            else:
+                self.steal_time.idle(self._wake.wait)
         self._wake.clear()
         if self.requests.word:
             self.state.pending = 1
