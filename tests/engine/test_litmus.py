@@ -19,7 +19,7 @@ from pellucid.cpu.state import EXIT_HLT
 from .code import RBP, RBX, RCX, RDI, RDX, RSI, RSP, Compiled
 from .test_smp import CODE, STACKS, run_all
 
-ROUNDS, STRIDE = 2000, 64
+ROUNDS, STRIDE = 1000, 64
 X, Y, RESULTS, TURN, COUNTER = 0x4_0000, 0x8_0000, 0xC_0000, 0xB000, 0xE000
 
 
@@ -116,8 +116,20 @@ def machines_for(texts: Sequence[str]) -> list[Compiled]:
     first = Compiled()
     machines = [first, *(Compiled(beside=first) for _ in texts[1:])]
     for number, (machine, text) in enumerate(zip(machines, texts, strict=True)):
-        machine.load(CODE[number], assemble(text, CODE[number]).code)
+        machine.load(CODE[number], with_locks(text, CODE[number]))
     return machines
+
+
+def with_locks(text: str, origin: int) -> bytes:
+    """Machine code of a text whose lines may begin with `lock`, a prefix that the assembler does not know."""
+    count = text.count("lock ")
+    for n in range(count):
+        text = text.replace("lock ", f"prefix{n}:\nnop\n", 1)
+    assembled = assemble(text, origin)
+    code = bytearray(assembled.code)
+    for n in range(count):
+        code[assembled.labels[f"prefix{n}"] - origin] = 0xF0
+    return bytes(code)
 
 
 def rounds(machines: Sequence[Compiled]) -> list[Round]:
