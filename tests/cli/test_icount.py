@@ -11,7 +11,7 @@ from pellucid.machine.config import IcountConfig
     ("2", IcountConfig(2)), ("shift=0", IcountConfig(0)), ("shift=0xa,sleep=off", IcountConfig(10, False)),
     ("3,align=off,sleep=on", IcountConfig(3)), ("sleep=on", None)])
 def test_values(text: str, expected: IcountConfig | None) -> None:
-    assert parse_options(["-M", "microvm", "-icount", text]).icount == expected
+    assert parse_options(["-icount", text]).icount == expected
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -28,4 +28,4 @@ def test_what_qemu_refuses(text: str, message: str) -> None:
 @pytest.mark.parametrize("words", [["auto"], ["1,align=on"], ["1,rr=record,rrfile=x"], ["1", "-smp", "2"]])
 def test_what_is_not_built(words: list[str]) -> None:
     with pytest.raises(NotBuiltError, match="not built yet"):
-        parse_options(["-M", "microvm", "-icount", *words])
+        parse_options(["-icount", *words])

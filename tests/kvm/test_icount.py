@@ -34,9 +34,9 @@ START = f"""
     out 0x21, al
     mov al, 0x34
     out 0x43, al
-    mov al, {RELOAD}
+    mov al, {RELOAD & 0xFF}
     out 0x40, al
-    xor eax, eax
+    mov al, {RELOAD >> 8}
     out 0x40, al
     sti
 """
