@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pellucid.machine.devices.edu import BUFFER, BUFFER_SIZE, DMA_DELAY_NS, Edu, factorial
 from pellucid.machine.pci import PciBus, PciSpaces
@@ -118,3 +120,25 @@ def test_a_reset_ends_what_is_under_way() -> None:
     bench.edu.reset()
     bench.clock.advance(DMA_DELAY_NS)
     assert bytes(bench.ram.view[:4]) == b"kept" and bench.read(COMMAND) == 0
+
+
+OFFSETS = (0, 4, 8, 0x20, 0x24, 0x60, 0x64, SOURCE, DESTINATION, COUNT, COMMAND, 0x9C, 0xF_FFF8)
+numbers = st.one_of(
+    st.integers(0, 15), st.integers(BUFFER - 2, BUFFER + BUFFER_SIZE + 2), st.integers(0, (1 << 64) - 1)
+)  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.sampled_from("rwwwt"), st.sampled_from(OFFSETS), st.sampled_from([4, 8]), numbers)))
+def test_random_accesses(steps: list[tuple[str, int, int, int]]) -> None:
+    bench = Bench()
+    for kind, offset, size, value in steps:
+        if kind == "t":
+            bench.clock.advance(DMA_DELAY_NS)
+        elif kind == "w":
+            bench.write(offset, value & (1 << 8 * size) - 1, size)
+        else:
+            bench.read(offset, size)
+    assert len(bench.edu.buffer) == BUFFER_SIZE
+    round_trip(bench.edu, Bench().edu)
+    bench.edu.reset()

@@ -9,7 +9,7 @@ from pellucid.machine.dma import ScatterList
 from pellucid.machine.vtd import registers as reg
 from pellucid.machine.vtd.faults import Reason
 from pellucid.machine.vtd.registers import Features
-from pellucid.machine.vtd.tables import MOST_CACHED
+from pellucid.machine.vtd.tables import MOST_CACHED, Page
 from pellucid.memory import MemTxResult
 from tests.machine.vtd_bench import (
     CONTEXTS,  # fmt: skip
@@ -262,6 +262,20 @@ def test_function_masks_of_a_context_invalidation(mask: int, gone: list[int] | s
     before = set(translator.contexts)
     translator.forget_contexts(source=(0x0F, mask))
     assert before - set(translator.contexts) == (set(range(0x08, 0x10)) if gone == "all" else set(gone))
+
+
+@pytest.mark.parametrize("others", [0, 40], ids=["few are cached", "many are cached"])
+def test_a_page_selective_invalidation_takes_super_pages_along(others: int) -> None:
+    translator = Bench().unit._translator
+    inside = [(DOMAIN, 12, 0x201), (DOMAIN, 21, 1), (DOMAIN, 30, 0)]
+    outside = [(DOMAIN, 12, 0x200), (DOMAIN, 12, 0x202), (DOMAIN, 21, 2), (DOMAIN, 30, 1), (DOMAIN + 1, 12, 0x201)]
+    outside += [(DOMAIN, 12, 0x1000 + number) for number in range(others)]
+    for key in (*inside, *outside):
+        translator.pages[key] = Page(0, key[1], READ)
+    translator.forget_pages(DOMAIN, 0x20_1000, 0)
+    assert set(translator.pages) == set(outside)
+    translator.forget_pages(DOMAIN, 0x20_0000, 3)
+    assert set(translator.pages) == set(outside[2:])
 
 
 def test_wait_descriptors() -> None:

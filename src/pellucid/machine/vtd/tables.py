@@ -164,6 +164,12 @@ class Translator:
             return
         low = address >> 12 >> (order or 0) << (order or 0) << 12
         high = low + (1 << 12 + (order or 0))
+        if order is not None and 1 << order < len(self.pages):
+            # Few pages, as at each unmapping of a guest in strict mode: asked for by name.
+            for shift in PAGE_SHIFTS:
+                for number in range(low >> shift, (high - 1 >> shift) + 1):
+                    self.pages.pop((domain, shift, number), None)
+            return
         for known in [key for key in self.pages if key[0] == domain]:
             start = known[2] << known[1]
             if order is None or start < high and low < start + (1 << known[1]):
