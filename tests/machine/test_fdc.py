@@ -322,3 +322,12 @@ def test_an_empty_drive_s_head_goes_where_it_is_told(tmp_path: Path) -> None:
         assert it.transfer(READ, 7, 0, 255).hex() == "4000000700ff02"
         it.command(0x07, 0)
         assert it.command(SENSE_INTERRUPT) == b"\x20\x00" and it.command(0x0E)[6:7] == b"\xff"
+
+
+def test_read_id_of_an_empty_drive_goes_by_the_last_medium_s_rate(tmp_path: Path) -> None:
+    with bench(tmp_path, DriveOptions("-fda", interface="floppy", index=0)) as it:
+        for rate, st0 in ((0, 0x00), (2, 0x40)):
+            it.chip.dsr = rate
+            it.command(READ_ID, 0)
+            it.chip._turned()
+            assert it.results()[0] == st0

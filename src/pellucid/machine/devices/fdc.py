@@ -257,7 +257,7 @@ class Fdc(SectorTransfers):
         drive = self.drive
         if drive.last_sector:
             drive.sector = drive.sector % drive.last_sector + 1
-        if drive.format is None or drive.format.rate != self.dsr & RATE:
+        if drive.rate != self.dsr & RATE:
             self.finish(ST0_ABNORMAL, ST1_MISSING_MARK)
         else:
             self.finish()

@@ -32,6 +32,7 @@ class FloppyDrive(BlockDevice):
     """The drive with number `unit`. `drive_type` is "120", "144" or "288" (by its largest usual medium).
 
     backend: None where no drive is connected. format: of the medium, None while there is none.
+    rate: the data rate of the medium, or of the last one, as DSR has it.
     """
 
     kind = "floppy"
@@ -54,7 +55,7 @@ class FloppyDrive(BlockDevice):
         self.backend, self.unit, self._fallback = backend, unit, fallback
         super().__init__()
         self.format: Format | None = None
-        self._sides = 1
+        self._sides, self.rate = 1, 0
         self.connect(backend, drive_type)
 
     def connect(self, backend: BlockBackend | None, drive_type: str) -> None:
@@ -89,7 +90,7 @@ class FloppyDrive(BlockDevice):
         medium = self.backend.size if self.backend is not None and self.backend.inserted else None
         self.format = None if medium is None else find_format(medium, self.drive_type)
         if self.format is not None:
-            self.last_sector, self._sides = self.format.sectors, self.format.heads
+            self.last_sector, self._sides, self.rate = self.format.sectors, self.format.heads, self.format.rate
         else:
             self.last_sector = 0 if self.backend is None else EMPTY_MOST
 
