@@ -24,6 +24,7 @@ from pellucid.kvm.api import (
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.irqchip.state import IoapicState, PicState, PitChannelState, PitState
+from pellucid.kvm.machine_check import MachineCheck, McOutcome
 
 TSC = 0x10
 
@@ -77,6 +78,13 @@ class FakeVcpu:
 
     def smi(self) -> None:
         self.smis += 1
+
+    @property
+    def broadcasts_mce(self) -> bool:
+        return False
+
+    def set_mce(self, error: MachineCheck) -> McOutcome:
+        return McOutcome.NOT_SUPPORTED
 
     def ignore_numeric_error(self) -> None:
         self.ignored_errors += 1

@@ -31,6 +31,7 @@ from pellucid.kvm.exits import (
     SystemEventExit,
 )
 from pellucid.kvm.irqchip.state import IoapicState, LapicState, PicState, PitState
+from pellucid.kvm.machine_check import MachineCheck, McOutcome
 from pellucid.kvm.regs import CpuidEntry, DebugRegs, DTable, Fpu, MpState, Regs, Segment, Sregs
 from pellucid.kvm.routing import IrqchipRoute, MsiRoute, RoutingEntry
 from pellucid.kvm.vcpu_requests import (
@@ -147,6 +148,15 @@ class Vcpu(Protocol):
 
     def smi(self) -> None:
         """Make a system-management interrupt pending (KVM_SMI); one that comes in SMM waits for its end."""
+        ...
+
+    def set_mce(self, error: MachineCheck) -> McOutcome:
+        """Report a machine-check error; #MC or a shutdown may follow before the guest goes on (KVM_X86_SET_MCE)."""
+        ...
+
+    @property
+    def broadcasts_mce(self) -> bool:
+        """Whether processors of its model tell a machine check to all of them: Intel's from family 6, model 14 on."""
         ...
 
     def ignore_numeric_error(self) -> None:

@@ -92,6 +92,8 @@ class PendingEvents:
     nmi_injected: bool = False
     smi_pending: bool = False
     triple_fault: bool = False
+    machine_check: bool = False
+    """#MC is to be delivered: its registers are set (KVM_X86_SET_MCE)."""
     _nmi_queued: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -159,7 +161,7 @@ class PendingEvents:
         self.nmi_injected = False
         self.nmi_pending = 0
         self.smi_pending = False
-        self.triple_fault = False
+        self.triple_fault = self.machine_check = False
         with self._lock:
             self._nmi_queued = 0
 

@@ -31,6 +31,7 @@ RESET_MSRS = (
     0x3B,  # IA32_TSC_ADJUST
     0x48,  # IA32_SPEC_CTRL
     0x9E,  # IA32_SMBASE
+    0x17A,  # IA32_MCG_STATUS; the banks keep what they hold
     *range(0x174, 0x177),  # IA32_SYSENTER_CS, _ESP, _EIP
     0x1A0,  # IA32_MISC_ENABLE
     0x1D9,  # IA32_DEBUGCTL

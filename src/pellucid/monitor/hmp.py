@@ -18,7 +18,7 @@ NOT_BUILT = frozenset(
     block_resize block_set_io_throttle block_stream boot_set calc_dirty_rate cancel_vcpu_dirty_limit chardev-add
     chardev-change chardev-remove client_migrate_info closefd commit delvm device_add device_del
     drive_add drive_backup drive_del drive_mirror dump-guest-memory dumpdtb exit_preconfig expire_password
-    gdbserver getfd gpa2hpa hostfwd_add hostfwd_remove loadvm mce migrate migrate_cancel migrate_continue
+    gdbserver getfd gpa2hpa hostfwd_add hostfwd_remove loadvm migrate migrate_cancel migrate_continue
     migrate_incoming migrate_pause migrate_recover migrate_set_capability migrate_set_parameter migrate_start_postcopy
     mouse_button mouse_move mouse_set nbd_server_add nbd_server_remove nbd_server_start nbd_server_stop netdev_add
     netdev_del object_add object_del pcie_aer_inject_error qemu-io qom-set replay_break replay_delete_break replay_seek

@@ -35,6 +35,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.irqchip.state import KVM_APIC_REG_SIZE
+from pellucid.kvm.machine_check import MachineCheck, McOutcome
 
 APIC_BASE, APIC_BASE_BSP, APIC_BASE_ENABLED = 0xFEE0_0000, 1 << 8, 1 << 11
 
@@ -102,6 +103,13 @@ class QtestVcpu:
 
     def smi(self) -> None:
         """Nobody takes it."""
+
+    def set_mce(self, error: MachineCheck) -> McOutcome:
+        return McOutcome.NOT_SUPPORTED
+
+    @property
+    def broadcasts_mce(self) -> bool:
+        return False
 
     def ignore_numeric_error(self) -> None:
         """Nobody computes."""

@@ -12,6 +12,7 @@ from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.machine_check import MACHINE_CHECK_MSRS, MachineCheckRegisters
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
 from pellucid.kvm.steal_time import MSR_KVM_STEAL_TIME
@@ -49,11 +50,10 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x17A: (0, 7), 0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
+VALUES = {0x1D9: (0, 0x3), 0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
 # MSRs that only read, with their value.
 CONSTANTS = {**dict.fromkeys(OSVW, 0),
-             0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x179: 0,
-             0x1C9: 0}
+             0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
@@ -85,6 +85,7 @@ FEATURES = {0x3B: ((7, 0, "ebx", 1),), IA32_SPEC_CTRL: tuple(SPEC_CTRL_PLACES),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
             IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),), IA32_U_CET: CET, IA32_S_CET: CET,
             **dict.fromkeys((*IA32_PL_SSP, IA32_SSP_TABLE), CET[:1]),
+            **dict.fromkeys(MACHINE_CHECK_MSRS, ((1, 0, "edx", 14),)),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -95,6 +96,7 @@ class Msrs:
         self._vcpu = vcpu
         self.arch_capabilities: int | None = None
         self.spec_ctrl_allowed: int = VALUES[IA32_SPEC_CTRL][1]
+        self.machine_check = MachineCheckRegisters()
         self.absent: frozenset[int] = frozenset()
         self._special: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
             IA32_TSC: (self._read_tsc, self._write_tsc),
@@ -127,6 +129,7 @@ class Msrs:
         """Values after RESET."""
         self._values = {index: reset for index, (reset, _) in VALUES.items()}
         self._mtrrs = dict.fromkeys(MTRR_MSRS, 0)
+        self.machine_check.reset()
         self._tsc_adjust = 0
         self._misc_enable = 1
         for name, _ in FIELDS.values():
@@ -147,6 +150,8 @@ class Msrs:
             return self._values[index]
         if index in self._mtrrs:
             return self._mtrrs[index]
+        if index in MACHINE_CHECK_MSRS:
+            return self.machine_check.read(index)
         if index in CONSTANTS:
             return CONSTANTS[index]
         if index in AMD_COUNTERS:
@@ -186,6 +191,8 @@ class Msrs:
             self._mtrrs[index] = value
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
+        elif index in MACHINE_CHECK_MSRS:
+            self.machine_check.write(index, value, host_initiated)
         elif index in AMD_COUNTERS:
             if value:
                 raise MsrAccessError(index, value)

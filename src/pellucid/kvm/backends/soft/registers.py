@@ -196,7 +196,7 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
     set_sregs(cpu, Sregs(cs=code, ds=segment, es=segment, fs=segment, gs=segment, ss=segment, tr=system,
                          ldt=Segment(limit=0xFFFF, type=2, s=False), gdt=DTable(), idt=DTable(), cr0=cr0,
                          cr2=0, cr3=0, cr4=0, cr8=0, efer=0, apic_base=0))
-    set_regs(cpu, Regs(rip=0xFFF0, rdx=_signature(cpu)))
+    set_regs(cpu, Regs(rip=0xFFF0, rdx=signature(cpu)))
     set_debugregs(cpu, DebugRegs())
     if not init:
         s.xcr0, s.xss = 1, 0
@@ -210,8 +210,8 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
     cpu.refresh_mode()
 
 
-def _signature(cpu: Processor) -> int:
-    """EDX after a reset: family, model and stepping as CPUID leaf 1 has them."""
+def signature(cpu: Processor) -> int:
+    """CPUID leaf 1, EAX, which a reset leaves in EDX: family, model and stepping."""
     for n in range(cpu.state.cpuid_count):
         entry = CpuidEntry.view(cpu.state.cpuid + n * CpuidEntry.size)
         if entry.leaf == 1:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import (
-    EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE,
-    EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
+    CR4_MCE, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
+    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
@@ -28,6 +28,7 @@ from pellucid.kvm.backends.soft.vcpu_state import VcpuState
 from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
 from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
+from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
 from pellucid.kvm.pv_eoi import PvEoi
 from pellucid.kvm.pvclock import PvclockVcpu
 from pellucid.kvm.steal_time import StealTime
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 NS, U64 = 10**9, (1 << 64) - 1
 A20 = 1 << 20
-NMI_VECTOR = 2
+NMI_VECTOR, MC_VECTOR = 2, 18
 LINE_SECONDS, LONGEST_SLEEP = 200e-6, 1.0
 """How long TPAUSE and UMWAIT sleep at a time, with and without a line to look at."""
 
@@ -151,6 +152,17 @@ class SoftVcpu(VcpuState):
 
     def smi(self) -> None:
         self.request(KVM_REQ_SMI)
+
+    def set_mce(self, error: MachineCheck) -> McOutcome:
+        if IA32_MCG_CAP in self.msrs.absent:
+            return McOutcome.NOT_SUPPORTED
+        with self._vm.stopped(flush=False):
+            outcome = self.msrs.machine_check.report(error, bool(self.state.cr4 & CR4_MCE))
+        if outcome is McOutcome.RAISED or outcome in SHUTDOWNS:
+            self._events.machine_check = outcome is McOutcome.RAISED
+            self._events.triple_fault |= outcome in SHUTDOWNS
+            self.request(KVM_REQ_EVENT)
+        return outcome
 
     def unhalt(self) -> None:
         """End its HLT without an interrupt; where it does not halt now, the next one does not wait (pv_unhalted)."""
@@ -267,6 +279,13 @@ class SoftVcpu(VcpuState):
         state = self.state
         state.irq_window = state.smi_due = 0
         has_interrupt = self.chips.has_interrupt(self.lapic)
+        if self._events.triple_fault:
+            self._events.triple_fault = False
+            return self._on_shutdown()
+        if self._events.machine_check:  # before all else, whatever is masked (SDM vol. 3, table 6-2)
+            self._events.machine_check = False
+            self.requests.make(KVM_REQ_EVENT)  # what waits may come behind it
+            return self._deliver(MC_VECTOR)
         if self._events.smi_pending and not state.smm:
             self._take_smi()
             state.irq_window = int(has_interrupt)

@@ -70,6 +70,12 @@ class VcpuState:
     def set_debugregs(self, debugregs: DebugRegs) -> None:
         registers.set_debugregs(self.processor, debugregs)
 
+    @property
+    def broadcasts_mce(self) -> bool:
+        signature = registers.signature(self.processor)
+        family, model = signature >> 8 & 15, signature >> 12 & 0xF0 | signature >> 4 & 15
+        return family > 6 or family == 6 and model >= 14
+
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         return {index: self.msrs.read(index, host_initiated=True) for index in indices}
 
