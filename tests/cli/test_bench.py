@@ -10,7 +10,7 @@ import pytest
 
 from pellucid.cli import guest
 from pellucid.cli import main as main_module
-from pellucid.cli.bench import console, disks, machines, results, runs
+from pellucid.cli.bench import console, disks, machines, pair, results, runs
 from pellucid.cli.bench.console import GuestError, GuestHung, Memory, memfd_resident, session
 from pellucid.cli.bench.disks import DiskTimes, Media, measure_disks
 from pellucid.cli.bench.loops import BY_NAME
@@ -33,8 +33,16 @@ case $kernel in */probe) [ "$BROKEN" = start ] || echo '!'; exec sleep 60 ;; esa
 [ "$BROKEN" = refuse ] && { echo "pellucid: -kernel: no good" >&2; exit 1; }
 printf '[    0.1] booting\\r\\nPellucid: userspace reached\\r\\n'
 for word in $append; do
-    case $word in bench=*) loops=$(echo ${word#bench=} | tr , ' ') ;; esac
+    case $word in bench=*) loops=$(echo ${word#bench=} | tr , ' ') ;; pair=*) pair=${word#pair=} ;; esac
 done
+if [ "$pair" ]; then
+    name=${pair%%:*} count=${pair##*:}
+    echo "one copy"; sleep 0.1; echo "two copies"; sleep 0.1; [ "$BROKEN" = one ] || echo "copies done"
+    for n in 1 2 3; do
+        [ "$BROKEN" = apart ] && count=$((count + n))
+        echo "bench $name ${pair##*:} 1000 $count"
+    done
+fi
 for loop in $loops; do
     name=${loop%%:*} count=${loop##*:}
     [ "$BROKEN" = lost ] && continue
@@ -90,9 +98,10 @@ def test_the_whole_benchmark(fake: Path, capsys: pytest.CaptureFixture[str], tmp
     # Here a loop may take no time at all, and have no ratio.
     assert all(row["ours"] is not None and row["qemu"] is not None for name, row in rows.items() if name in BY_NAME)
     assert rows["cold cache"]["ratio"] > 0
-    # Two builds; then in each of two rounds QEMU's boot and starts, and ours with the cache cold, warm, and starts.
+    assert 0.5 < rows["two CPUs against one"]["ours"] < 8 and rows["two CPUs against one"]["unit"] == "x"
+    # Two builds; then in each of two rounds QEMU's boot and starts; ours with the cache cold, warm, starts, two CPUs.
     caches = (tmp_path / "starts").read_text().splitlines()
-    assert len(caches) == 2 + 2 * (1 + runs.STARTS + 2 + runs.STARTS)
+    assert len(caches) == 2 + 2 * (1 + runs.STARTS + 2 + runs.STARTS + 1)
     assert caches[1] == "theirs" and len(set(caches)) == 4  # --image's empty one, theirs, QEMU's environment, our own
     assert "Pellucid: userspace reached" in (logs / "qemu-2.log").read_text()
     assert {path.name for path in logs.iterdir()} >= {"pellucid-cold-cache-1.log", "pellucid-start-8.log"}
@@ -105,6 +114,7 @@ def test_the_table(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Pellucid and Fake emulator 1.0: medians of 1" in out
     assert any("integer" in line and "8x" in line for line in lines)
     assert not any("branches" in line for line in lines)
+    assert "two CPUs against one" in out
     assert "pellucid: 1 of 1: qemu\n" in err
 
 
@@ -284,6 +294,26 @@ def test_rows_are_medians_ratios_and_limits() -> None:
     assert rows["geometric mean"].ratio == pytest.approx((9 * 0.5) ** 0.5)
     assert rows["without guest RAM"].ours == 250_000_000
     assert rows["without guest RAM"].met is True
+
+
+@pytest.mark.parametrize(
+    ("idle", "pairs", "met"), [(True, [1.9, 1.2, 1.8], True), (True, [1.79], False), (False, [1.0], None)]
+)
+def test_two_cpus_have_a_limit_from_below_where_two_cores_are_idle(
+    idle: bool, pairs: list[float], met: bool | None
+) -> None:
+    (row,) = results.rows(Measurements(None, Series("pellucid", pairs=pairs), two_idle_cores=idle))[3:]
+    assert (row.name, row.met, row.at_least) == ("two CPUs against one", met, True)
+
+
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [("one", "ended without its two loops"), ("apart", "computed 1001, 1003, 1006 of one loop on two CPUs")],
+)
+def test_two_cpus_that_do_not_do_their_part(fake: Path, tmp_path: Path, broken: str, line: str) -> None:
+    emulator = Emulator("fake", (str(fake),), 5, environment={**os.environ, "BROKEN": broken})
+    with pytest.raises(GuestError, match=f"fake two CPUs {line}"):
+        pair.measure_pair(emulator, tmp_path / "vmlinuz", tmp_path / "initrd", 1e-5, None)
 
 
 def test_a_row_with_nothing_to_compare() -> None:

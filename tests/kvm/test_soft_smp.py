@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,38 @@ def test_lock_across_two_pages_is_atomic(instruction: str) -> None:
         assert run_both(guest) == [IoExit(0x99, 1, True, 7)] * 2
         assert guest.vm.read_guest(0x1FFE, 4) == (0xFFF0 + 2 * count).to_bytes(4, "little")
     finally:
+        guest.close()
+
+
+def test_halted_processors_use_no_time_of_the_host() -> None:
+    """Four vCPUs in HLT, a thread each: their threads' CPU time, which other work on the host does not add to."""
+    guest = Guest(4)
+    guest.put(0x7000, "f4 ebfd")         # hlt; jmp to it
+    for vcpu in guest.vcpus[1:]:
+        start(vcpu, 7)
+    first = guest.vcpus[0]
+    first.set_sregs(replace(first.get_sregs(), cs=replace(first.get_sregs().cs, base=0x7000, selector=0x700)))
+    first.set_regs(replace(first.get_regs(), rip=0))
+    threads = [threading.Thread(target=v.run) for v in guest.vcpus]
+    try:
+        for thread in threads:
+            thread.start()
+        limit = time.monotonic() + 60
+        while any(v.get_mp_state() is not MpState.HALTED for v in guest.vcpus) and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert [v.get_mp_state() for v in guest.vcpus] == [MpState.HALTED] * 4
+        time.sleep(0.05)
+        clocks = [time.pthread_getcpuclockid(thread.ident or 0) for thread in threads]
+        before, begun = [time.clock_gettime(clock) for clock in clocks], time.monotonic()
+        time.sleep(0.5)
+        used = [time.clock_gettime(clock) - was for clock, was in zip(clocks, before, strict=True)]
+        assert all(thread.is_alive() for thread in threads)
+        assert max(used) < 0.03 * (time.monotonic() - begun)
+    finally:
+        for vcpu in guest.vcpus:
+            vcpu.kick()
+        for thread in threads:
+            thread.join()
         guest.close()
 
 

@@ -4,7 +4,7 @@
     programs.py   what every guest program has in common; loops.py: the timed loops, in assembly
     asm.py        the assembler; elf.py: the files
     machines.py   how each machine is started; console.py: one that runs, and its console's lines
-    disks.py      firmware, GRUB and AHCI
+    disks.py      firmware, GRUB and AHCI; pair.py: two guest CPUs against one
     runs.py       which runs when; results.py: medians, ratios, limits; report.py: the table
 
 Only ratios mean something from one computer to another; a loop counts by the host's clock.

@@ -45,6 +45,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         limit = ""
     else:
         limit = f"{row.limit:g}x" if row.limit_is_ratio else quantity(row.limit, row.unit)
+        limit = f"at least {limit}" if row.at_least else limit
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
     return ("  " + row.name, quantity(row.qemu, row.unit), quantity(row.ours, row.unit), ratio, limit, VERDICT[row.met])
 
@@ -55,4 +56,6 @@ def quantity(value: float | None, unit: str) -> str:
         return ""
     if unit == "B":
         return f"{value / 1e6:.0f} MB"
+    if unit == "x":
+        return f"{value:.2f}x"
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.2f} s"

@@ -1,7 +1,8 @@
 """Taking the measurements: which machine is started when, and what is read off its console.
 
 The machines take turns, so that a change of the host's speed meets all of them. One repetition is QEMU with all
-loops, ours with a cold cache and no loops, ours with the cache warm and all loops, and STARTS starts of each.
+loops, ours with a cold cache and no loops, ours with the cache warm and all loops, STARTS starts of each, and ours
+with two CPUs.
 """
 
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pellucid.cli.bench import workload
+from pellucid.cli.bench import pair, workload
 from pellucid.cli.bench.console import GuestError, GuestHung, Line, Memory, Session, session
 from pellucid.cli.bench.disks import DiskTimes, Media, measure_disks, prepare
 from pellucid.cli.bench.machines import Emulator, forget_translations, ours, private_cache
@@ -48,13 +49,17 @@ class Boot:
 
 @dataclass
 class Series:
-    """The runs of one machine. `starts`: seconds from the start to the first guest instruction."""
+    """The runs of one machine. `starts`: seconds from the start to the first guest instruction.
+
+    `pairs`: work per second of two CPUs over that of one.
+    """
 
     name: str
     cold: list[Boot] = field(default_factory=list)
     warm: list[Boot] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
     disks: DiskTimes = field(default_factory=DiskTimes)
+    pairs: list[float] = field(default_factory=list)
 
     def loop_times(self, name: str) -> list[LoopTime]:
         """Every run of one loop."""
@@ -81,6 +86,7 @@ class Measurements:
     """Everything measured. `qemu` is None where there is none.
 
     `image`: seconds to the first guest instruction with nothing compiled yet. `hangs`: boots that were tried again.
+    `two_idle_cores`: the host had them when this began.
     """
 
     qemu: Series | None
@@ -88,6 +94,7 @@ class Measurements:
     image: float | None = None
     hangs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    two_idle_cores: bool = False
 
 
 def measure(plan: Plan, progress: Progress) -> Measurements:
@@ -102,6 +109,7 @@ class _Run:
         self.plan = plan
         self.progress = progress
         self.found = Measurements(Series("qemu") if plan.qemu else None, Series("pellucid"))
+        self.found.two_idle_cores = pair.two_idle_cores()
 
     def run(self) -> Measurements:
         with tempfile.TemporaryDirectory(prefix="pellucid-bench-") as name:
@@ -134,6 +142,9 @@ class _Run:
         found.ours.cold.append(self._boot(mine, "pellucid, cold cache", ()))
         found.ours.warm.append(self._boot(mine, "pellucid, warm cache", plan.loops))
         found.ours.starts += self._starts(mine)
+        if any(loop.name == pair.LOOP for loop in plan.loops):
+            self.progress(f"{self.label}{mine.name}, two CPUs", 0)
+            found.ours.pairs.append(pair.measure_pair(mine, plan.kernel, self.initrd, plan.scale, plan.logs))
         for emulator, series in ((plan.qemu, found.qemu), (mine, found.ours)):
             if emulator is not None and series is not None:
                 self.progress(f"{self.label}{emulator.name}, firmware and disks", 0)

@@ -3,7 +3,7 @@
 The kernel hands a word `bench=NAME:ITERATIONS,...` that it does not know to /init as an environment variable, so the
 same kernel and initrd serve the boots that end at once and those with loops. The kernel's messages, which could cut
 the programs' lines in two, end with the first line of user space. Lines of the console that the runner
-looks for: scripts.BANNER (the first of user space), those of the programs, DONE.
+looks for: scripts.BANNER (the first of user space), those of the programs, PAIR_MARKS, DONE.
 """
 
 import re
@@ -18,6 +18,8 @@ from pellucid.cli.bench.programs import GuestProgram
 from pellucid.cli.guest.scripts import BANNER
 
 DONE = "bench done"
+PAIR_MARKS = ("one copy", "two copies", "copies done")
+"""Lines: a loop begins alone, two begin at once, both have ended."""
 FAILED = "bench failed"
 FIRST = "!"
 """The line that the probe prints."""
@@ -30,6 +32,18 @@ IFS=,
 for loop in $bench; do
     /bench/${{loop%%:*}} ${{loop##*:}} || echo "{FAILED} ${{loop%%:*}}"
 done
+if [ "$pair" ]; then
+    loop=/bench/${{pair%%:*}} count=${{pair##*:}}
+    $loop $((count / 8 + 1)) >/warm & $loop $((count / 8 + 1)) >/warm2
+    wait
+    echo "{PAIR_MARKS[0]}"
+    $loop $count >/first
+    echo "{PAIR_MARKS[1]}"
+    $loop $count >/second & $loop $count >/third
+    wait
+    echo "{PAIR_MARKS[2]}"
+    /bin/busybox cat /first /second /third
+fi
 echo "{DONE}"
 /bin/busybox poweroff -f
 """
@@ -73,6 +87,11 @@ def command_line(loops: Sequence[GuestProgram], scale: float = 1.0) -> str:
     """The default guest's command line, with the loops to run; `scale` changes their iterations."""
     counts = ",".join(f"{loop.name}:{max(int(loop.iterations * scale), 1)}" for loop in loops)
     return guest.APPEND + (f" bench={counts}" if counts else "")
+
+
+def pair_command_line(loop: GuestProgram, scale: float = 1.0) -> str:
+    """The default guest's command line, with one loop to run alone and then twice at once."""
+    return f"{guest.APPEND} pair={loop.name}:{max(int(loop.iterations * scale), 1)}"
 
 
 def started(line: str) -> str | None:
