@@ -294,7 +294,14 @@ def forms(code: int, bits: int) -> list[str]:
             out += ["basea32", "sib8a32", "ripa32"]
         else:
             out += ["a16"]
+    if mnemonic_name(code) == "MOVDIR64B":  # its register is as wide as its addresses
+        out = [form for form in out if names[0].startswith(f"R{address_bits(form, bits)}_")]
     return out or ["plain"]
+
+
+def address_bits(form: str, bits: int) -> int:
+    """The width of the addresses of a form."""
+    return 16 if form == "a16" else 32 if form.endswith("a32") else bits
 
 
 def _decode(data: bytes, bits: int, ip: int) -> iced_x86.Instruction:
