@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import iced_x86
 
 from pellucid.cpu.state import (
-    CR0_TS, CR4_OSFXSR, CR4_OSXSAVE, EXIT_EXCEPTION, MODE_SIZE, PAGE, RFLAGS_STATUS, Block, CpuState, Op, slot_of)
+    CET_SHADOW, CET_TRACK, CET_WRITE_SHADOW, CR0_TS, CR0_WP, CR4_CET, CR4_OSFXSR, CR4_OSXSAVE, EXIT_EXCEPTION,
+    MODE_SIZE, PAGE, RFLAGS_STATUS, Block, CpuState, Op, slot_of)
 from pellucid.isa import forms
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, PLAIN
@@ -28,11 +29,11 @@ from .region_guest import Compiled
 CODE, SPACING, PROGRAMS, LONGEST = 0x1000, 64, 96, 15
 LOW = 0x8_0000
 """What is restored and compared of memory: as far as a base and a scaled index reach."""
-DATA, STACK = 0x8000, 0xF000
+DATA, STACK, SHADOW = 0x8000, 0xF000, 0x6_0000
 HLT = 0xF4
 _VISIBLE = (
     "gpr rip flags mode cpl mxcsr shadow seg_base seg_limit seg_attr seg_selector cr0 cr2 cr3 cr4 cr8 efer xcr0 "
-    "gdt_base idt_base gdt_limit idt_limit dr st fpu_cw fpu_sw fpu_top fpu_tags xmm").split()
+    "gdt_base idt_base gdt_limit idt_limit dr st fpu_cw fpu_sw fpu_top fpu_tags xmm ssp s_cet").split()
 _EXCEPTION = "exc_vector exc_error exc_has_error exc_address exc_soft".split()
 _UNBUILT = ("XOP_", "VEX_KNC_")
 UNREPEATABLE = ("rdtsc", "rdtscp", "rdrand")
@@ -79,6 +80,17 @@ class Modes(Bare):
     def trap_fpu(self) -> None:
         """Set CR0.TS."""
         self.state.cr0 |= CR0_TS
+        self._keep()
+
+    def enforce_control_flow(self) -> None:
+        """Shadow stack and branch tracking at CPL 0; in 64-bit mode the shadow stack lies in a page of its kind."""
+        s = self.state
+        s.cr0, s.cr4 = s.cr0 | CR0_WP, s.cr4 | CR4_CET
+        s.cet_allowed = s.s_cet = CET_SHADOW | CET_WRITE_SHADOW | CET_TRACK
+        s.ssp = SHADOW
+        if self.bits == 64:
+            self._word(RAM - 0x2000 + 8, 0xE1)  # 2 to 4 MiB is memory from 0 again: dirty, not writable
+            s.ssp += RAM
         self._keep()
 
     # --- programs ----------------------------------------------------------------------------------------

@@ -71,6 +71,18 @@ def test_what_is_left_in_every_mode(guest: RegionGuest, bits: int) -> None:
     assert not differences, "\n".join(differences[:20])
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_control_flow_enforced(guest: RegionGuest, bits: int) -> None:
+    """Shadow stacks and branch tracking: their forms of CALL, RET, JMP and ENDBR, and CET's own instructions."""
+    rng = random.Random(os.environ.get("PELLUCID_SEED", "16"))
+    modes = Modes(bits)
+    modes.enforce_control_flow()
+    wanted = compilable(guest).keys() - guest.reached
+    differences = [text for batch in modes.programs(wanted, rng) for text in modes.differences(batch, rng)]
+    guest.reached |= modes.reached
+    assert not differences, "\n".join(differences[:20])
+
+
 def test_traps_of_the_fpu(guest: RegionGuest) -> None:
     """CR0.TS: x87, MMX and SSE have an op before them that raises #NM."""
     modes = Modes(64)
@@ -81,7 +93,7 @@ def test_traps_of_the_fpu(guest: RegionGuest) -> None:
 
 
 NOT_REACHED = {
-    "too_long": "ends its block by itself", "undefined_op": "likewise",
+    "too_long": "ends its block by itself", "undefined_op": "likewise", "missing_endbranch": "likewise",
     "gather": "16-bit addresses have no index vector", "bt_register": "registers have no address size but the mode's",
     "lea": "64-bit operands have no 16-bit addresses",
 }
