@@ -14,11 +14,13 @@ from typing import Any
 
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
+from pellucid.cpu.code_cache import Op
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CR0_AM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP,
-    CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE, CR4_PGE, DB, EFER_LMA, EFER_LME, EFER_NXE,
-    EFER_SCE, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, PENDING_REQUEST,
-    PENDING_STEP, RFLAGS_TF, XMM_BYTES, CpuState, Op, slot_of)
+    CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE, CR4_PGE, DB, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE,
+    EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, PENDING_REQUEST, PENDING_STEP,
+    RFLAGS_TF, XMM_BYTES, CpuState, slot_of,
+)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory

@@ -18,7 +18,8 @@ from itertools import islice
 
 import iced_x86
 
-from pellucid.cpu.state import MODE_32, MODE_64, Block, Op
+from pellucid.cpu.code_cache import Block, Op
+from pellucid.cpu.state import MODE_32, MODE_64
 from pellucid.engine.region import Piece, module_text
 from pellucid.native.code import Code
 from pellucid.native.linker import lay_out

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import iced_x86
 
+from pellucid.cpu.code_cache import Block, Op
 from pellucid.cpu.state import (
     CET_SHADOW, CET_TRACK, CET_WRITE_SHADOW, CR0_TS, CR0_WP, CR4_CET, CR4_OSFXSR, CR4_OSXSAVE, EXIT_EXCEPTION,
-    MODE_SIZE, PAGE, RFLAGS_STATUS, Block, CpuState, Op, slot_of)
+    MODE_SIZE, PAGE, RFLAGS_STATUS, CpuState, slot_of,
+)
 from pellucid.isa import forms
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, PLAIN

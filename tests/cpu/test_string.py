@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.operands import Form
-from pellucid.cpu.state import EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, GP, RFLAGS_DF, SS_FAULT, CpuState, Op, slot_of
+from pellucid.cpu.code_cache import Op
+from pellucid.cpu.state import EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, GP, RFLAGS_DF, SS_FAULT, CpuState, slot_of
 from pellucid.isa import string
 from pellucid.native import ptr
 from tests.cpu.bare import MMIO, RAM, Access, Bare

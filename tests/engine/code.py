@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from pellucid.cpu.state import Block, Op
+from pellucid.cpu.code_cache import Block, Op
 from pellucid.engine import handlers
 from pellucid.engine.region import CompiledRegion, Piece, compile_region
 from pellucid.native.image import Root

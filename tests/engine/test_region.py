@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
+from pellucid.cpu.code_cache import Block, Op
 from pellucid.cpu.state import (
-    EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, GP, PENDING_REQUEST, PF, RFLAGS_STATUS, SS_FAULT, UD, Block, Op)
+    EXIT_EXCEPTION, EXIT_HLT, EXIT_PENDING, GP, PENDING_REQUEST, PF, RFLAGS_STATUS, SS_FAULT, UD,
+)
 from pellucid.native.program import Program, out_of_line
 from tests.cpu.bare import MMIO, Bare
 

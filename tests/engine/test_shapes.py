@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.cpu.state import (
-    EXIT_HLT, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge)
+from pellucid.cpu.code_cache import (
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
+)
+from pellucid.cpu.state import EXIT_HLT
 from pellucid.engine import handlers, shapes
 from pellucid.engine.arrays import Array
 from pellucid.engine.learn import Learner, NeedMoreBytes

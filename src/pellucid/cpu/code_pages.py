@@ -20,9 +20,11 @@ code and data would be claimed and reported for ever.
 
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.physical import code_bits, find_host, find_slot, host_code_bits, host_in, host_page_info
+from pellucid.cpu.code_cache import JUMP_ENTRIES, Block, CodeCache, JumpEntry
 from pellucid.cpu.state import (
-    EXIT_SMC, JUMP_ENTRIES, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL,
-    TLB_ENTRIES, TLB_INVALID, TLB_OFFSET, TLBS, Block, CodeCache, CpuState, JumpEntry, Mailbox, Processors, TlbEntry)
+    EXIT_SMC, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL, TLB_ENTRIES,
+    TLB_INVALID, TLB_OFFSET, TLBS, CpuState, Mailbox, Processors, TlbEntry,
+)
 from pellucid.native import (
     atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, u64)
 

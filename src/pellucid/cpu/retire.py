@@ -9,7 +9,8 @@ What counts as one: an instruction with all its repetitions, when it is done; IN
 their exception. An instruction that faults does not count, and neither does the delivery of an event.
 """
 
-from pellucid.cpu.state import EXIT_EXCEPTION, OP_BEFORE, SOFT_ICEBP, SOFT_INT
+from pellucid.cpu.code_cache import OP_BEFORE
+from pellucid.cpu.state import EXIT_EXCEPTION, SOFT_ICEBP, SOFT_INT
 from pellucid.native import i64, native, u64
 
 

@@ -9,10 +9,12 @@ from pellucid.cpu.faults import Stop, control_protection, general_protection
 from pellucid.cpu.memory import fill, load, load_as, load_sys, store_as
 from pellucid.cpu.paging import canonical, canonical_base
 from pellucid.cpu.segments import cet_control, linear_ip
+from pellucid.cpu.code_cache import OP_NOTRACK
 from pellucid.cpu.state import (
-    CET_LEGACY, CET_NO_SUPPRESS, CET_NO_TRACK, CET_SHADOW, CET_SUPPRESS, CET_TRACK, CET_WAIT, CP_ENDBRANCH,
-    CP_FAR_RET, CR0_PE, CR4_CET, CS, EFER_LMA, EXIT_SMC, MODE_64, MODE_ENDBRANCH, MODE_SHADOW, MODE_SIZE,
-    MODE_TRACK, OP_NOTRACK, PAGE_MASK, TLB_SHADOW, TLB_SHADOW_USER, WRITE)
+    CET_LEGACY, CET_NO_SUPPRESS, CET_NO_TRACK, CET_SHADOW, CET_SUPPRESS, CET_TRACK, CET_WAIT, CP_ENDBRANCH, CP_FAR_RET,
+    CR0_PE, CR4_CET, CS, EFER_LMA, EXIT_SMC, MODE_64, MODE_ENDBRANCH, MODE_SHADOW, MODE_SIZE, MODE_TRACK, PAGE_MASK,
+    TLB_SHADOW, TLB_SHADOW_USER, WRITE,
+)
 from pellucid.native import cas, native, ptr, u8, u32, u64, uint
 
 BUSY = 1

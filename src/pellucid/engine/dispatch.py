@@ -13,9 +13,11 @@ from pellucid.cpu.paging import canonical
 from pellucid.cpu.retire import give_back, pay
 from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.shadow import shadow_enabled
+from pellucid.cpu.code_cache import OP_CALL, OP_STACK, OP_STACK_TOO, Op
 from pellucid.cpu.state import (
     CS, EXIT_BUDGET, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64,
-    MODE_SIZE, OP_CALL, OP_STACK, OP_STACK_TOO, PAGE_MASK, SS_FAULT, CpuState, Op)
+    MODE_SIZE, PAGE_MASK, SS_FAULT, CpuState,
+)
 from pellucid.engine.translate import alone, check_fetch, find_block
 from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
 

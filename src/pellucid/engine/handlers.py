@@ -9,7 +9,8 @@ from pathlib import Path
 import pellucid
 from pellucid.cpu.flags import CC_KINDS, CC_UNKNOWN
 from pellucid.cpu.operands import Form
-from pellucid.cpu.state import CpuState, Op
+from pellucid.cpu.code_cache import Op
+from pellucid.cpu.state import CpuState
 from pellucid.engine import dispatch, run
 from pellucid.isa import forms, helpers
 from pellucid.isa.all import TABLE

@@ -20,7 +20,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pellucid.cpu.state import Block, Op
+from pellucid.cpu.code_cache import Block, Op
 from pellucid.engine.region import CompiledRegion, Piece, RegionSource
 from pellucid.native.code import Layout
 

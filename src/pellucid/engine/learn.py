@@ -15,11 +15,14 @@ import iced_x86 as iced
 
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
+from pellucid.cpu.code_cache import (
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_RIP_RELATIVE, OP_STACK,
+    OP_STACK_TOO, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
+)
 from pellucid.cpu.state import (
-    CS, DS, ES, FS, GS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET,
-    MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, OP_BRANCH,
-    OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, SS, T_ENDS, T_JCC,
-    TRIE_EDGES, TRIE_TERMINAL, XMM_BYTES, CodeCache, Op, Template, TrieEdge, slot_of)
+    CS, DS, ES, FS, GS, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET, MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED,
+    MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, SS, XMM_BYTES, slot_of,
+)
 from pellucid.engine import shapes
 from pellucid.isa import features, forms
 from pellucid.isa.table import BRANCH, PLAIN, Row

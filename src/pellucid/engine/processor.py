@@ -12,11 +12,14 @@ from typing import Any
 
 from pellucid.cpu import smm
 from pellucid.cpu.observe import Observer
+from pellucid.cpu.code_cache import (
+    JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, Block, CodeCache, JumpEntry, Op, Template, TrieEdge,
+)
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
-    FEATURES_SYSTEM, JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL,
-    SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TRIE_EDGES, TSC_FRACTION, Block, CodeCache,
-    CpuState, JumpEntry, Op, Template, TlbEntry, TrieEdge)
+    FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID,
+    TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
+)
 from pellucid.engine import handlers
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler

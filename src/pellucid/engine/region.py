@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, Block, CpuState, Op, slot_of
+from pellucid.cpu.code_cache import Block, Op
+from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, CpuState, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.handlers import roots as handler_roots
 from pellucid.native import ptr, u64

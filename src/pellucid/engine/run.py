@@ -10,11 +10,13 @@ from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
+from pellucid.cpu.code_cache import CodeCache, Op
 from pellucid.cpu.state import (
     DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE,
     EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP,
     PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS,
-    TRACE_NEW, CodeCache, CpuState, Mailbox, Op)
+    TRACE_NEW, CpuState, Mailbox,
+)
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.isa.system import guest_tsc

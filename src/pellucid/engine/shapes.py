@@ -16,8 +16,10 @@ from operator import add, and_, le
 from typing import Any
 
 from pellucid.cpu.flags import CC_KINDS, CC_SAME, CC_UNKNOWN
-from pellucid.cpu.state import (
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, MODE_SHAPE, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge)
+from pellucid.cpu.code_cache import (
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge,
+)
+from pellucid.cpu.state import MODE_SHAPE
 
 _HEAD = struct.Struct("<6I")
 _INDEX, _WORD = 4, 8   # bytes of an edge: its place in the trie, and what stands there

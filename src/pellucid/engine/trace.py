@@ -9,9 +9,11 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.observe import CodeBlock, Event, Observer
+from pellucid.cpu.code_cache import Block
 from pellucid.cpu.state import (
     DF, EXIT_BLOCK, EXIT_EXCEPTION, EXIT_NONE, EXTERNAL, MODE_64, MODE_SIZE, PF, SOFT_INT, SOFT_NONE, TRACE_BLOCKS,
-    TRACE_EVENTS, TRACE_NEW, Block)
+    TRACE_EVENTS, TRACE_NEW,
+)
 
 if TYPE_CHECKING:
     from pellucid.engine.processor import Processor

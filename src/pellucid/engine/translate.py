@@ -12,10 +12,14 @@ from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
+from pellucid.cpu.code_cache import (
+    OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES,
+    TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge,
+)
 from pellucid.cpu.state import (
     CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
-    MODE_STEP, OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, PAGE_MASK, T_ENDS, T_JCC,
-    TRIE_EDGES, TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge)
+    MODE_STEP, PAGE_MASK,
+)
 from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48

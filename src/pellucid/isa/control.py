@@ -8,7 +8,8 @@ from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import branch_target, check_near
 from pellucid.cpu.shadow import shadow_drop, shadow_enabled, shadow_push, shadow_top, track
 from pellucid.cpu.stack import drop, peek, push
-from pellucid.cpu.state import CP_NEAR_RET, OP_CALL
+from pellucid.cpu.code_cache import OP_CALL
+from pellucid.cpu.state import CP_NEAR_RET
 from pellucid.isa.move import CONDITIONS, condition_number
 from pellucid.isa.table import BRANCH, JUMP, instruction
 from pellucid.native import native, u64, uint, unlikely

@@ -4,7 +4,7 @@ from pellucid.cpu.memory import load, probe_write, store
 from pellucid.cpu.outside import outside_string
 from pellucid.cpu.operands import read, write
 from pellucid.cpu.portio import check_port, port_read, port_write
-from pellucid.cpu.state import Op
+from pellucid.cpu.code_cache import Op
 from pellucid.cpu.strings import (
     LOG2, RCX, RDI, RDX, RSI, backwards, check_destination, check_source, chunk, destination_linear, destination_room,
     forget_replay, interrupted, pointer, set_pointer, source_linear, stride, writable)

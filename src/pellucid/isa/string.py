@@ -6,7 +6,7 @@ MOVS, STOS and LODS take F2 for REP too, as processors do.
 from pellucid.cpu.flags import CC_SUB, CC_UNKNOWN, set_cc
 from pellucid.cpu.memory import load, store
 from pellucid.cpu.operands import set_gpr
-from pellucid.cpu.state import Op
+from pellucid.cpu.code_cache import Op
 from pellucid.cpu.strings import (
     LOG2, RAX, RCX, RDI, RSI, backwards, check_destination, check_source, chunk, destination_linear, destination_room,
     forget_replay, interrupted, pointer, readable, set_pointer, source_linear, source_room, stride, writable)

@@ -13,7 +13,8 @@ from pellucid.cpu.operands import read
 from pellucid.cpu.outside import outside
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import not_done
-from pellucid.cpu.state import EXIT_WAIT, READ, Op
+from pellucid.cpu.code_cache import Op
+from pellucid.cpu.state import EXIT_WAIT, READ
 from pellucid.isa.implicit import implicit_address
 from pellucid.isa.system import guest_tsc, require_tsc
 from pellucid.isa.table import LEAVE, instruction

@@ -10,7 +10,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.cpu.state import Block, CodeCache, CpuState, Op
+from pellucid.cpu.code_cache import Block, CodeCache, Op
+from pellucid.cpu.state import CpuState
 from pellucid.engine import handlers
 from pellucid.engine import run as run_loop
 from pellucid.engine.processor import Engine

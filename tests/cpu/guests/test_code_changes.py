@@ -1,7 +1,8 @@
 """Self-modifying code and code that changes from outside; instructions across pages; code in odd places."""
 
 import pytest
-from pellucid.cpu.state import EXIT_HLT, EXIT_SHUTDOWN, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES
+from pellucid.cpu.code_cache import MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES
+from pellucid.cpu.state import EXIT_HLT, EXIT_SHUTDOWN
 
 from . import tables
 from .machine import CODE, DATA, DEVICE, Machine
