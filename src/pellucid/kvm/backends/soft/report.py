@@ -13,7 +13,7 @@ from pellucid.kvm.backends.soft.fault_story import Raised, Table, tell
 from pellucid.kvm.errors import MsrAccessError
 
 if TYPE_CHECKING:
-    from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+    from pellucid.kvm.backends.soft.vcpu_state import VcpuState
 
 _log = logging.getLogger("pellucid.kvm.msr")
 _seen: set[int] = set()
@@ -26,7 +26,7 @@ def refused_msr(error: MsrAccessError) -> None:
         _log.info("%s", error)
 
 
-def triple_fault(vcpu: SoftVcpu) -> str:
+def triple_fault(vcpu: VcpuState) -> str:
     """The last exceptions, registers and code bytes, oldest first."""
     state = vcpu.state
     count = min(state.history_at, 8)
@@ -45,7 +45,7 @@ def triple_fault(vcpu: SoftVcpu) -> str:
     return "\n".join(lines)
 
 
-def _read(vcpu: SoftVcpu, linear: int, size: int) -> bytes | None:
+def _read(vcpu: VcpuState, linear: int, size: int) -> bytes | None:
     """Bytes that the supervisor's tables hold; None where they are not in RAM, or cross a page."""
     state = vcpu.state
     own, state.tlb_index = state.tlb_index, TLB_SUPERVISOR
@@ -54,7 +54,7 @@ def _read(vcpu: SoftVcpu, linear: int, size: int) -> bytes | None:
     return None if host is None or (host & 0xFFF) + size > 4096 else ctypes.string_at(host, size)
 
 
-def _code(vcpu: SoftVcpu) -> str:
+def _code(vcpu: VcpuState) -> str:
     """The bytes at RIP and their instruction."""
     linear = vcpu.state.rip + vcpu.state.cs_base
     host = vcpu.processor.host_of(linear)

@@ -1,31 +1,26 @@
 """A vCPU on Pellucid's processor: the loop that KVM calls vcpu_enter_guest.
 
-One turn: serve requests, inject the event that has priority, run native code, handle the exit. Accesses to the
-in-kernel chips are answered here; what nobody here answers leaves as a typed exit. Other threads reach the vCPU
-through requests and `kick`, both of which set the processor's `pending` word.
+One turn: serve requests, inject the event that has priority, run native code, handle the exit (`vcpu_exits`). Other
+threads reach the vCPU through requests and `kick`, both of which set the processor's `pending` word.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
-from pellucid.cpu.state import (
-    CR4_MCE, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
-    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
+from pellucid.cpu.state import CR4_MCE, RFLAGS_IF
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
-    KVM_REQ_UNBLOCK, CpuidEntry, Exit, FerrExit, InternalErrorExit, IntrExit, IoExit, MmioExit, MpState, Observer,
-    ShutdownExit, VcpuEvents)
-from pellucid.kvm.backends.soft import event_state, registers, report
+    KVM_REQ_UNBLOCK, CpuidEntry, Exit, InternalErrorExit, IntrExit, MpState, Observer, VcpuEvents)
+from pellucid.kvm.backends.soft import event_state, registers
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
-from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
-from pellucid.kvm.backends.soft.vcpu_state import VcpuState
-from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
+from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
+from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
@@ -41,13 +36,10 @@ if TYPE_CHECKING:
 NS, U64 = 10**9, (1 << 64) - 1
 A20 = 1 << 20
 NMI_VECTOR, MC_VECTOR = 2, 18
-LINE_SECONDS, LONGEST_SLEEP = 200e-6, 1.0
-"""How long TPAUSE and UMWAIT sleep at a time, with and without a line to look at."""
-
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 
 
-class SoftVcpu(VcpuState):
+class SoftVcpu(VcpuExits):
     """One virtual processor of a `SoftVm`."""
 
     def __init__(self, vm: SoftVm, apic_id: int) -> None:
@@ -80,12 +72,7 @@ class SoftVcpu(VcpuState):
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
-        self._handlers: dict[int, Callable[[], Exit | None]] = {
-            EXIT_PENDING: self._on_pending, EXIT_MMIO: self._on_mmio, EXIT_IO: self._on_io, EXIT_MSR: self._on_msr,
-            EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
-            EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive, EXIT_HYPERCALL: lambda: answer(self.state, vm),
-            EXIT_PAUSE: lambda: vm.yield_cpu(), EXIT_WAIT: self._on_wait,
-            EXIT_BUDGET: lambda: None}
+        self._handlers = self.exit_handlers()
 
     @property
     def apic_id(self) -> int:
@@ -163,6 +150,15 @@ class SoftVcpu(VcpuState):
             self._events.triple_fault |= outcome in SHUTDOWNS
             self.request(KVM_REQ_EVENT)
         return outcome
+
+    def ignore_numeric_error(self) -> None:
+        self.state.ignne = 1
+        self.request(KVM_REQ_UNBLOCK)
+
+    def set_a20(self, a20: bool) -> None:
+        if a20 != self.a20:
+            self.a20 = a20
+            self.request(KVM_REQ_TLB_FLUSH)
 
     def unhalt(self) -> None:
         """End its HLT without an interrupt; where it does not halt now, the next one does not wait (pv_unhalted)."""
@@ -323,14 +319,6 @@ class SoftVcpu(VcpuState):
         self.processor.enter_smm(halted=self._halted)
         self._halted = self._frozen = False
 
-    def _on_rsm(self) -> Exit | None:
-        resumed = self.processor.leave_smm()
-        if resumed.refused is not None:
-            return ShutdownExit(f"{resumed.refused}\n{report.triple_fault(self)}")
-        self._halted = resumed.halted
-        self.request(KVM_REQ_EVENT)  # what was blocked: SMI, INIT, NMIs, interrupts
-        return None
-
     def _deliver(self, vector: int) -> Exit | None:
         self._halted = self._frozen = False
         if not self.processor.deliver_interrupt(vector):
@@ -354,115 +342,6 @@ class SoftVcpu(VcpuState):
         if self.requests.word:
             self.state.pending = 1
         return False
-
-    # --- exits -------------------------------------------------------------------------------------------
-
-    def _on_pending(self) -> Exit | None:
-        if self.state.irq_window or self._events.nmi_pending and not self.state.nmi_blocked:
-            self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
-        return None
-
-    def _on_mmio(self) -> Exit | None:
-        state, lapic = self.state, self.lapic
-        gpa, size = state.io_address, state.io_size
-        if state.io_write:
-            data = state.io_data & (1 << size * 8) - 1
-            if self.chips.mmio_write(lapic, gpa, size, data):
-                state.cr8 = lapic.cr8
-                self.processor.complete(0)
-                return None
-            self.processor.complete(0)
-            return MmioExit(gpa, size, True, data, bool(state.smm))
-        value = self.chips.mmio_read(lapic, gpa, size)
-        if value is None:
-            return MmioExit(gpa, size, False, None, bool(state.smm))
-        self.processor.complete(value)
-        return None
-
-    def _on_io(self) -> Exit | None:
-        state = self.state
-        port, size = state.io_address, state.io_size
-        if state.io_write:
-            data = state.io_data & (1 << size * 8) - 1
-            self.processor.complete(0)
-            if self.chips.pio_bus.write(port, size, data):
-                return None
-            return IoExit(port, size, True, data)
-        value = self.chips.pio_bus.read(port, size)
-        if value is None:
-            return IoExit(port, size, False, None, max(state.io_count, 1))
-        self.processor.complete(value)
-        return None
-
-    def complete_read(self, value: int) -> None:
-        self.processor.complete(value & (1 << self.state.io_size * 8) - 1)
-
-    def complete_read_string(self, data: bytes) -> None:
-        self.processor.complete_string(data)
-
-    def _on_msr(self) -> Exit | None:
-        state = self.state
-        try:
-            if state.io_write:
-                self.msrs.write(state.io_address, state.io_data)
-                state.cr8 = self.lapic.cr8
-                self.processor.complete(0)
-            else:
-                self.processor.complete(self.msrs.read(state.io_address))
-        except MsrAccessError as error:
-            report.refused_msr(error)
-            self.processor.fail_msr()
-        return None
-
-    def _on_hlt(self) -> Exit | None:
-        self._halted = True
-        self.state.shadow = 0
-        self.requests.make(KVM_REQ_EVENT)
-        return None
-
-    def _on_wait(self) -> Exit | None:
-        """TPAUSE and UMWAIT: sleep to the deadline, an event, or a store to the monitored line, which is looked at."""
-        state, line = self.state, self.state.io_address
-        longest = LINE_SECONDS if line else LONGEST_SLEEP
-        while not self.requests.word and not self._kicked:
-            left = (state.io_data - self.guest_tsc()) / self._vm.tsc_hz
-            if left <= 0 or line and self._vm.read_guest(line - 1, 64) != bytes(state.monitor_line):
-                break
-            self._wake.wait(min(left, longest))
-            self._wake.clear()
-        if self.requests.word or self._kicked:
-            state.pending = PENDING_REQUEST
-        self.processor.complete(0)
-        return None
-
-    def _on_exclusive(self) -> Exit | None:
-        """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
-        state = self.state
-        with self._vm.stopped(flush=False):
-            state.exclusive = state.step_once = 1
-            state.pending = PENDING_REQUEST  # nothing behind that instruction
-            reason = self.processor.run()
-            state.exclusive = 0
-        return None if reason == EXIT_EXCLUSIVE else self._handlers[reason]()
-
-    def _on_ferr(self) -> Exit:
-        """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
-        self._frozen = True
-        self.state.step_once = self.state.replay_count = 0
-        self.requests.make(KVM_REQ_EVENT)
-        return FerrExit()
-
-    def ignore_numeric_error(self) -> None:
-        self.state.ignne = 1
-        self.request(KVM_REQ_UNBLOCK)
-
-    def set_a20(self, a20: bool) -> None:
-        if a20 != self.a20:
-            self.a20 = a20
-            self.request(KVM_REQ_TLB_FLUSH)
-
-    def _on_shutdown(self) -> Exit:
-        return ShutdownExit(report.triple_fault(self))
 
     # --- state -------------------------------------------------------------------------------------------
 
