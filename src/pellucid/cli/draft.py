@@ -1,10 +1,12 @@
 """The machine while its options are being read, and the checks that need all of them."""
 
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pellucid.block import DriveOptions
+from pellucid.cli.smp import topology
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.board import BOARDS, DEFAULT_BOARD
@@ -41,7 +43,8 @@ class Draft:
     board_options: dict[str, str] = field(default_factory=dict)
     accelerators: list[str] = field(default_factory=list)
     memory_size: int | None = None
-    topology: CpuTopology = field(default_factory=CpuTopology)
+    smp: dict[str, int] = field(default_factory=dict)
+    """The numbers of -smp, unchecked: what they make depends on the board."""
     cpu: CpuConfig = field(default_factory=CpuConfig)
     kernel_irqchip: str = "on"
     kernel: str | None = None
@@ -95,10 +98,16 @@ class Draft:
         modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
         return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
 
-    def _icount(self) -> IcountConfig | None:
-        if self.icount is not None and self.topology.count > 1:
+    def _icount(self, found: CpuTopology) -> IcountConfig | None:
+        if self.icount is not None and found.count > 1:
             raise NotBuiltError("-icount with more than one CPU is not built yet: leave -smp out")
         return self.icount
+
+    def _topology(self) -> CpuTopology:
+        found, warnings = topology(self.smp, BOARDS.get(self.board or DEFAULT_BOARD, BOARDS[DEFAULT_BOARD]))
+        for warning in warnings:
+            print(f"pellucid: warning: {warning}", file=sys.stderr)
+        return found
 
     @property
     def boots_from_drives(self) -> bool:
@@ -109,13 +118,14 @@ class Draft:
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
         serials, monitors = self._streams()
+        found = self._topology()
         return MachineConfig(
             board=self.board or DEFAULT_BOARD,
             board_options=self.board_options,
             kernel_irqchip=self.kernel_irqchip,
             accelerator=self._accelerator(),
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
-            topology=self.topology,
+            topology=found,
             cpu=self.cpu,
             kernel=self._kernel(),
             initrd=self._initrd(),
@@ -125,7 +135,7 @@ class Draft:
             default_drives=not self.no_defaults,
             boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),
             rtc=self.rtc,
-            icount=self._icount(),
+            icount=self._icount(found),
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,
             serials=serials,

@@ -13,13 +13,12 @@ from typing import NoReturn
 from pellucid.cli import names
 from pellucid.cli.char_backends import CHARDEVS, parse_char_backend, parse_chardev
 from pellucid.cli.draft import Draft, readable_file
-from pellucid.cli.keyval import parse_count, parse_keyval, parse_size, parse_switch, split_items, suggestion
+from pellucid.cli.keyval import parse_keyval, parse_size, parse_switch, split_items, suggestion
+from pellucid.cli.smp import parse_number, parse_smp
 from pellucid.cpu.models import canonical_name, describe_models, feature_names
-from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import (
     CPU_PROPERTIES,
-    MAX_CPUS,
     CharBackend,
     CharBackendKind,
     CpuConfig,
@@ -77,6 +76,8 @@ def machine(draft: Draft, text: str) -> None:
                 accel(draft, name)
         elif key in ("kernel", "initrd", "append"):
             setattr(draft, key, value)
+        elif key.startswith("smp."):
+            draft.smp[key.removeprefix("smp.")] = parse_number(key.removeprefix("smp."), value)
         elif key.replace("_", "-") == "kernel-irqchip":
             _set_kernel_irqchip(draft, value)
         else:
@@ -138,29 +139,8 @@ def memory(draft: Draft, text: str) -> None:
 
 
 def smp(draft: Draft, text: str) -> None:
-    """-smp [cpus=]N,sockets=...,cores=...,threads=...,maxcpus=...; what is left out follows, cores first."""
-    values = parse_keyval("smp", text, OPTION_TABLES["smp-opts"], "cpus")
-    counts = {key: parse_count("smp", key, value) for key, value in values.items()}
-    for level in ("dies", "clusters"):
-        if counts.pop(level, 1) > 1:
-            raise NotBuiltError(f"-smp {text}: more than one of {level} is not built yet: leave it out")
-    sockets, threads = counts.get("sockets", 1), counts.get("threads", 1)
-    total = counts.get("cpus", counts.get("maxcpus", sockets * counts.get("cores", 1) * threads))
-    cores = counts.get("cores", max(1, total // (sockets * threads)))
-    if "sockets" not in counts and "cores" in counts:
-        sockets = max(1, total // (cores * threads))
-    if "threads" not in counts and "sockets" in counts and "cores" in counts:
-        threads = max(1, total // (sockets * cores))
-    if counts.get("maxcpus", total) < total:
-        raise UserError(f"-smp {text}: maxcpus is below cpus: leave it out")
-    if counts.get("maxcpus", total) > total:
-        raise NotBuiltError(f"-smp {text}: CPU hotplug (maxcpus above cpus) is not built yet: leave maxcpus out")
-    if sockets * cores * threads != total:
-        raise UserError(f"-smp {text}: sockets ({sockets}) * cores ({cores}) * threads ({threads}) is not {total}: "
-                        "give counts whose product is the number of CPUs")
-    draft.topology = CpuTopology(sockets, cores, threads)
-    if total > MAX_CPUS or max(draft.topology.apic_ids) >= MAX_CPUS:
-        raise UserError(f"-smp {text}: this machine has at most {MAX_CPUS} CPUs, with APIC ids below {MAX_CPUS}")
+    """-smp [cpus=]N,sockets=...,dies=...,cores=...,threads=...,maxcpus=...; several add up."""
+    draft.smp |= parse_smp(text)
 
 
 def cpu(draft: Draft, text: str) -> None:

@@ -49,7 +49,7 @@ OPTIONS = (
     Option(("accel",), "NAME", "who executes the guest (-accel help lists)", values.accel),
     Option(("enable-kvm",), "", "the same as -accel kvm", lambda draft, _: values.accel(draft, "kvm")),
     Option(("m",), "[size=]SIZE", "RAM in MiB, or with a suffix K, M, G, T (default 128M)", values.memory),
-    Option(("smp",), "[cpus=]N", "number of guest CPUs", values.smp),
+    Option(("smp",), "[cpus=]N[,sockets=N][,dies=N][,cores=N][,threads=N][,maxcpus=N]", "guest CPUs", values.smp),
     Option(("cpu",), "MODEL[,+FEATURE][,-FEATURE][,PROPERTY=VALUE]", "CPU model (-cpu help lists)", values.cpu),
     Option(("bios",), "FILE", "the firmware: a path, or a name in the firmware folders", values.bios),
     Option(("L",), "FOLDER", "look for firmware there first (-L help lists the folders)", values.data_folder),

@@ -25,15 +25,27 @@ class Board:
     has_firmware: bool = False
     """Whether it starts without -kernel."""
     has_cpus: bool = True
+    version: str = ""
+    """QEMU's name of the same machine, where that is another one."""
+    max_cpus: int = 288
+    has_dies: bool = False
+    """Whether a socket may have several."""
+
+    @property
+    def full_name(self) -> str:
+        """What QEMU calls it in messages."""
+        return self.version or self.name
 
 
 BOARDS = {
     board.name: board
     for board in (
         Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", build_pc, has_firmware=True),
-        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", build_q35, has_firmware=True),
-        Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False),
+        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", build_pc, has_firmware=True,
+              version="pc-i440fx-7.2", max_cpus=255, has_dies=True),
+        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", build_q35, has_firmware=True,
+              version="pc-q35-7.2", has_dies=True),
+        Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False, max_cpus=1),
     )
 }
 

@@ -197,7 +197,7 @@ class MachineConfig:
     accelerator: "soft" (Pellucid's own engine), or "qtest" (nobody executes the guest; tests drive its devices).
     kernel_irqchip: "on", or "split": the IOAPIC sends messages, which an IOMMU may remap.
     memory_size: RAM in bytes, a multiple of 4096.
-    topology: the guest CPUs, in sockets, cores and threads.
+    topology: the places of guest CPUs, in sockets, dies, cores and threads, and how many have theirs.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
     drives: disks and CDs in the order they were asked for; default_drives: an empty CD
@@ -269,5 +269,5 @@ class MachineConfig:
 
     @property
     def cpu_count(self) -> int:
-        """Guest CPUs."""
+        """Guest CPUs that are there from the start."""
         return self.topology.count

@@ -38,6 +38,7 @@ KVM_FEATURES = {
 """The paravirtual features that -cpu can switch, by QEMU's names. On without being asked: all that are built."""
 
 PHYS_BITS = (32, 52)
+INTEL, DIES_LEAF = "GenuineIntel", 0x1F
 U32 = 0xFFFF_FFFF
 LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32}
 IGNORED = ("migratable", "host-phys-bits", "full-cpuid-auto-level", "tsc-frequency", "vmware-cpuid-freq")
@@ -52,6 +53,9 @@ def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: boo
     not built; NotBuiltError for a property that is not.
     """
     model = configured_model(cpu, warn)
+    if topology.dies > 1 and model.vendor == INTEL and _switch(cpu, "full-cpuid-auto-level", True):
+        if "level" not in cpu.properties:
+            model = replace(model, level=max(model.level, DIES_LEAF))
     stable = "invtsc" in model.features or tsc_frequency(cpu) != 0
     shown = tsc_hz if stable and _switch(cpu, "vmware-cpuid-freq", True) else 0
     leaves = cpuid_leaves(model, apic_id, topology)

@@ -5,7 +5,7 @@ Bits that follow the running processor's state (OSXSAVE, APIC, the current XSAVE
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pellucid.cpu.models import CpuModel
@@ -20,6 +20,8 @@ HTT = 1 << 28
 XSAVEC_OR_XSAVES = 1 << 1 | 1 << 3
 AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
 CMP_LEGACY = 1 << 1
+SMT, CORE, DIE = 1, 2, 5
+"""Types of levels in leaves 0xB and 0x1F."""
 AMD_TLBS = 0x01FF_01FF
 """Leaf 0x80000005: direct-mapped, with the most entries that the field can say, for data and for code."""
 AMD_ALIASES = 0x0183_F3FF
@@ -59,7 +61,7 @@ CACHES = (Cache(1, 1, 32, 8), Cache(2, 1, 32, 8), Cache(3, 2, 4096, 16), Cache(3
 
 def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[CpuidLeaf]:
     """Every leaf that the processor with `apic_id` answers."""
-    several = topology.package_bits > 0
+    several = topology.package_threads > 1
     words = model.words()
     last = max((index for function, index, _ in words if function == 7), default=0)
 
@@ -74,13 +76,14 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         *_caches(topology),
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
-        *_topology(apic_id, topology),
+        *_topology(0xB, apic_id, topology, (SMT, CORE)),
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
+        *(_topology(0x1F, apic_id, topology, (SMT, CORE, DIE)) if topology.dies > 1 else ()),
     ]
     linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
     amd = model.vendor in AMD_VENDORS
     aliases = words.get((1, 0, "edx"), 0) & AMD_ALIASES if amd else 0
-    together = topology.cores * topology.threads - 1 | topology.package_bits << 12 if amd else 0
+    together = topology.package_threads - 1 | topology.package_bits << 12 if amd and several else 0
     extended = [
         _identity(model, EXTENDED, model.xlevel),
         leaf(EXTENDED + 1, eax=model.signature, ecx=CMP_LEGACY if amd and several else 0, edx=aliases),
@@ -101,15 +104,19 @@ def _identity(model: CpuModel, function: int, highest: int) -> CpuidLeaf:
 
 
 def _package(apic_id: int, topology: CpuTopology) -> int:
-    """Leaf 1, EBX: initial APIC id, APIC ids reserved for the package, CLFLUSH size in units of eight bytes."""
-    return (apic_id & 0xFF) << 24 | min(1 << topology.package_bits, 255) << 16 | CLFLUSH_BYTES // 8 << 8
+    """Leaf 1, EBX: initial APIC id, the package's logical processors where there are several, CLFLUSH size by eight.
+
+    The power of two that holds the second says how many APIC ids the package has (SDM vol. 2, table 3-8).
+    """
+    several = topology.package_threads if topology.package_threads > 1 else 0
+    return (apic_id & 0xFF) << 24 | min(several, 255) << 16 | CLFLUSH_BYTES // 8 << 8
 
 
 def _caches(topology: CpuTopology) -> Iterator[CpuidLeaf]:
     """Leaf 4, one subleaf a cache, and an empty one behind (SDM vol. 2, table 3-8)."""
     cores = (1 << topology.package_bits - topology.thread_bits) - 1
     for index, cache in enumerate(CACHES):
-        sharing = min((1 << (topology.package_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
+        sharing = min((1 << (topology.die_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
         eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14 | min(cores, 63) << 26
         ebx = CLFLUSH_BYTES - 1 | cache.ways - 1 << 22
         yield CpuidLeaf(4, index, eax, ebx, cache.sets - 1, 0)
@@ -137,18 +144,23 @@ def _extended_topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLea
         eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14
         yield CpuidLeaf(EXTENDED + 0x1D, index, eax, CLFLUSH_BYTES - 1 | cache.ways - 1 << 22, cache.sets - 1)
     yield CpuidLeaf(EXTENDED + 0x1D, len(CACHES))
-    core = (apic_id & (1 << topology.package_bits) - 1) >> topology.thread_bits
+    core = (apic_id & (1 << topology.die_bits) - 1) >> topology.thread_bits
     ebx = topology.threads - 1 << 8 | core & 0xFF
-    yield CpuidLeaf(EXTENDED + 0x1E, None, apic_id, ebx, apic_id >> topology.package_bits & 0xFF)
+    node = apic_id >> topology.die_bits & 0xFF
+    yield CpuidLeaf(EXTENDED + 0x1E, None, apic_id, ebx, topology.dies - 1 << 8 | node)
 
 
-def _topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
-    """Leaf 0xB: how many bits of the APIC id number a core's threads and a package's (SDM vol. 2, table 3-8)."""
-    smt, core = 1, 2
-    yield CpuidLeaf(0xB, 0, eax=topology.thread_bits, ebx=topology.threads, ecx=smt << 8 | 0, edx=apic_id)
-    in_package = topology.cores * topology.threads
-    yield CpuidLeaf(0xB, 1, eax=topology.package_bits, ebx=in_package, ecx=core << 8 | 1, edx=apic_id)
-    yield CpuidLeaf(0xB, 2, ecx=2, edx=apic_id)
+def _topology(function: int, apic_id: int, topology: CpuTopology, levels: Sequence[int]) -> Iterator[CpuidLeaf]:
+    """Leaves 0xB and 0x1F: how many bits of the APIC id number the threads of each level (SDM vol. 2, table 3-8).
+
+    The last level is bounded by the package, whatever its name.
+    """
+    sizes = {SMT: (topology.thread_bits, topology.threads), CORE: (topology.die_bits, topology.die_threads)}
+    sizes[levels[-1]] = topology.package_bits, topology.package_threads
+    for index, level in enumerate(levels):
+        bits, threads = sizes[level]
+        yield CpuidLeaf(function, index, eax=bits, ebx=threads, ecx=level << 8 | index, edx=apic_id)
+    yield CpuidLeaf(function, len(levels), ecx=len(levels), edx=apic_id)
 
 
 def _xsave(model: CpuModel, features: CpuidLeaf) -> Iterator[CpuidLeaf]:

@@ -193,7 +193,8 @@ def _set_boot(machine: Machine, ram: GuestRam, *, has_rtc: bool) -> None:
 
 def _acpi_tables(machine: Machine, *, has_rtc: bool) -> AcpiTables:
     platform = AcpiPlatform(
-        apic_ids=machine.config.topology.apic_ids,
+        apic_ids=machine.config.topology.possible_apic_ids,
+        plugged=machine.config.topology.plugged,
         sleep_control=GED_REGISTERS,
         sleep_status=GED_REGISTERS + 1,
         reset_register=GED_REGISTERS + 2,
@@ -204,7 +205,8 @@ def _acpi_tables(machine: Machine, *, has_rtc: bool) -> AcpiTables:
     )
     tables = build_tables(platform, ACPI_TABLES, RSDP)
     if any(ACPI_TABLES + ACPI_TABLES_SIZE < address + len(c) for address, c in tables.segments if address < RSDP):
-        raise UserError(f"-smp {machine.config.cpu_count}: the ACPI tables of so many CPUs do not fit; ask for fewer")
+        places = machine.config.topology.places
+        raise UserError(f"-smp {places}: the ACPI tables of so many CPUs do not fit; ask for fewer")
     return tables
 
 

@@ -99,13 +99,14 @@ def _add_pci(machine: Machine, memory: PcMemory, gsi: list[SharedLine], host: I4
 
 def _describe(machine: Machine, memory: PcMemory, bus: PciBus, power: Piix4Pm, *, has_hpet: bool) -> PcTables:
     """What the ACPI tables say."""
-    apic_ids = machine.config.topology.apic_ids
+    topology = machine.config.topology
+    apic_ids = topology.possible_apic_ids
     windows = bus_windows(bus, memory.below_4g, memory.above_4g, HOLE_64)
     isa, slots = isa_aml(machine.parts), bus_slots(bus, ISA_BRIDGE)
     pci, cpu = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
     aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, pci, cpu, has_hpet=has_hpet))
     ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, power.acpi_enable, power.acpi_disable)
-    return PcTables(aml, apic_ids, ports)
+    return PcTables(aml, apic_ids, ports, plugged=topology.plugged)
 
 
 def _add_power_management(
@@ -131,6 +132,5 @@ def _add_power_management(
     machine.parts.append(Part(power))
     pc_parts.plug_eeproms(bus.node(power).add_bus("i2c", "i2c-bus"), slaves)
     machine.add(Part(AcpiPciHotplug(bus, power.raise_gpe, FIXED_SLOTS), ports=(PCI_HOTPLUG_BASE,)))
-    apic_ids = machine.config.topology.apic_ids
-    machine.add(Part(AcpiCpuHotplug(apic_ids, power.raise_gpe), ports=(CPU_HOTPLUG_BASE,)))
+    machine.add(Part(AcpiCpuHotplug(machine.config.topology, power.raise_gpe), ports=(CPU_HOTPLUG_BASE,)))
     return power

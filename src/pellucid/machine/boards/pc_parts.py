@@ -203,6 +203,7 @@ def add_isa(
         memory.below_4g,
         memory.above_4g,
         machine.config.cpu_count,
+        machine.config.topology.apic_id_limit,
         has_hpet=options.hpet,
         has_acpi=options.acpi,
         serial_console=machine.config.serial_console and any(chardev is not None for chardev in serials[:1]),

@@ -117,7 +117,8 @@ def _describe(
     machine: Machine, memory: PcMemory, bus: PciBus, lpc: Ich9Lpc, window: tuple[int, int], *, has_hpet: bool
 ) -> PcTables:
     """What the ACPI tables say."""
-    apic_ids = machine.config.topology.apic_ids
+    topology = machine.config.topology
+    apic_ids = topology.possible_apic_ids
     ecam = (window[0], window[1] << 20) if window[1] else None
     windows = bus_windows(bus, memory.below_4g, memory.above_4g, HOLE_64, ecam)
     isa, slots = isa_aml(machine.parts), bus_slots(bus, q35_dsdt.ISA_BRIDGE)
@@ -128,7 +129,7 @@ def _describe(
     aml = q35_dsdt.dsdt(pc, q35_dsdt.Ecam(*ecam) if ecam else None)
     ports = PowerPorts(pm_base, gpe, GPE_SIZE, lpc.acpi_enable, lpc.acpi_disable, reset=(0xCF9, 0x0F))
     dmar = dmar_body(machine.iommu.features, bus) if machine.iommu is not None else None
-    return PcTables(aml, apic_ids, ports, ecam=ecam, dmar=dmar)
+    return PcTables(aml, apic_ids, ports, ecam=ecam, dmar=dmar, plugged=topology.plugged)
 
 
 def _host_properties(host: Mch, memory: PcMemory) -> Iterator[str]:
@@ -154,5 +155,4 @@ def _add_smbus(machine: Machine, bus: PciBus) -> None:
 def _add_hotplug(machine: Machine, bus: PciBus, lpc: Ich9Lpc) -> None:
     """The registers through which ACPI hears of cards behind conventional bridges, and of processors."""
     machine.add(Part(AcpiPciHotplug(None, lpc.raise_gpe), ports=(PCI_HOTPLUG_BASE,)))
-    apic_ids = machine.config.topology.apic_ids
-    machine.add(Part(AcpiCpuHotplug(apic_ids, lpc.raise_gpe), ports=(CPU_HOTPLUG_BASE,)))
+    machine.add(Part(AcpiCpuHotplug(machine.config.topology, lpc.raise_gpe), ports=(CPU_HOTPLUG_BASE,)))

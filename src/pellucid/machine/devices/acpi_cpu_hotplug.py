@@ -5,8 +5,9 @@ from then on until a reset it is the modern form: a selector, the selected proce
 No processor is ever added or taken out here yet, so no event is ever pending and an ejection does nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.machine.device import Device, Region, State
 from pellucid.machine.state import BOOL, U8, U32
 
@@ -16,7 +17,7 @@ NEXT_WITH_EVENT, OST_EVENT, OST_STATUS, GET_ARCH_ID = range(4)
 
 
 class AcpiCpuHotplug(Device):
-    """`apic_ids` are the processors that are there, in the order of the selector. `raise_gpe` announces events."""
+    """The selector goes by the places of `topology`. `raise_gpe` announces events."""
 
     kind = "acpi-cpu-hotplug"
     regions = (Region("acpi-cpu-hotplug", 32),)
@@ -26,16 +27,17 @@ class AcpiCpuHotplug(Device):
     command = State(U8, 0)
     data = State(U32, 0, doc="what was written for the OST commands")
 
-    def __init__(self, apic_ids: Sequence[int], raise_gpe: Callable[[int], None]) -> None:
-        self._apic_ids, self._raise_gpe = tuple(apic_ids), raise_gpe
-        self._bitmap = sum(1 << apic_id for apic_id in self._apic_ids).to_bytes(32, "little")
+    def __init__(self, topology: CpuTopology, raise_gpe: Callable[[int], None]) -> None:
+        self._apic_ids, self._raise_gpe = topology.possible_apic_ids, raise_gpe
+        self._there = topology.count
+        self._bitmap = sum(1 << apic_id for apic_id in topology.apic_ids).to_bytes(32, "little")
         super().__init__()
 
     def region_read(self, region: int, offset: int, size: int) -> int:
         if not self.modern:
             return self._bitmap[offset]
         if offset == STATUS:
-            return ENABLED if self.selector < len(self._apic_ids) else 0
+            return ENABLED if self.selector < self._there else 0
         if DATA <= offset < SIZE:
             return self._answer() >> 8 * (offset - DATA) & 0xFF
         return 0

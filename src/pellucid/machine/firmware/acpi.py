@@ -49,6 +49,8 @@ class AcpiPlatform:
     has_rtc: bool = True
     century_register: int = 0x32
     sleep_type_s5: int = 5
+    plugged: int | None = None
+    """How many of the processors are there from the start; None: all."""
 
 
 @dataclass
@@ -73,7 +75,8 @@ def build_tables(platform: AcpiPlatform, address: int, rsdp_address: int) -> Acp
         return here
 
     fadt_address = place(fadt(platform, place(dsdt(platform))))
-    madt = table(b"APIC", 5, madt_body(platform.apic_ids, platform.overrides, has_pics=platform.has_pics))
+    madt = table(b"APIC", 5, madt_body(platform.apic_ids, platform.overrides, plugged=platform.plugged,
+                                             has_pics=platform.has_pics))
     xsdt = table(b"XSDT", 1, struct.pack("<QQ", fadt_address, place(madt)))
     built.segments.append((rsdp_address, rsdp(place(xsdt))))
     return built

@@ -23,17 +23,27 @@ class InterruptOverride:
     flags: int = CONFORMS
 
 
-def processor_entry(uid: int, apic_id: int) -> bytes:
+def processor_entry(uid: int, apic_id: int, flags: int = ENABLED) -> bytes:
     """A processor: as a local APIC up to id 254, as a local x2APIC above."""
     if apic_id <= LAST_XAPIC_ID:
-        return struct.pack("<BBBBI", 0, 8, uid & 0xFF, apic_id, ENABLED)
-    return struct.pack("<BBHIII", 9, 16, 0, apic_id, ENABLED, uid)
+        return struct.pack("<BBBBI", 0, 8, uid & 0xFF, apic_id, flags)
+    return struct.pack("<BBHIII", 9, 16, 0, apic_id, flags, uid)
 
 
-def madt_body(apic_ids: Sequence[int], overrides: Sequence[InterruptOverride], *, has_pics: bool = True) -> bytes:
-    """The table without its header. NMI comes to LINT1 of every processor."""
+def madt_body(
+    apic_ids: Sequence[int],
+    overrides: Sequence[InterruptOverride],
+    *,
+    plugged: int | None = None,
+    has_pics: bool = True,
+) -> bytes:
+    """The table without its header. NMI comes to LINT1 of every processor.
+
+    The first `plugged` places have a processor (None: all); to the others one may come.
+    """
+    there = len(apic_ids) if plugged is None else plugged
     entries = [struct.pack("<II", LAPIC_ADDRESS, LEGACY_PICS_PRESENT if has_pics else 0)]
-    entries += [processor_entry(uid, apic_id) for uid, apic_id in enumerate(apic_ids)]
+    entries += [processor_entry(uid, apic_id, ENABLED if uid < there else 0) for uid, apic_id in enumerate(apic_ids)]
     entries.append(struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC_ADDRESS, 0))
     for override in overrides:
         entries.append(struct.pack("<BBBBIH", 2, 10, 0, override.isa_irq, override.gsi, override.flags))

@@ -52,7 +52,9 @@ class PowerPorts:
 
 @dataclass(frozen=True)
 class PcTables:
-    """What goes into the tables. `ecam` is (address, bytes) of mapped configuration space.
+    """What goes into the tables. `apic_ids` are all places for processors; the first `plugged` have one (None: all).
+
+    `ecam` is (address, bytes) of mapped configuration space.
 
     `dmar` is the body of that table, `extra` are whole tables.
     """
@@ -66,6 +68,7 @@ class PcTables:
     overrides: Sequence[InterruptOverride] = PC_OVERRIDES
     extra: Sequence[bytes] = ()
     oem: Oem = BOCHS
+    plugged: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class _Linker:
         self._loader.allocate(TABLES_FILE, FACS_ALIGNMENT, ZONE_HIGH)
         facs = self._append(struct.pack("<4sI", b"FACS", FACS_SIZE).ljust(FACS_SIZE, b"\0"))
         dsdt = self._add(b"DSDT", 1, pc.dsdt)
-        roots = [self._add_fadt(facs, dsdt), self._add(b"APIC", 1, madt_body(pc.apic_ids, pc.overrides))]
+        madt = madt_body(pc.apic_ids, pc.overrides, plugged=pc.plugged)
+        roots = [self._add_fadt(facs, dsdt), self._add(b"APIC", 1, madt)]
         if pc.has_hpet:
             roots.append(self._add(b"HPET", 1, struct.pack("<I4xQ4x", HPET_ID, HPET_BASE)))
         if pc.ecam is not None:

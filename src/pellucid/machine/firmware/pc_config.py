@@ -32,6 +32,7 @@ class PcFirmwareConfig:
     below_4g: int
     above_4g: int
     cpu_count: int
+    apic_id_limit: int
     has_hpet: bool = True
     serial_console: bool = False
     has_acpi: bool = True
@@ -44,9 +45,9 @@ def fill_fw_cfg(fw_cfg: FwCfg, config: PcFirmwareConfig) -> None:
     add(FW_CFG_RAM_SIZE, struct.pack("<Q", config.below_4g + config.above_4g))
     add(FW_CFG_NOGRAPHIC, struct.pack("<H", config.serial_console))
     add(FW_CFG_NB_CPUS, struct.pack("<H", config.cpu_count))
-    add(FW_CFG_MAX_CPUS, struct.pack("<H", config.cpu_count))
+    add(FW_CFG_MAX_CPUS, struct.pack("<H", config.apic_id_limit))
     add(FW_CFG_BOOT_MENU, struct.pack("<H", config.boot.menu))
-    add(FW_CFG_NUMA, struct.pack(f"<{1 + config.cpu_count}Q", *[0] * (1 + config.cpu_count)))
+    add(FW_CFG_NUMA, struct.pack(f"<{1 + config.apic_id_limit}Q", *[0] * (1 + config.apic_id_limit)))
     add(FW_CFG_IRQ0_OVERRIDE, struct.pack("<I", 1))
     add(FW_CFG_HPET, struct.pack("<BIQHB", 1, HPET_ID, HPET_BASE, 0, 0) if config.has_hpet else b"\xff")
     fw_cfg.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820(config)))

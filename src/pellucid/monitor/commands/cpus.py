@@ -68,9 +68,10 @@ class CpuInfoFast:
 
 def _place(config: MachineConfig, index: int) -> CpuInstanceProperties:
     topology = config.topology
-    core, thread = divmod(index, topology.threads)
-    socket, core = divmod(core, topology.cores)
-    return CpuInstanceProperties(socket_id=socket, core_id=core, thread_id=thread)
+    socket, die, core, thread = topology.place(index)
+    return CpuInstanceProperties(
+        socket_id=socket, die_id=die if topology.dies > 1 else None, core_id=core, thread_id=thread
+    )
 
 
 @command("query-cpus-fast")
@@ -96,7 +97,7 @@ def cpus(session: Session) -> str:
 
 @dataclass(frozen=True)
 class HotpluggableCpu:
-    """A place for a CPU; each has its CPU from the start, since none can be plugged yet."""
+    """A place for a CPU. Those without `qom_path` are empty, and stay so: none can be plugged yet."""
 
     type: str
     vcpus_count: int
@@ -111,19 +112,21 @@ def query_hotpluggable_cpus(session: Session) -> list[HotpluggableCpu]:
         raise CommandError("The feature 'query-hotpluggable-cpus' is not enabled")
     config = session.machine.config
     kind = config.cpu.model + TYPE_SUFFIX
-    return [
-        HotpluggableCpu(kind, 1, _place(config, thread.index), vcpu_path(thread))
-        for thread in reversed(session.threads)
-    ]
+    paths = {thread.index: vcpu_path(thread) for thread in session.threads}
+    places = reversed(range(config.topology.places))
+    return [HotpluggableCpu(kind, 1, _place(config, place), paths.get(place)) for place in places]
 
 
 def _hotpluggable_text(found: list[HotpluggableCpu]) -> str:
     lines = ["Hotpluggable CPUs:"]
     for place in found:
-        lines += [f'  type: "{place.type}"', f'  vcpus_count: "{place.vcpus_count}"', f'  qom_path: "{place.qom_path}"']
+        lines += [f'  type: "{place.type}"', f'  vcpus_count: "{place.vcpus_count}"']
+        if place.qom_path is not None:
+            lines.append(f'  qom_path: "{place.qom_path}"')
         props = place.props
-        lines += ["  CPUInstance Properties:", f'    socket-id: "{props.socket_id}"', f'    core-id: "{props.core_id}"']
-        lines.append(f'    thread-id: "{props.thread_id}"')
+        levels = {"socket": props.socket_id, "die": props.die_id, "core": props.core_id, "thread": props.thread_id}
+        lines.append("  CPUInstance Properties:")
+        lines += [f'    {level}-id: "{number}"' for level, number in levels.items() if number is not None]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,6 @@ from typing import Literal
 
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.machine.board import BOARDS, DEFAULT_BOARD
-from pellucid.machine.config import MAX_CPUS
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.monitor.command import command
 from pellucid.monitor.commands.cpus import TYPE_SUFFIX
@@ -126,7 +125,7 @@ def query_machines(session: Session) -> list[MachineInfo]:
     return [
         MachineInfo(
             board.name,
-            cpu_max=MAX_CPUS,
+            cpu_max=board.max_cpus,
             hotpluggable_cpus=False,
             numa_mem_supported=False,
             deprecated=False,
