@@ -21,6 +21,7 @@ from pellucid.kvm.api import (
     Sregs,
     VcpuEvents,
 )
+from pellucid.kvm.clock import ClockValue
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.irqchip.state import IoapicState, PicState, PitChannelState, PitState
@@ -185,6 +186,7 @@ class FakeVm:
         self.chips: list[str] = []
         self.chips_put_back = 0
         self.clock = 0
+        self.clock_registers: list[tuple[bool, int, int, ClockValue]] = []
         self.clocks_set: list[ClockData] = []
 
     def memory_written(self, hva: int, size: int) -> None:
@@ -237,6 +239,12 @@ class FakeVm:
         assign: bool = True,
     ) -> None:
         pass
+
+    def clock_register(
+        self, address: int, size: int, value: ClockValue, *, pio: bool = False, assign: bool = True
+    ) -> None:
+        register = (pio, address, size, value)
+        (self.clock_registers.append if assign else self.clock_registers.remove)(register)
 
     def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, assign: bool = True) -> None:
         pass

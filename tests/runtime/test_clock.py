@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -144,6 +145,27 @@ def test_virtual_clock_stands_still_while_stopped(virtual: VirtualClock) -> None
     assert all(virtual.now_ns() == frozen for _ in range(100))
     virtual.start()
     assert virtual.now_ns() >= frozen and virtual.running
+
+
+def test_a_follower_hears_how_far_ahead_of_the_host_the_clock_is(virtual: VirtualClock) -> None:
+    heard: list[int | None] = []
+    virtual.follow_host(heard.append)
+    virtual.start()
+    virtual.start()
+    ahead = heard[-1]
+    assert ahead is not None
+    before = time.monotonic_ns() + ahead
+    assert before <= virtual.now_ns() <= time.monotonic_ns() + ahead
+    virtual.stop()
+    assert heard == [None, ahead, None]
+    stood = virtual.now_ns()
+    virtual.start()
+    assert heard[3] is not None and heard[3] < ahead
+    assert stood <= time.monotonic_ns() + heard[3]
+    host = HostClock()
+    host.follow_host(heard.append)
+    assert heard[4:] == [0]
+    host.close()
 
 
 def test_virtual_timers_wait_for_the_clock(virtual: VirtualClock) -> None:

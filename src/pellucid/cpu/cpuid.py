@@ -20,11 +20,21 @@ class CpuidEntry(Struct):
     pad: u32
 
 
+CPUID_HASH_BITS = 7
+
+
+@native
+def leaf_hash(leaf):
+    """Fibonacci hashing: the leaves in use lie close together at 0, 0x40000000 and 0x80000000."""
+    return leaf * u32(0x9E37_79B1) >> (32 - CPUID_HASH_BITS)
+
+
 @native(inline=False)
 def find_leaf(s, leaf: u32, subleaf: u32) -> ptr[CpuidEntry]:
-    table = ptr[CpuidEntry](s.cpuid)
-    for i in range(s.cpuid_count):
-        e = ptr[CpuidEntry](u64(table) + i * CpuidEntry.size)
+    """The entry, or null. The table is in the order of the hashes of its leaves; CpuState.cpuid_first says where."""
+    h = leaf_hash(leaf)
+    for i in range(u64(s.cpuid_first[h]), u64(s.cpuid_first[h + 1])):
+        e = ptr[CpuidEntry](s.cpuid + i * CpuidEntry.size)
         if e.leaf == leaf and (e.indexed == 0 or e.subleaf == subleaf):
             return e
     return ptr[CpuidEntry](u64(0))

@@ -358,6 +358,9 @@ class CpuState(Struct):
     clock_on: u32          # 1: the source of the TSC is the instruction clock: ns, which pass as instructions do
     clock_end: u64         # its time when the budget is used up
     clock_shift: u64       # an instruction takes 2**clock_shift ns
+    # exits that native code handles itself
+    clock_registers: u64   # address of the VM's ClockRegisters, or 0
+    cpuid_first: array[u16, 129]   # by the hash of a leaf: its first entry in the CPUID table
 
 
 TSC_FRACTION = 48          # bits of tsc_scale behind the point

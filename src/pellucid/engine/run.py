@@ -1,6 +1,7 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
 from pellucid.cpu.breakpoints import debug_exception, match_code, update_breakpoints
+from pellucid.cpu.clock_registers import answer_from_clock
 from pellucid.cpu.code_pages import read_mail, written_outside
 from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception, deliver_interrupt
 from pellucid.cpu.faults import Stop
@@ -222,7 +223,10 @@ def loop(s, traced) -> u32:
         elif reason == EXIT_BUDGET and not used_up(s):
             s.short = 1
         elif reason != EXIT_PENDING and reason != EXIT_LOOKUP and reason != EXIT_STEPPED:
-            break
+            if traced:  # who looks on sees every access
+                break
+            if not answer_from_clock(s, reason):
+                break
     leave_guest_float(s)
     s.exit_reason = reason
     return reason

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.cpu.observe import CodeBlock, Event, Observer
+from pellucid.kvm.clock import ClockValue
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.events import VcpuEvents
 from pellucid.kvm.exits import (
@@ -351,6 +352,16 @@ class Vm(Protocol):
         assign: bool = True,
     ) -> None:
         """Signal eventfd `fd` on guest writes of `length` bytes (0: any) at `address`, instead of exiting."""
+        ...
+
+    def clock_register(
+        self, address: int, size: int, value: ClockValue, *, pio: bool = False, assign: bool = True
+    ) -> None:
+        """Guest reads of `size` bytes at `address` give `value` by the VM's clock: they need not exit.
+
+        They may exit all the same: where an interrupt chip answers, where the clock does not go with the host's, or
+        where there are more such registers than the backend has room for.
+        """
         ...
 
     @property

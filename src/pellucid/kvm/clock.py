@@ -6,7 +6,12 @@ are in `pellucid.runtime.clock`.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+NS = 10**9
+MAX_HZ = 1 << 34
+"""Frequencies of clock values are below this."""
 
 
 class Timer(Protocol):
@@ -50,3 +55,34 @@ class CountedClock(Clock, Protocol):
     def step_to(self, time_ns: int) -> int:
         """Let time go on to `time_ns`, and call the timers that fall due, on the calling thread; the time then."""
         ...
+
+
+@runtime_checkable
+class HostTimed(Protocol):
+    """A clock that goes with the host's monotonic clock, while it goes."""
+
+    def follow_host(self, changed: Callable[[int | None], None]) -> None:
+        """`changed` hears, now and at every change, how many ns this clock is ahead of the host's; None: it stands.
+
+        It hears that the clock stands before the time is taken at which it does. It must not call the clock.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClockValue:
+    """What a device's counter reads as a function of the clock's time: `hz` ticks a second from `base` on."""
+
+    hz: int
+    mask: int
+    base: int = 0
+    shift: int = 0
+    """Of a counter's upper half: how many bits it lies above."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hz < MAX_HZ:
+            raise ValueError(f"a counter of {self.hz} Hz")
+
+    def at(self, now_ns: int) -> int:
+        """The value at a time."""
+        return (now_ns * self.hz // NS + self.base & self.mask) >> self.shift

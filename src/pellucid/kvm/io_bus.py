@@ -59,6 +59,10 @@ class IoBus:
         found = self._ranges[index]
         return found if address + size <= found.base + found.length else None
 
+    def answers(self, address: int, size: int) -> bool:
+        """Whether a read there is an in-kernel device's."""
+        return self._find(address, size) is not None
+
     def read(self, address: int, size: int) -> int | None:
         """The value read, or None when no in-kernel device is there: the access leaves to the machine."""
         found = self._find(address, size)

@@ -296,6 +296,9 @@ class Device:
         """AML of the device for the DSDT, given where the board put it; nothing for what firmware does not announce."""
         return b""
 
+    def region_made(self, index: int, region: MemoryRegion) -> None:
+        """`region` is the node of the memory tree that a board has made for the region with that index."""
+
     def ops(self, region: int = 0) -> "RegionOps":
         """The object that the memory floor calls for the region with that index."""
         return RegionOps(self, region)

@@ -26,6 +26,7 @@ from pellucid.machine.qdev import QdevBus
 from pellucid.machine.smm import SystemManagement
 from pellucid.memory import (
     AddressSpace,
+    ClockRegisters,
     CoalescedIo,
     Ioeventfds,
     MemoryRegion,
@@ -105,6 +106,8 @@ class Machine:
         self.memory.add_listener(self._slots)
         self.memory.add_listener(Ioeventfds(self.vm, pio=False))
         self.ports.add_listener(Ioeventfds(self.vm, pio=True))
+        self.memory.add_listener(ClockRegisters(self.vm, pio=False))
+        self.ports.add_listener(ClockRegisters(self.vm, pio=True))
         self.memory.add_listener(CoalescedIo(self.vm.coalesced, pio=False))
         self.ports.add_listener(CoalescedIo(self.vm.coalesced, pio=True))
         self.drives = Drives(loop, self.system)
@@ -160,6 +163,7 @@ class Machine:
         with MemoryTransaction():
             for index, (region, base) in enumerate(zip(part.device.regions, bases, strict=True)):
                 node = region.memory_region(part.device.ops(index))
+                part.device.region_made(index, node)
                 if part.priority:
                     container.add_subregion_overlap(base, node, part.priority)
                 else:

@@ -4,7 +4,7 @@ A board builds trees of `MemoryRegion`s and shows each through an `AddressSpace`
 address space; listeners such as `MemorySlots` keep the hypervisor in step.
 """
 
-from pellucid.memory.access import AccessSizes, Endianness, IoEventfd, IoOps, MemTxResult, Translated
+from pellucid.memory.access import AccessSizes, ClockRegister, Endianness, IoEventfd, IoOps, MemTxResult, Translated
 from pellucid.memory.address_space import AddressSpace
 from pellucid.memory.dispatch import UnassignedIoOps
 from pellucid.memory.flat_view import FlatRange, FlatView, memory_access_is_direct
@@ -13,7 +13,7 @@ from pellucid.memory.mtree import info_mtree
 from pellucid.memory.mtree_reader import read_mtree
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock, RamList, info_ramblock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion, RegionKind
-from pellucid.memory.slots import CoalescedIo, Ioeventfds, MemorySlots
+from pellucid.memory.slots import ClockRegisters, CoalescedIo, Ioeventfds, MemorySlots
 from pellucid.memory.transaction import MemoryTransaction
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "PAGE_SIZE",
     "AccessSizes",
     "AddressSpace",
+    "ClockRegister",
+    "ClockRegisters",
     "CoalescedIo",
     "Endianness",
     "FlatRange",

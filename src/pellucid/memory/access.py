@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from pellucid.kvm.clock import ClockValue
+
 if TYPE_CHECKING:
     from pellucid.memory.ram_block import RamBlock
 
@@ -118,6 +120,21 @@ class IoEventfd:
             and (self.size == 0 or self.size == size)
             and (self.datamatch is None or self.datamatch == value)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRegister:
+    """A register that reads as a function of the guest's clock: the hypervisor may answer it without an exit.
+
+    Attributes:
+        offset: into the region.
+        size: of the reads that it answers, in bytes.
+        value: what the device's own read gives, too.
+    """
+
+    offset: int
+    size: int
+    value: ClockValue
 
 
 def swap_bytes(value: int, size: int) -> int:

@@ -11,7 +11,7 @@ start address. Reading needs no lock: a view is replaced whole. Devices behind I
 
 from typing import NamedTuple
 
-from pellucid.memory.access import MASKS, IoEventfd, MemTxResult, StringOps
+from pellucid.memory.access import MASKS, ClockRegister, IoEventfd, MemTxResult, StringOps
 from pellucid.memory.dispatch import access_size, dispatch_read, dispatch_write, trace
 from pellucid.memory.flat_view import UNASSIGNED, FlatRange, FlatView, flat_view_of
 from pellucid.memory.ldst import LoadStore
@@ -28,13 +28,18 @@ class _Bell(NamedTuple):
     eventfd: IoEventfd
 
 
+class _Register(NamedTuple):
+    addr: int
+    register: ClockRegister
+
+
 class AddressSpace(LoadStore):
     """The view of `root` and the accesses to it. Values are little-endian, as the guest processor's are.
 
     Values read where nothing is are 0, except in port space, whose root region answers all ones (`UnassignedIoOps`).
     """
 
-    __slots__ = ("_bells", "_coalesced", "_listeners", "name", "root", "view")
+    __slots__ = ("_bells", "_clock_registers", "_coalesced", "_listeners", "name", "root", "view")
 
     def __init__(self, name: str, root: MemoryRegion) -> None:
         self.name = name
@@ -42,6 +47,7 @@ class AddressSpace(LoadStore):
         self.view: FlatView = flat_view_of(root)
         self._listeners: list[MemoryListener] = []
         self._bells: list[_Bell] = []
+        self._clock_registers: list[_Register] = []
         self._coalesced: list[tuple[int, int]] = []
         """(address, size) of each part whose writes may be collected; like the doorbells, kept for listeners only."""
         root.address_spaces.append(self)
@@ -229,6 +235,7 @@ class AddressSpace(LoadStore):
         self._listeners.append(listener)
         self._listeners.sort(key=lambda other: other.priority)
         self._bells, self._coalesced = _find_bells(self.view), _find_coalesced(self.view)
+        self._clock_registers = _find_clock_registers(self.view)
         listener.begin()
         for found in self.view.ranges:
             listener.region_add(_section(found))
@@ -236,12 +243,16 @@ class AddressSpace(LoadStore):
             listener.eventfd_add(addr, eventfd)
         for window in self._coalesced:
             listener.coalesced_add(*window)
+        for place in self._clock_registers:
+            listener.clock_register_add(*place)
         listener.commit()
 
     def remove_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` that all is gone, and nothing from now on."""
         self._listeners.remove(listener)
         listener.begin()
+        for place in self._clock_registers:
+            listener.clock_register_del(*place)
         for window in self._coalesced:
             listener.coalesced_del(*window)
         for addr, eventfd in self._bells:
@@ -264,8 +275,12 @@ class AddressSpace(LoadStore):
     def _tell_changes(self, old: FlatView) -> None:
         old_bells, old_coalesced = self._bells, self._coalesced
         self._bells, self._coalesced = bells, coalesced = _find_bells(self.view), _find_coalesced(self.view)
+        old_registers, self._clock_registers = self._clock_registers, _find_clock_registers(self.view)
         gone, come = self.view.changes_from(old) if self.view is not old else ([], [])
         for listener in reversed(self._listeners):
+            for place in old_registers:
+                if place not in self._clock_registers:
+                    listener.clock_register_del(*place)
             for window in old_coalesced:
                 if window not in coalesced:
                     listener.coalesced_del(*window)
@@ -285,6 +300,9 @@ class AddressSpace(LoadStore):
             for window in coalesced:
                 if window not in old_coalesced:
                     listener.coalesced_add(*window)
+            for place in self._clock_registers:
+                if place not in old_registers:
+                    listener.clock_register_add(*place)
 
     def commit_update(self) -> None:
         """Part of `Topology`."""
@@ -363,6 +381,17 @@ def _find_bells(view: FlatView) -> list[_Bell]:
             if found.offset <= eventfd.offset < found.offset + found.end - found.start:
                 bells.append(_Bell(eventfd.offset + found.delta, eventfd))
     return bells
+
+
+def _find_clock_registers(view: FlatView) -> list[_Register]:
+    """The clock registers that are seen whole, by address."""
+    registers = []
+    for found in view.ranges:
+        for register in found.region.clock_registers:
+            addr = register.offset + found.delta
+            if found.start <= addr and addr + register.size <= found.end:
+                registers.append(_Register(addr, register))
+    return registers
 
 
 def _find_coalesced(view: FlatView) -> list[tuple[int, int]]:

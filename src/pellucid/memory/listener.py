@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pellucid.memory.access import IoEventfd
+from pellucid.memory.access import ClockRegister, IoEventfd
 from pellucid.memory.region import MemoryRegion
 
 
@@ -48,6 +48,12 @@ class MemoryListener:
 
     def eventfd_del(self, addr: int, eventfd: IoEventfd) -> None:
         """A doorbell is at `addr` no more."""
+
+    def clock_register_add(self, addr: int, register: ClockRegister) -> None:
+        """A register that reads as a function of the clock is at `addr` now."""
+
+    def clock_register_del(self, addr: int, register: ClockRegister) -> None:
+        """It is at `addr` no more."""
 
     def coalesced_add(self, addr: int, size: int) -> None:
         """Writes to these addresses may be collected now, and delivered together later."""

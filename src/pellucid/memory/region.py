@@ -14,7 +14,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from pellucid.memory.access import MASKS, Accepts, AccessSizes, Endianness, IoEventfd, IoOps, Translate
+from pellucid.memory.access import (  # fmt: skip
+    MASKS,
+    Accepts,
+    AccessSizes,
+    ClockRegister,
+    Endianness,
+    IoEventfd,
+    IoOps,
+    Translate,
+)
 from pellucid.memory.ram_block import RamBlock, RamDeviceOps
 from pellucid.memory.transaction import MemoryTransaction, Topology, mark_dirty
 
@@ -51,47 +60,18 @@ class MemoryRegion:
     Attributes that are read freely and changed only by the methods: `name`, `kind`, `size`, `addr` (offset in the
     container), `priority`, `container`, `subregions` (in the order in which they are looked at), `enabled`, `readonly`,
     `nonvolatile`, `romd_mode`, `alias_target`, `alias_offset`, `block`, `ops`, `valid`, `impl`, `endianness`,
-    `accepts`, `ioeventfds`, `coalesced` ((offset, size) of each part). `owner` and `parent` are free text for
-    `info mtree -o`. `read_masks[size]` is the value mask of an aligned read of that size that needs no splitting, 0
-    when it does.
+    `accepts`, `ioeventfds`, `clock_registers`, `coalesced` ((offset, size) of each part). `owner` and `parent` are free
+    text for `info mtree -o`. `read_masks[size]` is the value mask of an aligned read of that size that needs no
+    splitting, 0 when it does.
     """
 
     __slots__ = (
-        "__weakref__",
-        "_alias_users",
-        "accepts",
-        "addr",
-        "address_spaces",
-        "alias_offset",
-        "alias_target",
-        "big_endian",
-        "block",
-        "cached_flat_view",
-        "coalesced",
-        "container",
-        "enabled",
-        "endianness",
-        "impl",
-        "ioeventfds",
-        "kind",
-        "may_overlap",
-        "name",
-        "nonvolatile",
-        "ops",
-        "owner",
-        "parent",
-        "priority",
-        "read_masks",
-        "readonly",
-        "romd_mode",
-        "size",
-        "stale",
-        "subregions",
-        "terminates",
-        "translate",
-        "valid",
+        "__weakref__", "_alias_users", "accepts", "addr", "address_spaces", "alias_offset", "alias_target",
+        "big_endian", "block", "cached_flat_view", "clock_registers", "coalesced", "container", "enabled", "endianness",
+        "impl", "ioeventfds", "kind", "may_overlap", "name", "nonvolatile", "ops", "owner", "parent", "priority",
+        "read_masks", "readonly", "romd_mode", "size", "stale", "subregions", "terminates", "translate", "valid",
         "write_masks",
-    )
+    )  # fmt: skip
 
     def __init__(self, kind: RegionKind, name: str, size: int, *, owner: str | None = None) -> None:
         if not 0 <= size <= ADDRESS_SPACE_SIZE:
@@ -121,6 +101,7 @@ class MemoryRegion:
         self.accepts: Accepts | None = None
         self.translate: Translate | None = None
         self.ioeventfds: tuple[IoEventfd, ...] = ()
+        self.clock_registers: tuple[ClockRegister, ...] = ()
         self.read_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.write_masks: tuple[int, ...] = _NO_FAST_SIZES
         self.address_spaces: list[Topology] = []
@@ -353,6 +334,13 @@ class MemoryRegion:
             self.ioeventfds = tuple(e for e in self.ioeventfds if e != eventfd)
             self._update_masks()
             self._changed()
+
+    def set_clock_registers(self, registers: tuple[ClockRegister, ...]) -> None:
+        """Which registers read as a function of the clock now, and of which; the device answers them as well."""
+        if registers != self.clock_registers:
+            with MemoryTransaction():
+                self.clock_registers = registers
+                self._changed()
 
     def set_coalescing(self) -> None:
         """Let writes anywhere in the region be collected and delivered together, at the next access that is not."""

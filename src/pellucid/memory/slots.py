@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from pellucid.memory.access import IoEventfd
+from pellucid.kvm.clock import ClockValue
+from pellucid.memory.access import ClockRegister, IoEventfd
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 from pellucid.memory.region import RegionKind
@@ -44,6 +45,16 @@ class IoeventfdVm(Protocol):
         assign: bool = True,
     ) -> None:
         """Signal `fd` on guest writes of `length` bytes (0: any) at `address`."""
+        ...
+
+
+class ClockRegisterVm(Protocol):
+    """The part of `kvm.api.Vm` that takes clock registers."""
+
+    def clock_register(
+        self, address: int, size: int, value: ClockValue, *, pio: bool = False, assign: bool = True
+    ) -> None:
+        """Reads of `size` bytes at `address` give `value` by the VM's clock."""
         ...
 
 
@@ -176,6 +187,22 @@ class Ioeventfds(MemoryListener):
 
     def _assign(self, addr: int, eventfd: IoEventfd, assign: bool) -> None:
         self._vm.ioeventfd(eventfd.fd, addr, eventfd.size, pio=self._pio, datamatch=eventfd.datamatch, assign=assign)
+
+
+class ClockRegisters(MemoryListener):
+    """Gives the clock registers of an address space to `vm`; `pio` for the one of the ports."""
+
+    def __init__(self, vm: ClockRegisterVm, *, pio: bool) -> None:
+        self._vm = vm
+        self._pio = pio
+
+    def clock_register_add(self, addr: int, register: ClockRegister) -> None:
+        """Part of `MemoryListener`."""
+        self._vm.clock_register(addr, register.size, register.value, pio=self._pio)
+
+    def clock_register_del(self, addr: int, register: ClockRegister) -> None:
+        """Part of `MemoryListener`."""
+        self._vm.clock_register(addr, register.size, register.value, pio=self._pio, assign=False)
 
 
 class CoalescedIo(MemoryListener):

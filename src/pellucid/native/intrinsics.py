@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from pellucid.native.bits import (
     sqrt, srem, sub_sat)
 from pellucid.native.operation import Intrinsic, Lowering, intrinsic, pointer, static_kind, typed
 from pellucid.native.permute import permute
-from pellucid.native.types import _PtrType, array, element_size, f32, f64, f80, literal, ptr, size_of, u8, u64, uint
+from pellucid.native.types import (
+    _PtrType, array, element_size, f32, f64, f80, literal, ptr, size_of, u8, u64, uint)
 from pellucid.native.values import VOID, Const, Val, ir_type, is_float, is_int, is_struct, is_vec, name_of
 
 # --- memory --------------------------------------------------------------------------------------------
@@ -345,6 +347,24 @@ def rdtsc() -> Any:
     return u64(host_rdtsc())
 
 
+def _monotonic_ns(f: Lowering) -> Val:
+    f.instance.declares.add("declare dso_local i32 @clock_gettime(i32, ptr)")
+    place = f"%l{f.fresh()}"
+    f.slots.append(f"  {place} = alloca [2 x i64], align 16")
+    f.effect(f"call i32 @clock_gettime(i32 {time.CLOCK_MONOTONIC}, ptr {place})")
+    seconds = f.emit(u64, f"load i64, ptr {place}")
+    rest = f.emit(None, f"getelementptr i8, ptr {place}, i64 8")
+    nanoseconds = f.emit(u64, f"load i64, ptr {rest.ir}")
+    whole = f.emit(u64, f"mul i64 {seconds.ir}, 1000000000")
+    return f.emit(u64, f"add i64 {whole.ir}, {nanoseconds.ir}")
+
+
+@intrinsic(_monotonic_ns)
+def monotonic_ns() -> Any:
+    """The host's monotonic clock in nanoseconds: `time.monotonic_ns()`. Takes the C library's clock_gettime."""
+    return u64(time.monotonic_ns())
+
+
 def asm_text(kind: Any, template: str, constraints: str, passed: str) -> str:
     """LLVM's call of one host instruction."""
     quoted = template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
@@ -378,6 +398,6 @@ def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
 __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and",
            "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
            "element_size", "f32", "f64", "f80", "fence", "insert", "invoke", "is_float", "is_int", "is_vec", "likely",
-           "local", "maximum", "memcpy", "memset", "minimum", "movemask", "permute", "popcount", "rdtsc", "ref", "rotl",
-           "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail", "uint", "unlikely",
-           "volatile_load", "volatile_store"]
+           "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute", "popcount",
+           "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
+           "uint", "unlikely", "volatile_load", "volatile_store"]

@@ -66,6 +66,10 @@ class HostClock:
         """A new, unarmed timer whose callback runs on this clock's thread, holding no lock."""
         return _Alarm(self, callback)
 
+    def follow_host(self, changed: Callable[[int | None], None]) -> None:
+        """Part of `pellucid.kvm.clock.HostTimed`."""
+        changed(0)
+
     def close(self) -> None:
         """Drop every deadline and end the timer thread. A callback that runs now is waited for."""
         with self._lock:
@@ -174,6 +178,7 @@ class VirtualClock(HostClock):
 
         One tuple, replaced whole, so that `now_ns` needs no lock.
         """
+        self._followers: list[Callable[[int | None], None]] = []
 
     def now_ns(self) -> int:
         """The guest's time, in nanoseconds since the machine was made, the stopped time left out."""
@@ -190,12 +195,20 @@ class VirtualClock(HostClock):
         """Whether the clock is going."""
         return self._state[0]
 
+    def follow_host(self, changed: Callable[[int | None], None]) -> None:
+        """Part of `pellucid.kvm.clock.HostTimed`."""
+        with self._lock:
+            self._followers.append(changed)
+            running, offset = self._state
+            changed(offset if running else None)
+
     def start(self) -> None:
         """Go on from where `stop` left off. Starting a running clock changes nothing."""
         with self._lock:
             running, offset = self._state
             if not running:
                 self._state = (True, offset - time.monotonic_ns())
+                self._tell(self._state[1])
                 self._set_timer_fd()
 
     def stop(self) -> None:
@@ -203,8 +216,13 @@ class VirtualClock(HostClock):
         with self._lock:
             running, offset = self._state
             if running:
+                self._tell(None)
                 self._state = (False, offset + time.monotonic_ns())
                 self._set_timer_fd()
+
+    def _tell(self, ahead_ns: int | None) -> None:
+        for follower in self._followers:
+            follower(ahead_ns)
 
     def _host_deadline(self, deadline_ns: int) -> int | None:
         running, offset = self._state

@@ -29,7 +29,7 @@ from pellucid.kvm.api import (
     Sregs,
     VcpuEvents,
 )
-from pellucid.kvm.clock import Clock
+from pellucid.kvm.clock import Clock, ClockValue
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
@@ -264,6 +264,11 @@ class QtestVm:
         registry = self.irqchip.pio_ioeventfds if pio else self.irqchip.mmio_ioeventfds
         entry = Ioeventfd(fd, address, length, datamatch)
         (registry.assign if assign else registry.deassign)(entry)
+
+    def clock_register(
+        self, address: int, size: int, value: ClockValue, *, pio: bool = False, assign: bool = True
+    ) -> None:
+        """Nothing: nobody executes the guest."""
 
     def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, assign: bool = True) -> None:
         if assign:

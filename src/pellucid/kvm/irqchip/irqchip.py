@@ -193,6 +193,12 @@ class Irqchip:
 
     # ---- what the machine asks
 
+    def answers(self, address: int, size: int, *, pio: bool) -> bool:
+        """Whether a chip other than the local APICs takes a read there."""
+        if not pio and self.ioapic.mmio_in_range(address):
+            return True
+        return (self.pio_bus if pio else self.mmio_bus).answers(address, size)
+
     def chip_read(self, address: int, size: int, *, pio: bool) -> int | None:
         """A read by somebody who is no vCPU, of every chip but the local APICs."""
         if not pio and self.ioapic.mmio_in_range(address):

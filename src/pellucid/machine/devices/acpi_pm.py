@@ -7,17 +7,18 @@ The block lies in port space where a configuration register puts it, while anoth
 from collections.abc import Callable
 from typing import ClassVar
 
-from pellucid.kvm.clock import Clock
+from pellucid.kvm.clock import Clock, ClockValue
 from pellucid.machine.device import Region, RegionOps, Register, State
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.pci import PciFunction
 from pellucid.machine.state import U64
-from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
+from pellucid.memory import AccessSizes, ClockRegister, MemoryRegion, MemoryTransaction
 from pellucid.runtime.requests import WakeReason
 
 PM_TIMER_HZ = 3_579_545
 NANOSECONDS = 1_000_000_000
 TIMER_MASK, TIMER_TOP = 0xFF_FFFF, 0x80_0000
+TIMER_VALUE = ClockValue(PM_TIMER_HZ, TIMER_MASK)
 TMR_STS, GBL_STS, PWRBTN_STS, RTC_STS, WAK_STS = 0x0001, 0x0020, 0x0100, 0x0400, 0x8000
 PM1_EVENTS = TMR_STS | GBL_STS | PWRBTN_STS | RTC_STS
 WAKE_EVENTS = {WakeReason.OTHER: PWRBTN_STS, WakeReason.RTC: RTC_STS, WakeReason.PM_TIMER: TMR_STS}
@@ -66,7 +67,10 @@ class AcpiPm(PciFunction):
         super().__init__()
         with MemoryTransaction():
             for index, offset in ((EVENTS, 0), (CONTROL, 4), (TIMER, 8)):
-                self._block.add_subregion(offset, self._region(index))
+                region = self._region(index)
+                if index == TIMER:
+                    region.set_clock_registers((ClockRegister(0, 4, TIMER_VALUE),))
+                self._block.add_subregion(offset, region)
         self._io = io
 
     def show_block(self) -> None:
@@ -139,7 +143,7 @@ class AcpiPm(PciFunction):
 
     @timer.on_read
     def _read_timer(self) -> int:
-        return self.count() & TIMER_MASK
+        return TIMER_VALUE.at(self._clock.now_ns())
 
     def _look_at_timer(self) -> None:
         """Set TMR_STS when the counter's top bit has changed since the last look."""

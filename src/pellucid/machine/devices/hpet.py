@@ -11,14 +11,16 @@ are held back: `set_legacy` tells whoever owns the PIT, and the RTC's line goes 
 import struct
 from collections.abc import Callable, Mapping
 
-from pellucid.kvm.clock import Clock
+from pellucid.kvm.clock import Clock, ClockValue
 from pellucid.machine.device import Device, Region, State
 from pellucid.machine.irq import IrqLine
 from pellucid.machine.state import BOOL, U64, Memory
-from pellucid.memory import AccessSizes
+from pellucid.memory import AccessSizes, ClockRegister, MemoryRegion
 
 TIMERS = 3
 PERIOD_NS = 10
+COUNTER_HZ = 100_000_000
+COUNTER = 0xF0
 PERIOD_FS = 10_000_000
 CAPABILITIES = PERIOD_FS << 32 | 0x8086_8000 | 0x2000 | (TIMERS - 1) << 8 | 0x01
 """Vendor, legacy replacement, 64-bit counter, number of timers, revision."""
@@ -69,6 +71,7 @@ class Hpet(Device):
         routes: int = 0x04,
     ) -> None:
         self._clock, self._lines, self._set_legacy, self._routes = clock, lines, set_legacy, routes
+        self._node: MemoryRegion | None = None
         self._due = [clock.timer(lambda number=number: self._fired(number)) for number in range(TIMERS)]  # type: ignore[misc]
         super().__init__()
 
@@ -77,6 +80,7 @@ class Hpet(Device):
         super().reset()
         for timer in self._due:
             timer.cancel()
+        self._show_counter()
         for number in self._lines:
             if number != 8:
                 self._lines[number].set(False)
@@ -84,6 +88,7 @@ class Hpet(Device):
 
     def after_load(self) -> None:
         self._legacy_changed(not self.general & LEGACY)
+        self._show_counter()
         self._rearm()
 
     # The counter.
@@ -96,6 +101,20 @@ class Hpet(Device):
     def _set_counter(self, value: int) -> None:
         ticks = self._clock.now_ns() // PERIOD_NS if self.general & ENABLE else 0
         self.base = (value - ticks) & MASK_64
+        self._show_counter()
+
+    def region_made(self, index: int, region: MemoryRegion) -> None:
+        self._node = region
+        self._show_counter()
+
+    def _show_counter(self) -> None:
+        """While the counter counts it is a function of the clock, which the hypervisor may read itself."""
+        if self._node is not None:
+            halves = range(2) if self.general & ENABLE else ()
+            self._node.set_clock_registers(tuple(
+                ClockRegister(COUNTER + 4 * half, 4, ClockValue(COUNTER_HZ, MASK_64, self.base, 32 * half))
+                for half in halves
+            ))
 
     # Registers.
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pellucid.cpu.cpuid import CPUID_HASH_BITS, leaf_hash
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
@@ -17,6 +18,7 @@ from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATUR
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
+from pellucid.native import u32
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
@@ -36,14 +38,8 @@ _AMD = {struct.unpack("<III", vendor.encode()) for vendor in AMD_VENDORS}
 
 def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     """Make `entries` what CPUID answers, and derive the control-register bits and APIC features they allow."""
-    table = Array(max(1, len(entries)) * NativeEntry.size)
-    for i, entry in enumerate(entries):
-        native = NativeEntry.view(table.address + i * NativeEntry.size)
-        native.leaf, native.subleaf, native.indexed = entry.function, entry.index or 0, int(entry.index is not None)
-        native.eax, native.ebx, native.ecx, native.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+    _write_table(vcpu, entries)
     state = vcpu.state
-    vcpu.cpuid_table = table
-    state.cpuid, state.cpuid_count = table.address, len(entries)
 
     def has(leaf: int, subleaf: int, register: str, bit: int) -> bool:
         found = next((e for e in entries if e.function == leaf and (e.index or 0) == subleaf), None)
@@ -77,3 +73,18 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))
+
+
+def _write_table(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
+    """The table that `find_leaf` searches."""
+    by_hash = sorted((int(leaf_hash(u32(entry.function))), place) for place, entry in enumerate(entries))
+    table = Array(max(1, len(entries)) * NativeEntry.size)
+    for i, (_, place) in enumerate(by_hash):
+        entry, native = entries[place], NativeEntry.view(table.address + i * NativeEntry.size)
+        native.leaf, native.subleaf, native.indexed = entry.function, entry.index or 0, int(entry.index is not None)
+        native.eax, native.ebx, native.ecx, native.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+    vcpu.cpuid_table = table
+    state = vcpu.state
+    state.cpuid, state.cpuid_count = table.address, len(entries)
+    for value in range((1 << CPUID_HASH_BITS) + 1):
+        state.cpuid_first[value] = sum(found < value for found, _ in by_hash)

@@ -14,9 +14,10 @@ from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
+from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
 from pellucid.kvm.backends.soft.pace import Pace
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
-from pellucid.kvm.clock import Clock, CountedClock
+from pellucid.kvm.clock import Clock, ClockValue, CountedClock
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
@@ -76,6 +77,7 @@ class SoftVm:
         self.coalesced = CoalescedRing()
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
+        self.clock_registers = ClockRegisterTable(clock, self._chip_answers)
         self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
@@ -157,6 +159,7 @@ class SoftVm:
 
     def create_pit(self) -> None:
         self.chips().create_pit()
+        self.clock_registers.refresh()
 
     def reinject_control(self, reinject: bool) -> None:
         self.chips().reinject_control(reinject)
@@ -176,6 +179,16 @@ class SoftVm:
         entry = Ioeventfd(fd, address, length, datamatch)
         (registry.assign if assign else registry.deassign)(entry)
 
+    def clock_register(
+        self, address: int, size: int, value: ClockValue, *, pio: bool = False, assign: bool = True
+    ) -> None:
+        register = PlacedRegister(address, size, value, pio)
+        (self.clock_registers.assign if assign else self.clock_registers.deassign)(register)
+
+    def _chip_answers(self, register: PlacedRegister) -> bool:
+        """Whether a read of it is an interrupt chip's. Local APICs, which move, are native code's to look for."""
+        return self.irqchip is not None and self.irqchip.answers(register.address, register.size, pio=register.pio)
+
     def irqfd(self, fd: int, gsi: int, *, resamplefd: int | None = None, assign: bool = True) -> None:
         if assign:
             self.chips().irqfds.assign(fd, gsi, resamplefd)
@@ -187,6 +200,7 @@ class SoftVm:
 
     def set_irqchip(self, chip: int, state: PicState | IoapicState) -> None:
         self.chips().set_irqchip(chip, state)
+        self.clock_registers.refresh()
 
     def get_pit(self) -> PitState:
         pit = self.chips().pit

@@ -69,6 +69,7 @@ class SoftVcpu(VcpuExits):
         self.pace: Pace | None = None
         """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
+        self.state.clock_registers = vm.clock_registers.address
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
