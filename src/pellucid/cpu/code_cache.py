@@ -65,7 +65,7 @@ class Block(Struct):
 
 @struct
 class JumpEntry(Struct):
-    """One line of the direct-mapped block cache, keyed by host address and mode."""
+    """One way of the block cache, keyed by host address and mode; two share a cache line, the later one first."""
 
     host: u64
     mode: u64
@@ -73,7 +73,8 @@ class JumpEntry(Struct):
     host2: u64
 
 
-JUMP_ENTRIES = 1 << 15
+JUMP_WAYS = 2
+JUMP_SETS = 1 << 15
 
 
 @struct

@@ -20,13 +20,13 @@ code and data would be claimed and reported for ever.
 
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.physical import code_bits, find_host, find_slot, host_code_bits, host_in, host_page_info
-from pellucid.cpu.code_cache import JUMP_ENTRIES, Block, CodeCache, JumpEntry
+from pellucid.cpu.code_cache import JUMP_SETS, JUMP_WAYS, Block, CodeCache, JumpEntry
 from pellucid.cpu.state import (
     EXIT_SMC, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL, TLB_ENTRIES,
     TLB_INVALID, TLB_OFFSET, TLBS, CpuState, Mailbox, Processors, TlbEntry,
 )
 from pellucid.native import (
-    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, u64)
+    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, static, u64)
 
 GRANULE_MASK = ~0x3F & 0xFFFF_FFFF_FFFF_FFFF
 
@@ -223,17 +223,18 @@ def kill_block(s, c, block):
     """Make a block unreachable: whoever still jumps to its first op is sent back to look again."""
     block.dead = 1
     ptr[u64](block.ops)[0] = ptr[u64](c.handlers)[c.dead_handler]
-    j = jump_entry(s, block.host, block.mode)
-    if j.ops == block.ops:
-        j.ops = 0
-        j.host = 0
+    for way in static(range(JUMP_WAYS)):
+        j = jump_entry(s, block.host, block.mode, way)
+        if j.ops == block.ops:
+            j.ops = 0
+            j.host = 0
 
 
 @native
-def jump_entry(s, host, mode):
-    """The line of the block cache for a host address and mode."""
+def jump_entry(s, host, mode, way):
+    """A way of the block cache's set for a host address and mode."""
     h = host ^ (host >> 15) ^ (u64(mode) << 9)
-    return ptr[JumpEntry](s.jumps + (h & (JUMP_ENTRIES - 1)) * JumpEntry.size)
+    return ptr[JumpEntry](s.jumps + ((h & (JUMP_SETS - 1)) * JUMP_WAYS + way) * JumpEntry.size)
 
 
 @native(inline=False)

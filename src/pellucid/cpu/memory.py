@@ -20,9 +20,10 @@ from pellucid.cpu.state import (
     TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, TLBS, WRITE,
     CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, Processors, TlbEntry)
 from pellucid.native import (
-    fence, i64, likely, local, native, ptr, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
+    fence, i64, likely, local, native, ptr, static, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
 
 CACHE_LINE = 64  # bytes, as CPUID tells
+LISTED = 8       # CpuState.tlb_global: the entry stands in tlb_fills
 
 
 @native
@@ -218,7 +219,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         return host
     e = tlb_entry(s, tlb_address(s, index), lin)
     number = u64(index) * TLB_ENTRIES + ((lin >> 12) & (TLB_ENTRIES - 1))
-    if e.rtag & e.wtag & e.xtag & TLB_INVALID != 0:
+    if (s.tlb_global[number] & LISTED) == 0:
         used = s.tlb_used[index]
         s.tlb_fills[u64(index) * TLB_ENTRIES + u64(used & (TLB_ENTRIES - 1))] = u16(number)
         s.tlb_used[index] = used + 1
@@ -240,7 +241,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         large = 2
         if w.level >= 30:
             large = 4
-    s.tlb_global[number] = u8(w.is_global) | large
+        note_large(s, where, u64(w.level))
+    s.tlb_global[number] = u8(w.is_global) | large | LISTED
     code = code_bits(slot, w.gpa)
     if w.writable != 0 and w.dirty != 0 and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0 and e.rtag == page:
         e.wtag = page
@@ -357,11 +359,21 @@ def flush_tlb(s, everything: bool) -> None:
         for i in range(used):
             number = s.tlb_fills[index * TLB_ENTRIES + i]
             if everything or (s.tlb_global[number] & 1) == 0:
-                drop_entry(s, u64(number))
+                drop_listed(s, u64(number))
             else:
                 s.tlb_fills[index * TLB_ENTRIES + kept] = number
                 kept += 1
         s.tlb_used[index] = u32(kept)
+    if everything:
+        for i in static(range(8)):
+            s.tlb_large[i] = 0
+
+
+@native
+def drop_listed(s, number):
+    """Drop an entry that leaves tlb_fills."""
+    drop_entry(s, number)
+    s.tlb_global[number] = 0
 
 
 @native
@@ -373,9 +385,47 @@ def drop_entry(s, number):
     s.tlb_host[number] = ~u64(0)
 
 
+@native
+def large_bit(lin, level):
+    """The bit of CpuState.tlb_large for the page of 1 << level bytes around `lin`. Either half of the addresses has
+    half of the bits, since a kernel's large pages must not make INVLPG of its programs' pages slow.
+    """
+    page = lin >> level
+    return (page ^ (page >> 8)) & 255 | (lin >> 63) << 8
+
+
+@native
+def note_large(s, lin, level):
+    """A piece of a large page comes into a TLB: from now on INVLPG in that page looks for others."""
+    if level == 21 or level == 30:
+        bit = large_bit(lin, level)
+        s.tlb_large[bit >> 6] = s.tlb_large[bit >> 6] | (u64(1) << (bit & 63))
+    else:
+        for i in static(range(8)):
+            s.tlb_large[i] = ~u64(0)
+
+
+@native
+def large_noted(s, lin, level):
+    """Whether a TLB may hold a piece of a page of this size around `lin`."""
+    bit = large_bit(lin, level)
+    return (s.tlb_large[bit >> 6] >> (bit & 63)) & 1 != 0
+
+
 @native(inline=False)
 def flush_page(s, lin: u64) -> None:
     """INVLPG: drop the translations of one page, with every piece of a large page around it."""
+    if large_noted(s, lin, u64(21)) or large_noted(s, lin, u64(30)):
+        flush_pieces(s, lin)
+    else:
+        for index in static(range(TLBS)):
+            number = u64(index * TLB_ENTRIES) + ((lin >> 12) & (TLB_ENTRIES - 1))
+            if s.tlb_page[number] == lin & PAGE_MASK:
+                drop_entry(s, number)
+
+
+@native(inline=False)
+def flush_pieces(s, lin: u64) -> None:
     page = lin & PAGE_MASK
     for index in range(u64(TLBS)):
         used = u64(s.tlb_used[index])
@@ -383,9 +433,9 @@ def flush_page(s, lin: u64) -> None:
         for i in range(used):
             number = s.tlb_fills[index * TLB_ENTRIES + i]
             differs = s.tlb_page[number] ^ page
-            size = s.tlb_global[number] >> 1
+            size = (s.tlb_global[number] >> 1) & 3
             if differs == 0 or (size == 1 and differs >> 22 == 0) or (size == 2 and differs >> 30 == 0):
-                drop_entry(s, u64(number))
+                drop_listed(s, u64(number))
             else:
                 s.tlb_fills[index * TLB_ENTRIES + kept] = number
                 kept += 1
@@ -412,5 +462,5 @@ def select_tlb(s):
 def forget_user(s) -> None:
     """Drop what the user TLB holds."""
     for i in range(u64(s.tlb_used[TLB_USER])):
-        drop_entry(s, u64(s.tlb_fills[TLB_USER * TLB_ENTRIES + i]))
+        drop_listed(s, u64(s.tlb_fills[TLB_USER * TLB_ENTRIES + i]))
     s.tlb_used[TLB_USER] = 0

@@ -1,12 +1,21 @@
 """Guest-physical memory: which slot answers, and where its bytes are in the host."""
 
 from pellucid.cpu.state import ADDRESS_SPACES, PAGE, PageInfo, Slot, SlotTable
-from pellucid.native import native, ptr, ref, static, u64
+from pellucid.native import likely, native, ptr, ref, static, u64, unlikely
+
+
+@native
+def find_slot(s, gpa):
+    """The memory slot that holds `gpa`, or null. The first is the largest: it has nearly all of RAM."""
+    slots = ptr[SlotTable](s.slot_table).slots
+    slot = ref(slots, 0)
+    if unlikely(gpa - slot.gpa >= slot.size):
+        slot = search_slots(s, gpa)
+    return slot
 
 
 @native(inline=False)
-def find_slot(s, gpa: u64) -> ptr[Slot]:
-    """The memory slot that holds `gpa`, or null."""
+def search_slots(s, gpa: u64) -> ptr[Slot]:
     table = ptr[SlotTable](s.slot_table)
     slots = table.slots
     for i in range(table.count):
@@ -16,13 +25,14 @@ def find_slot(s, gpa: u64) -> ptr[Slot]:
     return ptr[Slot](u64(0))
 
 
-@native(inline=False)
-def host_address(s, gpa: u64) -> u64:
+@native
+def host_address(s, gpa):
     """Host address of the RAM or ROM at `gpa`, or 0 where a device or nothing answers."""
     slot = find_slot(s, gpa)
-    if u64(slot) == 0:
-        return u64(0)
-    return slot.hva + (gpa - slot.gpa)
+    host: u64 = 0
+    if likely(u64(slot) != 0):
+        host = slot.hva + (gpa - slot.gpa)
+    return host
 
 
 @native(inline=False)

@@ -199,7 +199,7 @@ class CpuState(Struct):
     flags: u64             # RFLAGS less the status flags (those are lazy)
     pending: u64           # not 0: leave at the next block end; set by other threads
     tlb: u64               # address of the TLB in force
-    jumps: u64             # address of JumpEntry[JUMP_ENTRIES]
+    jumps: u64             # address of JumpEntry[JUMP_SETS * JUMP_WAYS]
     cs_base: u64           # what to add to rip for a linear address (0 in 64-bit mode)
     ss_base: u64           # likewise for the stack
     sp_mask: u64           # which bits of RSP the stack uses
@@ -290,7 +290,9 @@ class CpuState(Struct):
     tlb_fills: array[u16, 5120]  # which entries: 1024 for each TLB
     tlb_host: array[u64, 5120]   # host address of each entry's page
     tlb_page: array[u64, 5120]   # linear page of each entry
-    tlb_global: array[u8, 5120]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB
+    tlb_global: array[u8, 5120]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB;
+    #                              bit 3: it stands in tlb_fills
+    tlb_large: array[u64, 8]     # a filter: see memory.note_large
     count_exceptions: u64
     count_walks: u64
     count_translated: u64

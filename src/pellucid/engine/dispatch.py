@@ -72,9 +72,13 @@ def lookup_linear(s, lin):
     ops: u64 = 0
     if likely(e.xtag == lin & PAGE_MASK):
         host = e.addend + lin
-        j = jump_entry(s, host, s.mode)
+        j = jump_entry(s, host, s.mode, 0)
         if likely(j.host == host and j.mode == u64(s.mode)):
             ops = j.ops
+        else:
+            j = jump_entry(s, host, s.mode, 1)
+            if j.host == host and j.mode == u64(s.mode):
+                ops = j.ops
     return ops
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from pellucid.cpu import smm
 from pellucid.cpu.observe import Observer
 from pellucid.cpu.code_cache import (
-    JUMP_ENTRIES, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, Block, CodeCache, JumpEntry, Op, Template, TrieEdge,
+    JUMP_SETS, JUMP_WAYS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, Block, CodeCache, JumpEntry, Op, Template,
+    TrieEdge,
 )
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
@@ -89,7 +90,7 @@ class Processor:
         self.address = self._state.address
         self.table = memory.join(self._state)
         self.state = CpuState.view(self.address)
-        self._jumps = Array(JUMP_ENTRIES * JumpEntry.size)
+        self._jumps = Array(JUMP_SETS * JUMP_WAYS * JumpEntry.size)
         self._code = Array(CodeCache.size)
         self._arena = Array(ARENA_BYTES)
         self._trie = Array(TRIE_EDGES * TrieEdge.size)

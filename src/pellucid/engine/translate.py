@@ -328,20 +328,37 @@ def find_block(s, lin: u64) -> u64:
     slot = find_slot(s, gpa)
     info = page_info(slot, gpa)
     block = ptr[Block](info.blocks)
+    before = ptr[Block](u64(0))
     while u64(block) != 0:
         if block.host == host and block.mode == s.mode and block.dead == 0:
             if block.host2 == 0:
+                put_first(info, block, before)
                 remember(s, block)
                 return block.ops
             if second_page(s, lin) == block.host2:
                 return block.ops
+        before = block
         block = ptr[Block](block.next)
     return make_block(s, lin, host, gpa)
 
 
 @native
+def put_first(info, block, before):
+    """Move a block to the head of its page's list, where the next search finds it; `before` it is null at the head."""
+    if u64(before) != 0:
+        before.next = block.next
+        block.next = info.blocks
+        info.blocks = u64(block)
+
+
+@native
 def remember(s, block):
-    j = jump_entry(s, block.host, block.mode)
+    """Put a block into the block cache, in front of the one that was used last in its set."""
+    j = jump_entry(s, block.host, block.mode, 0)
+    older = jump_entry(s, block.host, block.mode, 1)
+    older.host = j.host
+    older.mode = j.mode
+    older.ops = j.ops
     j.host = block.host
     j.mode = u64(block.mode)
     j.ops = block.ops

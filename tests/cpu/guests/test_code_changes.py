@@ -361,3 +361,22 @@ def test_full_tries_start_over() -> None:
         done(m)
         assert m.state.gpr[3] == 1000
         assert getattr(learner, name) < value
+
+
+def test_blocks_that_share_a_set_of_the_block_cache() -> None:
+    """Two live side by side in it, a third drives one out, and each that changes is seen to."""
+    window, first = 0x8000, 0x140000 + 0x400
+    m = Machine()
+    places = []
+    for n in range(3):  # whose host addresses have the same set: their bits 14:0 xor those above
+        high = (m.ram.address + first) >> 15
+        places.append(first + n * window & ~0x7FFF | (first ^ high ^ (high + n)) & 0x7FFF)
+    assert len({((m.ram.address + place) ^ ((m.ram.address + place) >> 15)) & 0x7FFF for place in places}) == 1
+    m.labels |= {f"f{n}": place for n, place in enumerate(places)}
+    calls = "".join(f"mov edx, f{n}\ncall rdx\n" for n in range(3))
+    changes = "".join(f"mov edx, f{n}\nmov byte [rdx + 2], cl\n" for n in range(3))
+    m.long(f"xor ebx, ebx\nmov ecx, 10\na: {calls}{calls}{changes}dec ecx\njnz a\nhlt")
+    for place in places:
+        m.load("add ebx, 0x01\nret", place)
+    done(m)
+    assert m.state.gpr[3] == 2 * 3 * (1 + sum(range(2, 11)))
