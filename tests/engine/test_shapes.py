@@ -13,11 +13,10 @@ from pellucid.cpu.code_cache import (
     MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import EXIT_HLT
-from pellucid.engine import handlers, shapes
+from pellucid.engine import image, shapes
 from pellucid.engine.arrays import Array
 from pellucid.engine.learn import Learner, NeedMoreBytes
 from pellucid.engine.processor import Engine
-from pellucid.isa.all import TABLE
 from pellucid.native import cache as disk
 from tests.cpu.bare import Bare
 
@@ -37,7 +36,7 @@ class Shapes:
                        Array(MAX_TEMPLATE_OPS * Op.size)]
         cache = CodeCache.view(self.code.address)
         cache.trie, cache.templates, cache.template_ops = (array.address for array in self.arrays)
-        self.learner = Learner(self.code.address, Engine.get().numbers, TABLE)
+        self.learner = Learner(self.code.address, Engine.get().numbers)
 
     def content(self) -> list[bytes]:
         return [ctypes.string_at(array.address, array.size) for array in self.arrays]
@@ -164,7 +163,7 @@ def test_the_next_process_knows_what_this_one_learned(tmp_path: Path, monkeypatc
 def test_a_file_that_is_whole_but_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     Engine.get()
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
-    assert disk.put("translations", handlers.key(), body)
+    assert disk.put("translations", image.key(), body)
     machine = Bare(64)
     run_loop(machine)
     machine.processor.close()
@@ -179,7 +178,7 @@ def test_a_torn_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Bare(64)
     run_loop(machine)
     machine.processor.close()
-    path = tmp_path / "translations" / handlers.key()
+    path = tmp_path / "translations" / image.key()
     path.write_bytes(path.read_bytes()[:-100])
     again = Bare(64)
     assert again.processor.learner.templates == 0

@@ -10,8 +10,8 @@ import pytest
 
 from pellucid.cpu.state import CR4_PAE, EFER_LMA
 from pellucid.kvm.api import CodeBlock, Regs, Sregs, Vcpu
-from pellucid.monitor.commands.paging import layout_of
 from pellucid.monitor.cpu_changes import CpuChanges, ending
+from pellucid.monitor.page_tables import layout_of
 from pellucid.monitor.page_walk import translate
 from tests.cpu.guests.asm import assemble
 from tests.monitor.test_paging import PS, P, Tables, U, W, registers

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from pellucid.kvm.regs import Sregs
-from pellucid.monitor.commands.paging import (
+from pellucid.monitor.page_tables import (
     CR0_PG,
     CR4_LA57,
     CR4_PAE,

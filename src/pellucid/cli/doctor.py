@@ -164,10 +164,10 @@ def caches(root: Path) -> dict[str, Cache]:
 
 def handler_image() -> bool:
     """Whether the processor's handlers are compiled and cached, so that a machine starts at once."""
-    from pellucid.engine import handlers
+    from pellucid.engine import image
     from pellucid.native.image import is_built
 
-    return is_built("handlers", handlers.PACKAGES)
+    return is_built("handlers", image.PACKAGES)
 
 
 def _library_version(name: str) -> str | None:

@@ -5,8 +5,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,9 +50,11 @@ def _listing(title: str, words: dict[str, str]) -> NoReturn:
 
 def version(_: Draft, __: str) -> NoReturn:
     """-version."""
+    from importlib import metadata  # a thirtieth of a start
+
     try:
-        help_(f"Pellucid {package_version('pellucid')}")
-    except PackageNotFoundError:
+        help_(f"Pellucid {metadata.version('pellucid')}")
+    except metadata.PackageNotFoundError:
         help_("Pellucid, not installed as a package")
 
 

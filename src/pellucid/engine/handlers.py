@@ -1,12 +1,9 @@
-"""The handler image: every instruction form wrapped, numbered and compiled."""
+"""What the handler image holds: every instruction form wrapped."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from pathlib import Path
 
-import pellucid
 from pellucid.cpu.flags import CC_KINDS, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import Op
@@ -16,11 +13,9 @@ from pellucid.isa import forms, helpers
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, COLD, JUMP, LEAVE, LEAVE_JUMP, Row
 from pellucid.native import ptr
-from pellucid.native.image import Image, Progress, Root, constant, load_or_build, source_key
+from pellucid.native.image import Root, constant
 
 _OPS = (ptr[CpuState], ptr[Op])
-ROOT = Path(pellucid.__file__).parent
-PACKAGES = [ROOT / "native", ROOT / "cpu", ROOT / "isa", ROOT / "engine"]
 
 
 def _row_roots(row: Row) -> dict[str, Root]:
@@ -74,15 +69,6 @@ def _fused_roots() -> dict[str, Root]:
     return roots
 
 
-def fused_table(numbers: Mapping[str, int]) -> list[int]:
-    """For each handler number, the number of its first fused handler, or 0."""
-    table = [0] * len(numbers)
-    for name, number in numbers.items():
-        if name.startswith("fused:") and name.endswith(":0"):
-            table[numbers[name.removeprefix("fused:").removesuffix(":0")]] = number
-    return table
-
-
 def _engine_roots() -> dict[str, Root]:
     roots: dict[str, Root] = {
         "next": (dispatch.next_block, (*_OPS, constant(True))),
@@ -113,19 +99,3 @@ def roots() -> Mapping[str, Root]:
     result.update(_fused_roots())
     result.update(run.ROOTS)
     return result
-
-
-def load(progress: Progress | None = None) -> Image:
-    """The handler image, compiled when the cache has none for these sources and this CPU."""
-    return load_or_build("handlers", roots, PACKAGES, progress)
-
-
-@functools.cache
-def key() -> str:
-    """What saved templates depend on."""
-    return source_key(PACKAGES)
-
-
-def numbers(image: Image) -> dict[str, int]:
-    """Handler numbers by root name."""
-    return {name: number for number, name in enumerate(image.address)}

@@ -24,6 +24,7 @@ from pellucid.cpu.state import (
     MODE_SHAPE, MODE_SIZE, MODE_SSE_UD, MODE_VEX_UD, SS, XMM_BYTES, slot_of,
 )
 from pellucid.engine import shapes
+from pellucid.engine.image import table
 from pellucid.isa import features, forms
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
@@ -89,9 +90,9 @@ class NeedMoreBytes(Exception):
 class Learner:
     """Adds shapes to one CodeCache. `handlers` maps root names to handler numbers."""
 
-    def __init__(self, cache: int, handlers: dict[str, int], table: Any) -> None:
+    def __init__(self, cache: int, handlers: dict[str, int]) -> None:
         self.cache = CodeCache.view(cache)
-        self.handlers, self.table = handlers, table
+        self.handlers = handlers
         self.info = iced.InstructionInfoFactory()
         self.nodes = shapes.FIRST_NODE
         self.templates = 0
@@ -185,7 +186,7 @@ class Learner:
             wanted = iced.Code.ENDBR64 if mode & MODE_SIZE == MODE_64 else iced.Code.ENDBR32
             name = "endbranch" if instr.code == wanted else "missing_endbranch"
             return [self._engine_op(name, instr, Form(m64=mode & MODE_SIZE == MODE_64))], CC_SAME, True
-        found = self.table.find(mnemonic, code, bool(mode & MODE_CET))
+        found = table().find(mnemonic, code, bool(mode & MODE_CET))
         if found is None:
             self.unbuilt[code] += 1
             log.warning("not built: %s", code)

@@ -21,13 +21,12 @@ from pellucid.cpu.state import (
     FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID,
     TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
 )
-from pellucid.engine import handlers
+from pellucid.engine import image as handler_image
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
 from pellucid.engine.learn import MAX_LENGTH, Learner, NeedMoreBytes
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.trace import Trace
-from pellucid.isa.all import TABLE
 from pellucid.native import cache as disk
 from pellucid.native.image import Image
 
@@ -43,9 +42,9 @@ class Engine:
 
     def __init__(self, image: Image) -> None:
         self.image = image
-        self.numbers = handlers.numbers(image)
+        self.numbers = handler_image.numbers(image)
         self.table = (ctypes.c_uint64 * len(self.numbers))(*image.address.values())
-        self.fused = (ctypes.c_uint32 * len(self.numbers))(*handlers.fused_table(self.numbers))
+        self.fused = (ctypes.c_uint32 * len(self.numbers))(*handler_image.fused_table(self.numbers))
         s = ctypes.c_void_p
         self.run = image.function("run", ctypes.c_uint32, s)
         self.run_traced = image.function("run_traced", ctypes.c_uint32, s)
@@ -71,7 +70,7 @@ class Engine:
         """The engine of this process; compiles the image where the cache has none."""
         with cls._lock:
             if cls._only is None:
-                cls._only = cls(handlers.load(progress))
+                cls._only = cls(handler_image.load(progress))
             return cls._only
 
     def regions(self) -> RegionCompiler:
@@ -99,7 +98,7 @@ class Processor:
         self._scratch = Array(Block.size + 64 * Op.size)
         self._fetch = Array(64)
         self._connect()
-        self.learner = Learner(self._code.address, engine.numbers, TABLE)
+        self.learner = Learner(self._code.address, engine.numbers)
         self.trace: Trace | None = None
         self._restore()
         self.hot = HotCode(self, engine.regions())
@@ -115,9 +114,8 @@ class Processor:
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << TSC_FRACTION
         state.smbase = smm.SMBASE_RESET
-        for i in range(TLBS * TLB_BYTES // TlbEntry.size):
-            entry = TlbEntry.view(self.address + TLB_OFFSET + i * TlbEntry.size)
-            entry.rtag = entry.wtag = entry.xtag = TLB_INVALID
+        empty = b"".join((0 if name == "addend" else TLB_INVALID).to_bytes(8, "little") for name in TlbEntry.fields)
+        ctypes.memmove(self.address + TLB_OFFSET, empty * (TLBS * TLB_BYTES // TlbEntry.size), TLBS * TLB_BYTES)
         code.arena, code.arena_size = self._arena.address, ARENA_BYTES
         code.handlers = ctypes.addressof(self.engine.table)
         code.trie, code.templates, code.template_ops = (
@@ -135,7 +133,7 @@ class Processor:
     # --- translation cache on disk -----------------------------------------------------------------------
 
     def _restore(self) -> None:
-        raw = disk.get("translations", handlers.key())
+        raw = disk.get("translations", handler_image.key())
         if raw is not None and not self.learner.restore(raw):
             log.warning("the saved translations are damaged; starting without")
         self._saved = self.learner.templates
@@ -143,7 +141,7 @@ class Processor:
     def save(self) -> None:
         """Keep what was learned for the next run."""
         if self.learner.templates > self._saved:
-            disk.put("translations", handlers.key(), self.learner.save(), bound=64 << 20)
+            disk.put("translations", handler_image.key(), self.learner.save(), bound=64 << 20)
             self._saved = self.learner.templates
 
     # --- running -----------------------------------------------------------------------------------------
@@ -171,7 +169,7 @@ class Processor:
                 return int(reason)
 
     def _execute_cold(self) -> None:
-        row = TABLE.rows[self.state.cold_row]
+        row = handler_image.table().rows[self.state.cold_row]
         self.state.budget -= self.state.counted
         row.fn(self, Op.view(self.state.cold_op))
 

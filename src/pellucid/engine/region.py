@@ -21,7 +21,7 @@ from typing import Any
 from pellucid.cpu.code_cache import Block, Op
 from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, CpuState, slot_of
 from pellucid.engine import dispatch
-from pellucid.engine.handlers import roots as handler_roots
+from pellucid.engine.image import roots as handler_roots
 from pellucid.native import ptr, u64
 from pellucid.native.code import Code, Layout
 from pellucid.native.image import Root

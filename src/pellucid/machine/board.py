@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 from pellucid.errors import UserError
-from pellucid.machine.boards.microvm import build_microvm
-from pellucid.machine.boards.none import build_none
-from pellucid.machine.boards.pc import build_pc
-from pellucid.machine.boards.q35 import build_q35
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.machine import Machine
 
@@ -37,15 +34,24 @@ class Board:
         return self.version or self.name
 
 
+def _built_by(name: str) -> BuildBoard:
+    """`build_NAME` of boards/NAME.py, imported with all its devices when a machine of that kind is built."""
+
+    def build(machine: Machine, serials: list[Chardev | None]) -> None:
+        getattr(import_module(f"pellucid.machine.boards.{name}"), f"build_{name}")(machine, serials)
+
+    return build
+
+
 BOARDS = {
     board.name: board
     for board in (
-        Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", build_microvm),
-        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", build_pc, has_firmware=True,
+        Board("microvm", "a minimal machine without PCI or firmware, for Linux guests", _built_by("microvm")),
+        Board("pc", "i440FX and PIIX3, IDE drives, by SeaBIOS; no display yet", _built_by("pc"), has_firmware=True,
               version="pc-i440fx-7.2", max_cpus=255, has_dies=True),
-        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", build_q35, has_firmware=True,
+        Board("q35", "Q35 and ICH9 with PCI Express, AHCI drives, by SeaBIOS", _built_by("q35"), has_firmware=True,
               version="pc-q35-7.2", has_dies=True),
-        Board("none", "empty machine", build_none, has_firmware=True, has_cpus=False, max_cpus=1),
+        Board("none", "empty machine", _built_by("none"), has_firmware=True, has_cpus=False, max_cpus=1),
     )
 }
 

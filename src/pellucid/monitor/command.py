@@ -15,6 +15,7 @@ import logging
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any, get_origin
 
 from pellucid.errors import PellucidError
@@ -93,6 +94,11 @@ def run_command(found: Command, session: Any, arguments: dict[str, Any]) -> Any:
         name = found.qmp or found.title
         _log.exception("the command %s failed", name)
         raise CommandError(f"{name} failed: {type(error).__name__}: {error}") from None
+
+
+def declare_commands() -> None:
+    """Fill the three tables, if nobody has: by importing every command, which is a tenth of a start."""
+    import_module("pellucid.monitor.commands")
 
 
 QMP_COMMANDS: dict[str, Command] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import iced_x86 as iced
 
 from pellucid.kvm.api import CodeBlock, Vcpu
-from pellucid.monitor.commands.paging import ReadTable, layout_of
+from pellucid.monitor.page_tables import ReadTable, layout_of
 from pellucid.monitor.page_walk import translate, walk
 
 CR0_PE, RFLAGS_VM = 1, 1 << 17

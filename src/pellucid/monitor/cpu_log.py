@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pellucid.kvm.api import CodeBlock, Event, Vcpu
 from pellucid.machine.log import AddressRange, logged_items
 from pellucid.machine.machine import Machine
-from pellucid.monitor.commands.paging import ReadTable
 from pellucid.monitor.cpu_changes import CpuChanges
 from pellucid.monitor.dump import block_text
 from pellucid.monitor.guest_state import read_physical, read_registers
+from pellucid.monitor.page_tables import ReadTable
 from pellucid.monitor.registers import state_text
 from pellucid.runtime import ShutdownCause
 

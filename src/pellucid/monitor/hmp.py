@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pellucid.errors import PellucidError
-from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS, Command, Parameter, run_command
+from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS, Command, Parameter, declare_commands, run_command
 from pellucid.monitor.errors import SyntaxProblem
 from pellucid.monitor.session import Session
 
@@ -41,6 +41,7 @@ INFO_NOT_BUILT = frozenset(
 
 def execute(session: Session, line: str) -> str:
     """Carry out one line. The answer, to a bad command too, ends in a newline unless it is empty."""
+    declare_commands()
     line = line.strip()
     if not line or line.startswith("#"):
         return ""
@@ -144,6 +145,7 @@ def _read_quoted(found: Command, text: str) -> tuple[str, str]:
 
 def completions(line: str) -> list[str]:
     """The words that could stand where the last word of `line` stands."""
+    declare_commands()
     words = line.split(" ")
     if len(words) == 1:
         return [name for name in HMP_COMMANDS if name != "?"]

@@ -1,17 +1,16 @@
 """Which program this is, and which QEMU it answers as."""
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
-
 QEMU_VERSION = (7, 2, 22)
 """The QEMU whose commands and texts these are; management programs decide by it what they may ask."""
 
 
 def version() -> str:
     """Pellucid's own version."""
+    from importlib import metadata  # a thirtieth of a start
+
     try:
-        return package_version("pellucid")
-    except PackageNotFoundError:
+        return metadata.version("pellucid")
+    except metadata.PackageNotFoundError:
         return "(not installed)"
 
 

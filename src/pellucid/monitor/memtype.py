@@ -11,8 +11,8 @@ from pellucid.cpu.memtype import WB, MemoryType, combine, effective_type, pat_in
 from pellucid.cpu.mtrr import MTRR_MSRS, MtrrType, mtrr_type
 from pellucid.cpu.state import CR0_CD, CR0_NW, CR4_PCIDE
 from pellucid.kvm.regs import Sregs
-from pellucid.monitor.commands.paging import Layout, ReadTable, layout_of
 from pellucid.monitor.errors import CommandError
+from pellucid.monitor.page_tables import Layout, ReadTable, layout_of
 from pellucid.monitor.page_walk import walk
 
 IA32_PAT = 0x277

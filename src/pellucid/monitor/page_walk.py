@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pellucid.monitor.commands.paging import ADDRESS_MASK, LARGE, PRESENT, Layout, ReadTable
+from pellucid.monitor.page_tables import ADDRESS_MASK, LARGE, PRESENT, Layout, ReadTable
 
 LEVELS = {12: "PTE", 21: "PDE", 22: "PDE", 30: "PDPTE", 39: "PML4E", 48: "PML5E"}
 

@@ -10,7 +10,7 @@ import logging
 
 from pellucid.errors import PellucidError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
-from pellucid.monitor.command import QMP_COMMANDS, run_command
+from pellucid.monitor.command import QMP_COMMANDS, declare_commands, run_command
 from pellucid.monitor.errors import CommandError, CommandNotFound
 from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.json_stream import JsonError, JsonStream, JsonValue
@@ -34,6 +34,7 @@ class QmpServer:
 
     def __init__(self, control: Control, chardev: Chardev, *, pretty: bool = False) -> None:
         """`pretty`: answers over several lines."""
+        declare_commands()
         self._control = control
         self._chardev = chardev
         self._pretty = pretty

@@ -10,8 +10,6 @@ import io
 import struct
 from dataclasses import dataclass, field
 
-from elftools.elf.elffile import ELFFile
-
 from pellucid.native.code import Layout
 from pellucid.native.errors import NativeError
 
@@ -61,6 +59,8 @@ def lay_out(images: list[bytes]) -> Layout:
 def _read(image: bytes, code: bytearray) -> _Object:
     """Append the allocated sections of an object image to the code."""
     result, relocations = _Object(), []
+    from elftools.elf.elffile import ELFFile  # not needed where everything comes out of the cache
+
     for number, section in enumerate(ELFFile(io.BytesIO(image)).iter_sections()):
         kind, size = section["sh_type"], section["sh_size"]
         if kind == "SHT_RELA":

@@ -8,8 +8,6 @@ import io
 import struct
 from dataclasses import dataclass
 
-from elftools.elf.elffile import ELFFile
-
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.boot.image import MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED
 from pellucid.machine.boot.plan import BootPlan, GuestRam
@@ -122,6 +120,8 @@ def _placed_by_header(content: bytes, offset: int, name: str) -> tuple[int, byte
 
 
 def _placed_by_elf(content: bytes, _: int, name: str) -> tuple[int, bytes, int]:
+    from elftools.elf.elffile import ELFFile  # a tenth of a start, which most kernels do not need
+
     try:
         elf = ELFFile(io.BytesIO(content))
         wide = elf.elfclass != 32

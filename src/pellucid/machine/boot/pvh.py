@@ -7,9 +7,7 @@ a start_info structure that leads to the memory map, the modules and the RSDP.
 import io
 import struct
 from dataclasses import dataclass
-
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import NoteSegment
+from typing import TYPE_CHECKING
 
 from pellucid.errors import UserError
 from pellucid.machine.boot import cpu_state
@@ -30,6 +28,9 @@ XEN_ELFNOTE_PHYS32_ENTRY = 18
 START_INFO_MAGIC, START_INFO_VERSION = 0x336E_C578, 1
 MEMORY_MAP_ENTRY, MODULE_ENTRY = struct.Struct("<QQII"), struct.Struct("<QQQQ")
 START_INFO = struct.Struct("<IIIIQQQQII")
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class PvhKernel:
     @classmethod
     def parse(cls, content: bytes, name: str) -> "PvhKernel":
         """From a whole file that begins with the ELF magic. Raises UserError."""
+        from elftools.elf.elffile import ELFFile  # a tenth of a start, which most kernels do not need
+
         try:
             elf = ELFFile(io.BytesIO(content))
             machine = elf["e_machine"]
@@ -123,8 +126,10 @@ class PvhKernel:
                 )
 
 
-def _phys32_entry(elf: ELFFile) -> int | None:
+def _phys32_entry(elf: "ELFFile") -> int | None:
     """The address in the XEN_ELFNOTE_PHYS32_ENTRY note, which has 4 or 8 bytes; None when there is none."""
+    from elftools.elf.segments import NoteSegment
+
     for segment in elf.iter_segments():
         if isinstance(segment, NoteSegment):
             for note in segment.iter_notes():
