@@ -179,4 +179,4 @@ def test_cpuid_leaves() -> None:
     assert features.eax >> 3 & 1 and features.eax >> 24 & 1
     assert kvm_leaves(KvmFeature.CLOCKSOURCE)[1].eax == 1
     with pytest.raises(ValueError, match="not built"):
-        kvm_leaves(KvmFeature.ASYNC_PF)
+        kvm_leaves(KvmFeature.POLL_CONTROL)

@@ -31,11 +31,12 @@ def test_features_are_switched_on_and_off() -> None:
 
 
 def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    cpu = CpuConfig("max", {"svm": True, "avx512f": True, "kvm-asyncpf": True})
+    cpu = CpuConfig("max", {"svm": True, "avx512f": True, "kvm-poll-control": True})
     with caplog.at_level(logging.WARNING, "pellucid"):
         assert not leaf(cpu, 0x8000_0001).ecx & 4
     assert caplog.messages == ["TCG doesn't support requested feature: " + feature for feature in (
-        "CPUID.07H:EBX.avx512f [bit 16]", "CPUID.80000001H:ECX.svm [bit 2]", "CPUID.40000001H:EAX.kvm-asyncpf [bit 4]")]
+        "CPUID.07H:EBX.avx512f [bit 16]", "CPUID.80000001H:ECX.svm [bit 2]",
+        "CPUID.40000001H:EAX.kvm-poll-control [bit 12]")]
     caplog.clear()
     configured_model(CpuConfig("max", {"svm": True}, {"check": "off"}))
     assert not caplog.messages
@@ -47,7 +48,7 @@ def test_what_is_not_built_is_left_out_with_one_warning(caplog: pytest.LogCaptur
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("feature", ["svm", "kvm-asyncpf"])
+@pytest.mark.parametrize("feature", ["svm", "kvm-poll-control"])
 def test_enforce_refuses_what_is_not_built(feature: str) -> None:
     with pytest.raises(UserError, match="^TCG doesn't support requested features$"):
         cpuid_entries(CpuConfig("max", {feature: True}, {"enforce": "on"}), 0, CpuTopology())

@@ -43,6 +43,8 @@ class Draft:
     board_options: dict[str, str] = field(default_factory=dict)
     accelerators: list[str] = field(default_factory=list)
     memory_size: int | None = None
+    memory_path: Path | None = None
+    memory_resident: int | None = None
     smp: dict[str, int] = field(default_factory=dict)
     """The numbers of -smp, unchecked: what they make depends on the board."""
     cpu: CpuConfig = field(default_factory=CpuConfig)
@@ -125,6 +127,8 @@ class Draft:
             kernel_irqchip=self.kernel_irqchip,
             accelerator=self._accelerator(),
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
+            memory_path=self._memory_path(),
+            memory_resident=self.memory_resident,
             topology=found,
             cpu=self.cpu,
             kernel=self._kernel(),
@@ -162,6 +166,12 @@ class Draft:
             acpi_tables=tuple(self.acpi_tables),
             fw_cfg_files=tuple(self.fw_cfg_files),
         )
+
+    def _memory_path(self) -> Path | None:
+        """RAM that may not be in memory as a whole needs a file: where temporary files go that may be large."""
+        if self.memory_path is None and self.memory_resident is not None:
+            return Path(os.environ.get("TMPDIR", "/var/tmp"))
+        return self.memory_path
 
     def _kernel(self) -> Path | None:
         if self.kernel is not None:

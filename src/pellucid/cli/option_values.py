@@ -1,5 +1,6 @@
 """What each option's value does to the draft: functions of (draft, value) that raise UserError with one line."""
 
+import os
 import re
 import sys
 import textwrap
@@ -136,6 +137,28 @@ def memory(draft: Draft, text: str) -> None:
     if size == 0:
         raise UserError(f"-m {text}: a machine needs RAM: give a size such as 256M")
     draft.memory_size = -(-size // RAM_GRANULARITY) * RAM_GRANULARITY
+
+
+def memory_path(draft: Draft, text: str) -> None:
+    """-mem-path FOLDER; a file, which QEMU maps privately, is not built."""
+    path = Path(text)
+    if not path.is_dir():
+        if path.exists():
+            raise NotBuiltError(f"-mem-path {text}: a file of your own is not built yet: give a folder")
+        raise UserError(f"-mem-path {text}: no such folder: check the path")
+    if not os.access(path, os.W_OK):
+        raise UserError(f"-mem-path {text}: cannot write there: check its permissions")
+    draft.memory_path = path
+
+
+def memory_resident(draft: Draft, text: str) -> None:
+    """-mem-resident SIZE."""
+    from pellucid.memory import LEAST_LIMIT
+
+    size = parse_size("mem-resident", text, "M")
+    if size < LEAST_LIMIT:
+        raise UserError(f"-mem-resident {text}: a guest needs {LEAST_LIMIT >> 20}M or more in memory at a time")
+    draft.memory_resident = size
 
 
 def smp(draft: Draft, text: str) -> None:

@@ -49,6 +49,9 @@ OPTIONS = (
     Option(("accel",), "NAME", "who executes the guest (-accel help lists)", values.accel),
     Option(("enable-kvm",), "", "the same as -accel kvm", lambda draft, _: values.accel(draft, "kvm")),
     Option(("m",), "[size=]SIZE", "RAM in MiB, or with a suffix K, M, G, T (default 128M)", values.memory),
+    Option(("mem-path",), "FOLDER", "keep RAM in a file there", values.memory_path),
+    Option(("mem-resident",), "SIZE", "so much of RAM at most is in memory, the rest in that file (default folder: "
+           "TMPDIR or /var/tmp)", values.memory_resident),
     Option(("smp",), "[cpus=]N[,sockets=N][,dies=N][,cores=N][,threads=N][,maxcpus=N]", "guest CPUs", values.smp),
     Option(("cpu",), "MODEL[,+FEATURE][,-FEATURE][,PROPERTY=VALUE]", "CPU model (-cpu help lists)", values.cpu),
     Option(("bios",), "FILE", "the firmware: a path, or a name in the firmware folders", values.bios),

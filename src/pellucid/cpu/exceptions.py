@@ -1,8 +1,9 @@
 """Delivery of exceptions and interrupts, with double and triple faults (SDM vol. 3, chapter 6).
 
 Everything that can fault is done before the first change of state, so that a fault during delivery finds the
-state of the interrupted instruction. The tables and stacks that a delivery touches may lie on a device: then it
-stops with EXIT_MMIO and CpuState.delivering set, and starts over when the device has answered, like an instruction.
+state of the interrupted instruction. The tables and stacks that a delivery touches may lie on a device, or in a page
+that is out: then it stops with EXIT_MMIO or EXIT_PAGER and CpuState.delivering set, and starts over when the device has
+answered or the page has come, like an instruction.
 """
 
 from pellucid.cpu.descriptors import in_long_mode, in_real_mode
@@ -13,7 +14,7 @@ from pellucid.cpu.memory import load_sys
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
-    CP, CS, DF, EXIT_MMIO, EXTERNAL, PF, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
+    CP, CS, DF, EXIT_MMIO, EXIT_PAGER, EXTERNAL, PF, RFLAGS_AC, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
 from pellucid.native import local, native, u16, u32, u64
 
 RSP = 4
@@ -49,8 +50,8 @@ def note(s, vector, error, during):
 
 @native(inline=False)
 def deliver_exception(s) -> u32:
-    """Deliver the event in s.exc_*, and those that its delivery raises: TRIPLE_FAULT, DELIVERED, WAITS for a device, or
-    INTERRUPTED: it goes on when the processor runs again.
+    """Deliver the event in s.exc_*, and those that its delivery raises: TRIPLE_FAULT, DELIVERED, WAITS
+    (CpuState.exit_reason says for what), or INTERRUPTED: it goes on when the processor runs again.
     """
     s.alone = 1  # no block runs: a push over translated code need not leave
     outcome = deliver_until_done(s)
@@ -78,7 +79,7 @@ def deliver_until_done(s) -> u32:
             s.shadow = 0
             return u32(DELIVERED)
         except Stop:
-            if s.exit_reason == EXIT_MMIO:
+            if s.exit_reason == EXIT_MMIO or s.exit_reason == EXIT_PAGER:
                 return u32(WAITS)
             s.delivering = IDLE
             s.replay_count = 0

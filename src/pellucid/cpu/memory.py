@@ -15,6 +15,7 @@ from pellucid.cpu.lam import canonical_data, lam_on, masked_address
 from pellucid.cpu.outside import outside
 from pellucid.cpu.paging import Walk, canonical, canonical_base, walk
 from pellucid.cpu.physical import code_bits, find_slot
+from pellucid.cpu.residency import use_page
 from pellucid.cpu.state import (
     EFER_LMA, EXIT_EXCLUSIVE, EXIT_MMIO, FETCH, PAGE_MASK, READ, SLOT_READONLY, TLB_BYTES, TLB_ENTRIES, TLB_INVALID,
     TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, TLBS, WRITE,
@@ -209,6 +210,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     slot = find_slot(s, w.gpa)
     if u64(slot) == 0:
         return u64(0)
+    if unlikely(slot.residency != 0):
+        use_page(s, slot, w.gpa)
     host = slot.hva + (w.gpa - slot.gpa)
     if access == WRITE and (slot.flags & SLOT_READONLY) != 0:
         return u64(0)

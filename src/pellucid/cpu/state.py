@@ -72,6 +72,7 @@ MODE_SHAPE = (1 << 14) - 1  # the bits on which a shape's meaning may depend: ea
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
     EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET = range(22)
+EXIT_PAGER = 23             # a page of guest RAM is out: see `residency`
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -131,8 +132,10 @@ class Slot(Struct):
     #                n*64..n*64+63 of it; while a word is not 0, no TLB allows fast stores to that page
     flags: u32     # SLOT_*
     number: u32
+    residency: u64 # address of u8[size / 4096], PAGE_* of each page; 0: every page is in, always
 
 
+PAGE_PRESENT, PAGE_USED = 1, 2   # a page is in; a TLB was filled from it since somebody cleared that
 SLOT_READONLY = 2        # KVM_MEM_READONLY
 MAX_SLOTS = 64           # in each address space
 # Address spaces, KVM's numbers: what a processor sees, and what it sees in system-management mode.
@@ -363,6 +366,8 @@ class CpuState(Struct):
     # exits that native code handles itself
     clock_registers: u64   # address of the VM's ClockRegisters, or 0
     cpuid_first: array[u16, 129]   # by the hash of a leaf: its first entry in the CPUID table
+    # guest RAM that may be out, see `residency`
+    bring_in: u32          # 1: touching a page that is out brings it in, while this thread waits; nothing leaves
 
 
 TSC_FRACTION = 48          # bits of tsc_scale behind the point

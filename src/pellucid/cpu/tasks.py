@@ -247,6 +247,7 @@ def load_committed(s, t, shadow, way, name, ext):
     """
     outer = s.alone
     s.alone = 1
+    s.bring_in = 1
     try:
         load_task_segments(s, t, ext)
         if way == RETURN:
@@ -254,8 +255,10 @@ def load_committed(s, t, shadow, way, name, ext):
         else:
             begin_task(s, shadow, name)
         s.alone = outer
+        s.bring_in = 0
     except Stop:
         s.alone = outer
+        s.bring_in = 0
         if s.exit_reason == EXIT_MMIO:
             s.count_mmio_tables += 1
             fault(s, u32(TS), ext)

@@ -52,6 +52,24 @@ class BackedSlot:
     backing: Backing
 
 
+@dataclass(frozen=True, slots=True)
+class PagedRange:
+    """Host memory whose pages may be out, and the address of its bytes of PAGE_*."""
+
+    hva: int
+    size: int
+    table: int
+
+    def table_of(self, slot: MemorySlot) -> int:
+        """The address of the byte of the slot's first page, 0 for other memory. ValueError where it is partly this."""
+        first, last = slot.hva - self.hva, slot.hva + slot.size - self.hva
+        if last <= 0 or first >= self.size:
+            return 0
+        if first < 0 or last > self.size:
+            raise ValueError(f"memory slot at {slot.gpa:#x}+{slot.size:#x} is paged in part")
+        return self.table + first // PAGE
+
+
 SlotMap = Mapping[int, BackedSlot]
 """The slots of one address space by number."""
 
@@ -71,15 +89,15 @@ class ProcessorMemory:
         """The address of an address space's SlotTable."""
         return self.address + space * SlotTable.size
 
-    def write(self, spaces: Sequence[SlotMap]) -> None:
+    def write(self, spaces: Sequence[SlotMap], paged: Sequence[PagedRange]) -> None:
         """Take over the VM's slots. The processor is outside native code; its TLBs and translations go next."""
         backings = {backed.backing for slots in spaces for backed in slots.values()}
         self._pages = {backing: self._pages.get(backing) or Array(backing.size // PAGE * PageInfo.size)
                        for backing in backings}
         for space, slots in enumerate(spaces):
-            self._write_table(self.table(space), slots)
+            self._write_table(self.table(space), slots, paged)
 
-    def _write_table(self, at: int, slots: SlotMap) -> None:
+    def _write_table(self, at: int, slots: SlotMap, paged: Sequence[PagedRange]) -> None:
         table = SlotTable.view(at)
         table.count = 0
         for i, (number, backed) in enumerate(sorted(slots.items(), key=lambda item: -item[1].slot.size)):
@@ -90,6 +108,7 @@ class ProcessorMemory:
             native.pages = self._pages[backing].address + first * PageInfo.size
             native.code = backing.code.address + first * 8
             native.flags, native.number = (SLOT_READONLY if slot.readonly else 0), number
+            native.residency = max((each.table_of(slot) for each in paged), default=0)
         table.count = len(slots)
 
     def forget_code(self) -> None:
@@ -106,13 +125,14 @@ class SlotMemory:
         self._everyone = Array(Processors.size)
         self._processors = Processors.view(self._everyone.address)
         self.tables: list[ProcessorMemory] = []
+        self._paged: list[PagedRange] = []
 
     def join(self, state: Array) -> ProcessorMemory:
         """A processor, whose CpuState is in `state`, becomes one of the VM's."""
         if len(self.tables) >= MAX_PROCESSORS:
             raise ValueError(f"more than {MAX_PROCESSORS} processors")
         table = ProcessorMemory(state)
-        table.write(self._spaces)
+        table.write(self._spaces, self._paged)
         view = CpuState.view(state.address)
         view.slot_tables, view.slot_table = table.address, table.table(SPACE_NORMAL)
         view.processors, view.mail = self._everyone.address, table.mail.address
@@ -140,10 +160,28 @@ class SlotMemory:
                     raise ValueError(f"memory slot {number}: {gpa:#x}+{size:#x} overlaps slot {n}")
             if len(slots[space]) >= MAX_SLOTS:
                 raise ValueError(f"memory slot {number}: only {MAX_SLOTS} slots")
-            slots[space][number] = MemorySlot(gpa, size, hva, readonly)
+            slot = slots[space][number] = MemorySlot(gpa, size, hva, readonly)
+            for paged in self._paged:
+                paged.table_of(slot)
         self._back(slots)
+        self._write_tables()
+
+    def page(self, hva: int, size: int, table: int) -> None:
+        """Host memory may be out by pages: `table` is the address of a byte of PAGE_* for each.
+
+        Raises ValueError for a range that is not whole pages, overlaps another, or has a slot across its ends.
+        """
+        paged = PagedRange(hva, size, table)
+        if (hva | size) % PAGE or size <= 0 or any(hva < o.hva + o.size and o.hva < hva + size for o in self._paged):
+            raise ValueError(f"paged memory {hva:#x}+{size:#x} is not page aligned or there already")
+        for slot in (backed.slot for slots in self._spaces for backed in slots.values()):
+            paged.table_of(slot)
+        self._paged.append(paged)
+        self._write_tables()
+
+    def _write_tables(self) -> None:
         for table in self.tables:
-            table.write(self._spaces)
+            table.write(self._spaces, self._paged)
 
     def _back(self, spaces: Sequence[Mapping[int, MemorySlot]]) -> None:
         """Take over the slots, and find or make the memory behind each; what no slot shows any more goes."""

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from pellucid.cpu import smm
+from pellucid.cpu.exceptions import NEXT
 from pellucid.cpu.observe import Observer
 from pellucid.cpu.code_cache import (
     JUMP_SETS, JUMP_WAYS, MAX_TEMPLATE_OPS, MAX_TEMPLATES, TRIE_EDGES, Block, CodeCache, JumpEntry, Op, Template,
@@ -18,8 +19,8 @@ from pellucid.cpu.code_cache import (
 )
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
-    FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES, TLB_INVALID,
-    TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
+    FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, SOFT_NONE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES,
+    TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
 )
 from pellucid.engine import image as handler_image
 from pellucid.engine.arrays import Array
@@ -269,6 +270,14 @@ class Processor:
         if self.trace is not None:
             self.trace.interrupt(vector)
         return bool(self.engine.deliver_interrupt(self.address, vector))
+
+    def raise_page_fault(self, address: int) -> None:
+        """Have a #PF without error bits, with this address, come next; between two instructions."""
+        state = self.state
+        state.exc_vector, state.exc_error, state.exc_has_error, state.exc_soft = PF, 0, 1, SOFT_NONE
+        state.exc_address, state.delivering, state.step_once = address, NEXT, 0
+        if self.trace is not None:
+            self.trace.page_fault(address)
 
     # --- counted execution -------------------------------------------------------------------------------
 

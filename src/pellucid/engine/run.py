@@ -13,7 +13,7 @@ from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
 from pellucid.cpu.code_cache import CodeCache, Op
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_MMIO, EXIT_NONE,
+    DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_NONE, EXIT_PAGER,
     EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP,
     PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS,
     TRACE_NEW, CpuState, Mailbox,
@@ -95,9 +95,13 @@ def run_blocks(s) -> u32:
         return s.exit_reason
     if ops == 0:
         return u32(EXIT_TRANSLATE)
+    shadow = s.shadow
+    first = s.rip
     s.exit_reason = EXIT_NONE
     s.shadow = 0
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
+    if unlikely(s.exit_reason == EXIT_PAGER) and s.rip == first:
+        s.shadow = shadow  # the first instruction is executed again
     return s.exit_reason
 
 
@@ -216,7 +220,7 @@ def loop(s, traced) -> u32:
                     break
             outcome = deliver_exception(s)
             if outcome != DELIVERED:
-                reason = undelivered(outcome)
+                reason = undelivered(s, outcome)
                 break
         elif reason == EXIT_SMC:
             s.step_once = 1
@@ -238,15 +242,15 @@ def deliver(s: ptr[CpuState]) -> u32:
     outcome = deliver_exception(s)
     if outcome == DELIVERED:
         return u32(EXIT_NONE)
-    return undelivered(outcome)
+    return undelivered(s, outcome)
 
 
 @native
-def undelivered(outcome):
+def undelivered(s, outcome):
     """The exit reason for an event that has not been delivered."""
     reason: u32 = EXIT_SHUTDOWN
     if outcome == WAITS:
-        reason = EXIT_MMIO
+        reason = s.exit_reason
     if outcome == INTERRUPTED:
         reason = EXIT_PENDING
     return reason
@@ -303,11 +307,14 @@ def memory_written(s: ptr[CpuState], host: u64, size: u64):
 @native
 def translate_address(s: ptr[CpuState], address: u64, size: u64) -> u64:
     """1 when a read of `address` with the current privilege would succeed; s.mmio_gpa is then its place."""
+    found: u64 = 1
+    s.bring_in = 1
     try:
         probe_read(s, address, size)
     except Stop:
-        return u64(0)
-    return u64(1)
+        found = 0
+    s.bring_in = 0
+    return found
 
 
 @native

@@ -52,6 +52,12 @@ class Trace:
         if self._observer.events:
             self._observer.event(Event(vector, 0, external=True))
 
+    def page_fault(self, address: int) -> None:
+        """The hypervisor's own #PF is about to be delivered."""
+        if self._observer.events:
+            self._processor.state.cr2 = address  # as the delivery does first
+            self._observer.event(Event(PF, 0))
+
     def _tell_block(self) -> None:
         s = self._processor.state
         fresh, self._seen = s.count_translated != self._seen, s.count_translated

@@ -34,8 +34,10 @@ from pellucid.kvm.exits import (
 from pellucid.kvm.irqchip.state import IoapicState, LapicState, PicState, PitState
 from pellucid.kvm.machine_check import MachineCheck, McOutcome
 from pellucid.kvm.regs import CpuidEntry, DebugRegs, DTable, Fpu, MpState, Regs, Segment, Sregs
+from pellucid.kvm.residency import Pager, PageWaiter, Residency
 from pellucid.kvm.routing import IrqchipRoute, MsiRoute, RoutingEntry
 from pellucid.kvm.vcpu_requests import (
+    KVM_REQ_APF_READY,
     KVM_REQ_CLOCK_UPDATE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
@@ -47,6 +49,7 @@ from pellucid.kvm.vcpu_requests import (
 )
 
 __all__ = [
+    "KVM_REQ_APF_READY",
     "KVM_REQ_CLOCK_UPDATE",
     "KVM_REQ_EVENT",
     "KVM_REQ_NMI",
@@ -79,9 +82,12 @@ __all__ = [
     "MpState",
     "MsiRoute",
     "Observer",
+    "PageWaiter",
+    "Pager",
     "PicState",
     "PitState",
     "Regs",
+    "Residency",
     "RoutingEntry",
     "Segment",
     "ShutdownExit",
@@ -287,6 +293,13 @@ class Vm(Protocol):
         All three are multiples of 4096. Overlap with another slot raises `InvalidRequestError`. Bits 16 and up of
         `slot` are the address space (capability multi_address_space): 0, and 1 for a vCPU in SMM, which sees slots of
         space 1 only.
+        """
+        ...
+
+    def page_memory(self, hva: int, size: int, pager: Pager) -> Residency:
+        """Pages of this process's memory [hva, hva+size), whole ones, may be out from here on; `pager` brings them in.
+
+        A slot is in it whole or not at all. The result says which pages are in, all at first.
         """
         ...
 

@@ -44,9 +44,9 @@ class KvmFeature(IntFlag):
 SUPPORTED_FEATURES = (
     KvmFeature.CLOCKSOURCE | KvmFeature.CLOCKSOURCE2 | KvmFeature.CLOCKSOURCE_STABLE_BIT | KvmFeature.NOP_IO_DELAY
     | KvmFeature.STEAL_TIME | KvmFeature.PV_EOI | KvmFeature.PV_UNHALT | KvmFeature.PV_SEND_IPI
-    | KvmFeature.PV_SCHED_YIELD
+    | KvmFeature.PV_SCHED_YIELD | KvmFeature.ASYNC_PF | KvmFeature.ASYNC_PF_INT
 )
-"""What is built. Not asynchronous page faults: guest RAM is not known to be out, ever, so none would come."""
+"""What is built."""
 
 
 def kvm_leaves(features: KvmFeature = SUPPORTED_FEATURES, tsc_hz: int = 0) -> list[CpuidEntry]:

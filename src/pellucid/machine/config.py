@@ -197,6 +197,8 @@ class MachineConfig:
     accelerator: "soft" (Pellucid's own engine), or "qtest" (nobody executes the guest; tests drive its devices).
     kernel_irqchip: "on", or "split": the IOAPIC sends messages, which an IOMMU may remap.
     memory_size: RAM in bytes, a multiple of 4096.
+    memory_path: the folder of the file that holds RAM (-mem-path); None: it is in memory alone.
+    memory_resident: bytes of it that may be in memory; needs memory_path.
     topology: the places of guest CPUs, in sockets, dies, cores and threads, and how many have theirs.
     kernel, initrd: files that existed and could be read when the command line was parsed.
     append: the kernel command line.
@@ -228,6 +230,8 @@ class MachineConfig:
     accelerator: str = "soft"
     kernel_irqchip: str = "on"
     memory_size: int = DEFAULT_MEMORY_SIZE
+    memory_path: Path | None = None
+    memory_resident: int | None = None
     topology: CpuTopology = field(default_factory=CpuTopology)
     cpu: CpuConfig = field(default_factory=CpuConfig)
     kernel: Path | None = None

@@ -28,11 +28,13 @@ from pellucid.memory import (
     AddressSpace,
     ClockRegisters,
     CoalescedIo,
+    FilePager,
     Ioeventfds,
     MemoryRegion,
     MemorySlots,
     MemoryTransaction,
     MemTxResult,
+    RamBlock,
     RamList,
     UnassignedIoOps,
 )
@@ -95,6 +97,7 @@ class Machine:
         self._guest_clock = GuestClock(self.vm, self._vcpus)
         self.system.run_state.subscribe(self._guest_clock.run_state_changed)
         self.ram = RamList()
+        self._pagers: list[FilePager] = []
         self.system_memory = MemoryRegion.new_container("system")
         self.system_io = MemoryRegion.new_io("io", PORT_SPACE_SIZE, UnassignedIoOps())
         self.memory = AddressSpace("memory", self.system_memory)
@@ -169,6 +172,13 @@ class Machine:
                 else:
                     container.add_subregion(base, node)
         self.parts.append(part)
+
+    def add_ram(self, name: str, size: int) -> RamBlock:
+        """The machine's main memory, as -mem-path and -mem-resident have it."""
+        block = self.ram.new(name, size, path=self.config.memory_path)
+        if self.config.memory_resident is not None and self.config.memory_resident < size:
+            self._pagers.append(FilePager(block, self.config.memory_resident, self.vm))
+        return block
 
     def create_irqchip(self) -> None:
         """The hypervisor's interrupt chips."""
@@ -298,6 +308,8 @@ class Machine:
         self.vcpus.end()
         self.clock.close()
         self.drives.close()
+        for pager in self._pagers:
+            pager.close()
         for vcpu in self._vcpus():
             vcpu.close()
         for space in self.address_spaces:

@@ -7,6 +7,7 @@ address space; listeners such as `MemorySlots` keep the hypervisor in step.
 from pellucid.memory.access import AccessSizes, ClockRegister, Endianness, IoEventfd, IoOps, MemTxResult, Translated
 from pellucid.memory.address_space import AddressSpace
 from pellucid.memory.dispatch import UnassignedIoOps
+from pellucid.memory.file_pager import LEAST_LIMIT, FilePager
 from pellucid.memory.flat_view import FlatRange, FlatView, memory_access_is_direct
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
 from pellucid.memory.mtree import info_mtree
@@ -18,6 +19,7 @@ from pellucid.memory.transaction import MemoryTransaction
 
 __all__ = [
     "ADDRESS_SPACE_SIZE",
+    "LEAST_LIMIT",
     "PAGE_SIZE",
     "AccessSizes",
     "AddressSpace",
@@ -25,6 +27,7 @@ __all__ = [
     "ClockRegisters",
     "CoalescedIo",
     "Endianness",
+    "FilePager",
     "FlatRange",
     "FlatView",
     "IoEventfd",

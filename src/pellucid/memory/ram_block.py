@@ -1,7 +1,8 @@
 """RAM blocks: the host memory behind guest RAM and ROM, and the list that `info ramblock` shows.
 
 A block is one memfd, mapped once and shared, so that native code, Python, /dev/kvm and other processes can all have it.
-A page exists from the first touch; a block of 64 GiB costs nothing until the guest writes to it.
+A page exists from the first touch; a block of 64 GiB costs nothing until the guest writes to it. Or it is a file on a
+disk (`-mem-path`), of which pages may be out of memory (see `file_pager`).
 
 SAFETY: `hva` is a raw address that native code and KVM keep. Close a block only after the memory slots that name it are
 gone. Python's views cannot dangle: the mapping lives until the last of them is dropped.
@@ -12,8 +13,10 @@ import mmap
 import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 from pellucid.errors import UserError
+from pellucid.memory.ram_file import open_ram_file, resident_pages, write_out
 
 PAGE_SIZE = 4096
 """The guest's page, and the unit of memory slots; on x86 also the host's."""
@@ -51,7 +54,9 @@ class RamBlock:
         size: bytes in use (QEMU's used_length), a multiple of 4096.
         max_size: bytes reserved, what `resize` can grow to.
         hva: host virtual address of the first byte.
-        fd: the memfd.
+        fd: the memfd, or the file.
+        path: where the file is: its folder, or its own name (then its content stays, here and behind `close`); or None.
+        kept: the file was there before.
         view: all `max_size` bytes; writes to it reach no write hook (see `written`).
         units: by 1, 2, 4 and 8: the same bytes as items of that size, and the shift from offset to index.
         offset: place in ram_addr_t space, given by the `RamList`.
@@ -60,8 +65,9 @@ class RamBlock:
         UserError: this machine cannot have that much memory.
     """
 
-    def __init__(self, name: str, size: int, max_size: int | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, size: int, max_size: int | None = None, path: Path | None = None) -> None:
+        self.name, self.path = name, path
+        self.kept = path is not None and path.is_file() and path.stat().st_size > 0
         self.size = _page_aligned(name, size)
         self.max_size = _page_aligned(name, size if max_size is None else max_size)
         if self.size > self.max_size:
@@ -73,11 +79,17 @@ class RamBlock:
         self._map()
 
     def _map(self) -> None:
-        _check_host_has(self.name, self.max_size)
+        if self.path is None:
+            _check_host_has(self.name, self.max_size)
         try:
-            self.fd = os.memfd_create(self.name, os.MFD_CLOEXEC)
-            os.ftruncate(self.fd, self.max_size)
+            if self.path is None:
+                self.fd = os.memfd_create(self.name, os.MFD_CLOEXEC)
+                os.ftruncate(self.fd, self.max_size)
+            else:
+                self.fd = open_ram_file(self.path, self.max_size)
             self._mmap = mmap.mmap(self.fd, self.max_size)
+            if self.path is not None:
+                self._mmap.madvise(mmap.MADV_RANDOM)  # else a touch may bring in megabytes
         except (OSError, OverflowError) as error:
             self._close_fd()
             raise _no_memory(self.name, self.max_size, str(error)) from error
@@ -122,6 +134,8 @@ class RamBlock:
         """Give whole pages back to the host: they read zero afterwards."""
         if length:
             self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
+            if self.path is not None:
+                os.posix_fallocate(self.fd, offset, length)  # its place on the disk stays ours
             self.written(offset, length)
 
     def add_write_hook(self, hook: WriteHook) -> None:
@@ -142,7 +156,17 @@ class RamBlock:
 
     def resident_size(self) -> int:
         """Bytes of the block that exist in host memory now."""
+        if self.path is not None:
+            return resident_pages(self.hva, self.max_size) * PAGE_SIZE
         return os.stat(self.fd).st_blocks * 512
+
+    def put_out(self, offset: int, length: int) -> None:
+        """Whole pages of a block with a file leave host memory; whoever touches them brings them back. OSError."""
+        write_out(self.fd, self._mmap, offset, length)
+
+    def fetch(self, offset: int, length: int) -> None:
+        """Read pages of the file into host memory: the calling thread waits for the disk, without Python's lock."""
+        os.preadv(self.fd, [bytearray(length)], offset)
 
     def close(self) -> None:
         """Give the memory back. Closing twice changes nothing."""
@@ -198,9 +222,9 @@ class RamList:
         self.blocks.insert(position, block)
         return block
 
-    def new(self, name: str, size: int, max_size: int | None = None) -> RamBlock:
+    def new(self, name: str, size: int, max_size: int | None = None, path: Path | None = None) -> RamBlock:
         """Make a block and list it."""
-        return self.add(RamBlock(name, size, max_size))
+        return self.add(RamBlock(name, size, max_size, path))
 
     def remove(self, block: RamBlock) -> None:
         """Take `block` off the list; it is not closed."""

@@ -6,6 +6,7 @@ given, and `run` waits until it is kicked. There are no local APICs: interrupts 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from pellucid.kvm.api import (
@@ -36,6 +37,7 @@ from pellucid.kvm.eventfd import Ioeventfd
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.irqchip.state import KVM_APIC_REG_SIZE
 from pellucid.kvm.machine_check import MachineCheck, McOutcome
+from pellucid.kvm.residency import Pager, Residency
 
 APIC_BASE, APIC_BASE_BSP, APIC_BASE_ENABLED = 0xFEE0_0000, 1 << 8, 1 << 11
 
@@ -218,6 +220,10 @@ class QtestVm:
 
     def memory_written(self, hva: int, size: int) -> None:
         pass
+
+    def page_memory(self, hva: int, size: int, pager: Pager) -> Residency:
+        """A table that nobody looks at."""
+        return Residency(hva, size, pager, nullcontext)
 
     def create_vcpu(self, apic_id: int) -> QtestVcpu:
         return QtestVcpu(apic_id)

@@ -109,7 +109,7 @@ def add_ram(machine: Machine) -> GuestRam:
     if size < MiB:
         raise UserError(f"-m: microvm needs at least 1 MiB of RAM, not {size} bytes")
     below = min(size, RAM_BELOW_4G_MOST)
-    block = machine.ram.new("microvm.ram", size)
+    block = machine.add_ram("microvm.ram", size)
     whole = MemoryRegion.new_ram("microvm.ram", block)
     with MemoryTransaction():
         machine.system_memory.add_subregion(0, MemoryRegion.new_alias("ram-below-4g", whole, 0, below))

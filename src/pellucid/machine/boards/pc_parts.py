@@ -105,7 +105,7 @@ def add_memory(machine: Machine, below: int, above: int) -> PcMemory:
     size = machine.config.memory_size
     if size < MiB:
         raise UserError(f"-m: the PC needs at least 1 MiB of RAM, not {size} bytes")
-    ram = MemoryRegion.new_ram("pc.ram", machine.ram.new("pc.ram", size))
+    ram = MemoryRegion.new_ram("pc.ram", machine.add_ram("pc.ram", size))
     machine.system_memory.add_subregion(0, MemoryRegion.new_alias("ram-below-4g", ram, 0, below))
     if above:
         machine.system_memory.add_subregion(FOUR_GIB, MemoryRegion.new_alias("ram-above-4g", ram, below, above))

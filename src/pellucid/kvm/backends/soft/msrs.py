@@ -11,6 +11,7 @@ from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
 from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
+from pellucid.kvm.async_pf import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.machine_check import MACHINE_CHECK_MSRS, MachineCheckRegisters
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
@@ -113,6 +114,9 @@ class Msrs:
             **{IA32_PL_SSP[n]: (partial(self._read_ssp, n), partial(self._write_ssp, n)) for n in range(4)},
             IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
+            MSR_KVM_ASYNC_PF_EN: (lambda: vcpu.async_pf.value, vcpu.async_pf.write_enable),
+            MSR_KVM_ASYNC_PF_INT: (lambda: vcpu.async_pf.interrupt, vcpu.async_pf.write_interrupt),
+            MSR_KVM_ASYNC_PF_ACK: (lambda: 0, vcpu.async_pf.write_ack),
             MSR_KVM_STEAL_TIME: (lambda: vcpu.steal_time.value, self._write_steal_time),
             IA32_FS_BASE: (lambda: int(vcpu.processor.state.seg_base[4]), lambda v: self._write_base(4, v)),
             IA32_GS_BASE: (lambda: int(vcpu.processor.state.seg_base[5]), lambda v: self._write_base(5, v)),

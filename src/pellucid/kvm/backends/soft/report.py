@@ -26,6 +26,14 @@ def refused_msr(error: MsrAccessError) -> None:
         _log.info("%s", error)
 
 
+def statistics(vcpu: SoftVcpu) -> dict[str, int]:
+    """Counters by name."""
+    code, hot = vcpu.processor.code, vcpu.processor.hot
+    return {"blocks translated": code.blocks, "arena bytes used": code.arena_used, "arena bytes": code.arena_size,
+            "regions compiled": len(hot.installed), "flushes": hot.generation,
+            "pages told to be out": vcpu.async_pf.sent, "pages waited for": vcpu.async_pf.waited}
+
+
 def triple_fault(vcpu: VcpuState) -> str:
     """The last exceptions, registers and code bytes, oldest first."""
     state = vcpu.state

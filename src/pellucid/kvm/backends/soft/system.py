@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, TSC_FRACTION
+from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, PAGE, TSC_FRACTION
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
@@ -23,6 +23,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
+from pellucid.kvm.residency import Pager, Residency
 
 CALIBRATION_NS = 10_000_000
 NS = 10**9
@@ -73,6 +74,7 @@ class SoftVm:
         self.tsc_scale = 1 << TSC_FRACTION
         self._instruction_time: tuple[int, bool] | None = None
         self.memory = SlotMemory()
+        self._residencies: list[Residency] = []
         self.irqchip: Irqchip | None = None
         self.coalesced = CoalescedRing()
         self.vcpus: list[SoftVcpu] = []
@@ -115,6 +117,23 @@ class SoftVm:
                 raise InvalidRequestError(str(error)) from None
             for vcpu in self.vcpus:
                 vcpu.processor.flush_code()
+
+    def page_memory(self, hva: int, size: int, pager: Pager) -> Residency:
+        residency = Residency(hva, size, pager, self.stopped)
+        with self.stopped():
+            try:
+                self.memory.page(hva, size, residency.address)
+            except ValueError as error:
+                raise InvalidRequestError(str(error)) from None
+            self._residencies.append(residency)
+        return residency
+
+    def residency_at(self, hva: int) -> tuple[Residency, int] | None:
+        """The paged memory that a host address is in, and its page's number there."""
+        for residency in self._residencies:
+            if 0 <= hva - residency.hva < residency.size:
+                return residency, (hva - residency.hva) // PAGE
+        return None
 
     def stopped(self, *, flush: bool = True) -> _Stopped:
         """A context in which every vCPU is outside native code; with `flush` each drops its translations of addresses.

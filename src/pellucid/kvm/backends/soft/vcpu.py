@@ -7,16 +7,17 @@ threads reach the vCPU through requests and `kick`, both of which set the proces
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
 from pellucid.cpu.state import CR4_MCE, RFLAGS_IF
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH,
-    KVM_REQ_UNBLOCK, CpuidEntry, Exit, InternalErrorExit, IntrExit, MpState, Observer, VcpuEvents)
-from pellucid.kvm.backends.soft import event_state, registers
+    KVM_REQ_APF_READY, KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE,
+    KVM_REQ_TLB_FLUSH, KVM_REQ_UNBLOCK, CpuidEntry, Exit, InternalErrorExit, IntrExit, MpState, Observer, VcpuEvents)
+from pellucid.kvm.async_pf import AsyncPf
+from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
 from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
@@ -49,7 +50,9 @@ class SoftVcpu(VcpuExits):
         self.state = self.processor.state
         self.guest_lock = threading.Lock()
         self.requests, self._events = VcpuRequests(), PendingEvents()
-        self._kicked = self._halted = self._unhalted = self._frozen = self._closed = False
+        self._kicked = self._halted = self._unhalted = self._closed = False
+        self._frozen: Callable[[], bool] | None = None
+        """It waits before its instruction, and goes on when this holds: FERR# is asserted, or a page is out."""
         self._wake, self._thread = threading.Event(), 0
         self._mp_state = MpState.RUNNABLE if apic_id == 0 else MpState.UNINITIALIZED
         self.a20 = True
@@ -66,6 +69,8 @@ class SoftVcpu(VcpuExits):
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
         self.steal_time = StealTime(vm.write_guest, vm.read_guest)
+        self.async_pf = AsyncPf(apic_id, self.lapic, vm.write_guest, vm.read_guest,
+                                lambda: self.request(KVM_REQ_APF_READY))
         self.pace: Pace | None = None
         """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
@@ -181,7 +186,7 @@ class SoftVcpu(VcpuExits):
                 return IntrExit()
             if self.requests.word and (stop := self._serve_requests()) is not None:
                 return stop
-            if self._halted or self._frozen or self._mp_state is not MpState.RUNNABLE:
+            if self._halted or self._frozen is not None or self._mp_state is not MpState.RUNNABLE:
                 if not self._wait():
                     continue
             if gate.closed:
@@ -232,6 +237,8 @@ class SoftVcpu(VcpuExits):
             self.pvclock.update()
         if requests.check(KVM_REQ_STEAL_UPDATE):
             self.steal_time.update()
+        if requests.check(KVM_REQ_APF_READY):
+            self.async_pf.serve()
 
     def _collect_events(self) -> None:
         """KVM_REQ_NMI and KVM_REQ_SMI: what was asked for becomes pending."""
@@ -269,7 +276,9 @@ class SoftVcpu(VcpuExits):
         registers.reset(self.processor, init=True)
         self.lapic.init_reset()
         self.pv_eoi.reset()
-        self._halted = self._unhalted = self._frozen = False
+        self.async_pf.reset()
+        self._halted = self._unhalted = False
+        self._frozen = None
 
     def _inject(self) -> Exit | None:
         """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
@@ -318,18 +327,18 @@ class SoftVcpu(VcpuExits):
         self._events.begin(EventKind.SMI)
         self.state.smi_count += 1
         self.processor.enter_smm(halted=self._halted)
-        self._halted = self._frozen = False
+        self._halted, self._frozen = False, None
 
     def _deliver(self, vector: int) -> Exit | None:
-        self._halted = self._frozen = False
+        self._halted, self._frozen = False, None
         if not self.processor.deliver_interrupt(vector):
             return self._on_shutdown()
         return None
 
     def _wait(self) -> bool:
-        """Sleep in HLT, wait-for-SIPI or with FERR# asserted until a request or kick; whether the guest may run now."""
-        if self._frozen and self.state.ignne:
-            self._frozen = False
+        """Sleep in HLT, wait-for-SIPI or frozen until a request or kick; whether the guest may run now."""
+        if self._frozen is not None and self._frozen():
+            self._frozen = None
             return not self._halted and self._mp_state is MpState.RUNNABLE
         if self._halted and self._unhalted:
             self._halted = self._unhalted = False
@@ -353,7 +362,7 @@ class SoftVcpu(VcpuExits):
         return MpState.HALTED if self._halted else self._mp_state
 
     def set_mp_state(self, mp_state: MpState) -> None:
-        self._halted, self._frozen = mp_state is MpState.HALTED, False
+        self._halted, self._frozen = mp_state is MpState.HALTED, None
         self._mp_state = MpState.RUNNABLE if self._halted else mp_state
         self.request(KVM_REQ_EVENT)
 
@@ -370,9 +379,7 @@ class SoftVcpu(VcpuExits):
             return self.processor.translate(gva)
 
     def statistics(self) -> Mapping[str, int]:
-        code, hot = self.processor.code, self.processor.hot
-        return {"blocks translated": code.blocks, "arena bytes used": code.arena_used, "arena bytes": code.arena_size,
-                "regions compiled": len(hot.installed), "flushes": hot.generation}
+        return report.statistics(self)
 
     def close(self) -> None:
         if not self._closed:

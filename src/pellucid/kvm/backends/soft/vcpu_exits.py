@@ -10,17 +10,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import (
-    EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAUSE,
-    EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST)
+    CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
+    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.kvm.api import KVM_REQ_EVENT, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
+from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.events import PendingEvents
+from pellucid.kvm.steal_time import StealTime
 from pellucid.kvm.vcpu_requests import VcpuRequests
 
 if TYPE_CHECKING:
+    from pellucid.kvm.backends.soft.pace import Pace
     from pellucid.kvm.backends.soft.system import SoftVm
     from pellucid.kvm.irqchip.irqchip import Irqchip
 
@@ -41,8 +44,11 @@ class VcpuExits(VcpuState):
     _handlers: dict[int, ExitHandler]
     _kicked: bool
     _halted: bool
-    _frozen: bool
+    _frozen: Callable[[], bool] | None
     _wake: threading.Event
+    async_pf: AsyncPf
+    steal_time: StealTime
+    pace: Pace | None
 
     def request(self, request: int) -> None:
         """Make a request and kick the vCPU."""
@@ -60,7 +66,7 @@ class VcpuExits(VcpuState):
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive,
             EXIT_HYPERCALL: lambda: answer(self.state, self._vm),
             EXIT_PAUSE: lambda: self._vm.yield_cpu(), EXIT_WAIT: self._on_wait,
-            EXIT_BUDGET: lambda: None}
+            EXIT_PAGER: self._on_pager, EXIT_BUDGET: lambda: None}
 
     def _on_rsm(self) -> Exit | None:
         resumed = self.processor.leave_smm()
@@ -148,6 +154,37 @@ class VcpuExits(VcpuState):
         self.processor.complete(0)
         return None
 
+    def _on_pager(self) -> Exit | None:
+        """The instruction, or the delivery of an event, met a page that is out: it starts over when that has come.
+
+        Meanwhile the guest does something else, where it said that it can; else it is as if halted, and takes
+        interrupts. Where it could not even take those, nothing happens at all (KVM's kvm_can_do_async_pf).
+        """
+        found = self._vm.residency_at(self.state.io_address)
+        if found is None or found[0].ask(found[1], self.async_pf):
+            return None
+        residency, page = found
+        state = self.state
+        half_done = state.replay_count or state.delivering or state.smm or state.shadow or self.pace is not None
+        takes_interrupts = not half_done and bool(state.flags & RFLAGS_IF)
+        takes_faults = takes_interrupts and bool(state.cr0 & CR0_PG) and self.async_pf.takes_at(state.cpl)
+        token = self.async_pf.begin(residency, page, takes_faults)
+        if token is not None:
+            self.processor.raise_page_fault(token)
+        elif takes_interrupts:
+            self._frozen = lambda: residency.is_present(page)
+        else:
+            self.steal_time.idle(lambda: self._stand_still(lambda: residency.is_present(page)))
+        return None
+
+    def _stand_still(self, over: Callable[[], bool]) -> None:
+        """Until `over`, or a kick; requests wait."""
+        while not over() and not self._kicked:
+            self._wake.wait()
+            self._wake.clear()
+        if self.requests.word or self._kicked:
+            self.state.pending = PENDING_REQUEST
+
     def _on_exclusive(self) -> Exit | None:
         """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
         state = self.state
@@ -160,7 +197,7 @@ class VcpuExits(VcpuState):
 
     def _on_ferr(self) -> Exit:
         """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
-        self._frozen = True
+        self._frozen = lambda: bool(self.state.ignne)
         self.state.step_once = self.state.replay_count = 0
         self.requests.make(KVM_REQ_EVENT)
         return FerrExit()
