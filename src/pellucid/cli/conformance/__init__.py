@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pellucid.cli.conformance import exits
-from pellucid.cli.conformance.entries import Entry, architecture, read_entries
+from pellucid.cli.conformance.entries import Entry, architecture, on_our_host, read_entries
 from pellucid.cli.conformance.report import show, write_json
 from pellucid.cli.conformance.runner import ERROR, FAIL, TIMEOUT, Plan, Result, run_all
 from pellucid.cli.keyval import suggestion
@@ -34,6 +34,8 @@ def conformance(arguments: Sequence[str]) -> int:
     """The subcommand; the exit status: 0 when nothing failed."""
     options = _read(arguments)
     entries = _chosen(read_entries(options.folder), options.names, options.group)
+    if not options.emulator:
+        entries = [on_our_host(entry) for entry in entries]
     if options.logs is not None:
         options.logs.mkdir(parents=True, exist_ok=True)
     plan = Plan(

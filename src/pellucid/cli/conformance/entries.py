@@ -3,7 +3,7 @@
 import re
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pellucid.errors import UserError
@@ -15,6 +15,9 @@ KEYS = ("file", "smp", "test_args", "groups", "arch", "machine", "check", "accel
 PARAMETER_KEYS = ("qemu_params", "extra_params")
 BEYOND = {"+vmx": "VMX", "+svm": "SVM", "hv_": "Hyper-V"}
 """What an entry needs that has an issue of its own, by a part of its parameters or groups."""
+
+HOST = {"asyncpf": "-mem-resident 512M"}
+"""What an entry wants of the host, as options of ours: to give the guest less memory than it has."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Entry:
         if self.check or self.accel:
             return "needs a parameter of the host's KVM"
         return "run by hand only" if "nodefault" in self.groups.split() else ""
+
+
+def on_our_host(entry: Entry) -> Entry:
+    """The entry as Pellucid itself is to run it."""
+    return replace(entry, params=f"{entry.params} {HOST.get(entry.name, '')}".strip())
 
 
 def read_entries(suite: Path) -> list[Entry]:
