@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.cli.conformance import conformance, exits
-from pellucid.cli.conformance.entries import DEFAULT_TIMEOUT, read_entries, sections, words
+from pellucid.cli.conformance.entries import DEFAULT_TIMEOUT, Entry, on_our_host, read_entries, sections, words
 from pellucid.cli.conformance.runner import COMMON, ERROR, FAIL, PASS, SKIP, TIMEOUT, outcome, telling_line
 from pellucid.errors import UserError
 
@@ -107,6 +107,12 @@ def test_the_configuration_is_read(suite: Path) -> None:
     assert good.timeout == DEFAULT_TIMEOUT and entries["bad"].timeout == 5 and entries["stuck"].timeout == 1
     assert words(entries["long"].test_args) == ["first", "second"]
     assert [name for name, entry in entries.items() if entry.beyond] == ["vmx", "host", "hand"]
+
+
+def test_an_entry_that_wants_little_memory_gets_it() -> None:
+    assert words(on_our_host(Entry("asyncpf", "asyncpf.flat", params="-m 2048")).params) == [
+        "-m", "2048", "-mem-resident", "512M"]
+    assert on_our_host(Entry("other", "other.flat", params="-m 2048")).params == "-m 2048"
 
 
 def test_results_of_a_run(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,17 @@ def test_defaults(kernel: Path) -> None:
     assert MachineConfig().memory_size == 128 << 20
 
 
+def test_ram_in_a_file(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    config = parse(kernel, "-mem-path", str(kernel.parent))
+    assert (config.memory_path, config.memory_resident) == (kernel.parent, None)
+    config = parse(kernel, "-mem-resident", "96")
+    assert (config.memory_path, config.memory_resident) == (Path("/var/tmp"), 96 << 20)
+    monkeypatch.setenv("TMPDIR", str(kernel.parent))
+    assert parse(kernel, "-mem-resident", "1G").memory_path == kernel.parent
+    assert parse(kernel).memory_path is None
+
+
 def test_machine_options_reach_the_same_fields(kernel: Path) -> None:
     config = parse_options(["-machine", f"type=microvm,accel=kvm:tcg,kernel={kernel},append=quiet"])
     assert (config.accelerator, config.kernel, config.append) == ("soft", kernel, "quiet")
@@ -212,6 +223,9 @@ def test_char_backends(kernel: Path, text: str, backend: CharBackend) -> None:
         (["-mon", "mode=control"], "-mon mode=control: no chardev in it: write -mon chardev=ID"),
         (["-mon", "x,pretty=on"], "-mon x,pretty=on: 'pretty' is for mode=control alone: leave it out"),
         (["-mon", "foo=x"], "-mon foo=x: unknown parameter 'foo': known: mode, chardev, pretty"),
+        (["-mem-path", "/no/such"], "-mem-path /no/such: no such folder: check the path"),
+        (["-mem-path", "/dev/null"], "-mem-path /dev/null: a file of your own is not built yet: give a folder"),
+        (["-mem-resident", "3M"], "-mem-resident 3M: a guest needs 4M or more in memory at a time"),
         (["-echr", "foo"], "-echr foo: Bad argument to echr"),
         (["-uuid", "1-2"], "-uuid 1-2: failed to parse UUID string"),
         (["-action", "reboot=x"], "-action reboot=x: reboot=x: give reset or shutdown"),

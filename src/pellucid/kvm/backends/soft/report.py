@@ -26,7 +26,7 @@ def refused_msr(error: MsrAccessError) -> None:
         _log.info("%s", error)
 
 
-def statistics(vcpu: SoftVcpu) -> dict[str, int]:
+def statistics(vcpu: VcpuState) -> dict[str, int]:
     """Counters by name."""
     code, hot = vcpu.processor.code, vcpu.processor.hot
     return {"blocks translated": code.blocks, "arena bytes used": code.arena_used, "arena bytes": code.arena_size,

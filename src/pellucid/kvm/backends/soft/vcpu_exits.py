@@ -13,7 +13,6 @@ from pellucid.cpu.state import (
     CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
     EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.kvm.api import KVM_REQ_EVENT, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
-from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
@@ -46,7 +45,6 @@ class VcpuExits(VcpuState):
     _halted: bool
     _frozen: Callable[[], bool] | None
     _wake: threading.Event
-    async_pf: AsyncPf
     steal_time: StealTime
     pace: Pace | None
 

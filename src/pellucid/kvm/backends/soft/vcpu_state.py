@@ -7,6 +7,7 @@ from typing import Any
 
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import DebugRegs, Fpu, LapicState, Regs, Sregs
+from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import registers
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.irqchip.lapic import Lapic
@@ -19,6 +20,7 @@ class VcpuState:
     state: Any
     lapic: Lapic
     msrs: Msrs
+    async_pf: AsyncPf
 
     @property
     def apic_base(self) -> int:
