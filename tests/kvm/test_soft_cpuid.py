@@ -28,7 +28,8 @@ def leaves(model: str, changes: dict[str, bool]) -> list[CpuidEntry]:
 @pytest.mark.parametrize(("feature", "code"), [
     ("popcnt", "f30fb8c1"), ("ssse3", "0f3800c1"), ("adx", "660f38f6c1"), ("movbe", "0f38f004"), ("rdpid", "f30fc7f8"),
     ("sse4.2", "f20f38f0c1"), ("clflushopt", "660fae3e0040"), ("rdtscp", "0f01f9"), ("cmov", "0f44c1"),
-    ("tsc", "0f31"), ("cx8", "0fc70c")])
+    ("tsc", "0f31"), ("cx8", "0fc70c"),
+    ("rtm", "c6f801"), ("rtm", "0f01d6"), ("hle", "0f01d6")])
 def test_a_feature_decides(feature: str, code: str) -> None:
     """In real mode, three times on one vCPU: off, on, off."""
     guest = Guest(1)

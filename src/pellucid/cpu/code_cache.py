@@ -40,6 +40,7 @@ OP_STACK = 32            # 64-bit mode: its memory is reached through SS, or ...
 OP_STACK_TOO = 64        # ... through SS besides another segment: a non-canonical address is #SS(0)
 OP_CALL = 128            # a branch that pushes its return address
 OP_NOTRACK = 256         # an indirect branch with the NO_TRACK prefix
+OP_OUTSIDE = 512         # no transaction may hold it
 OP_BEFORE = 24           # bits 31:24 of a translated op: instructions of its block before its own, if counted
 OP_TAKES_CC = 4          # handler number is the first of a run, one for each known cc_kind
 

@@ -25,8 +25,10 @@ from pellucid.cpu.state import (
     EXIT_SMC, MAIL_CHANGED, MAIL_ECHO, MAIL_ENTRIES, MAIL_KILL, MAIL_STORED, PAGE_MASK, PENDING_MAIL, TLB_ENTRIES,
     TLB_INVALID, TLB_OFFSET, TLBS, CpuState, Mailbox, Processors, TlbEntry,
 )
+from pellucid.cpu.undo_log import log_store
 from pellucid.native import (
-    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, static, u64)
+    atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, cas, fence, minimum, native, ptr, ref, static, u64,
+    unlikely)
 
 GRANULE_MASK = ~0x3F & 0xFFFF_FFFF_FFFF_FFFF
 
@@ -121,6 +123,8 @@ def before_store(s, gpa: u64, size: u64) -> None:
     behind the store, when the run loop reads the mail.
     """
     slot = find_slot(s, gpa)
+    if unlikely(s.tx != 0):
+        log_store(s, host_in(slot, gpa), size)
     if (code_bits(slot, gpa)[0] & granules(gpa, size)) == 0:
         return
     if s.alone == 0:

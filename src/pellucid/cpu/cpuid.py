@@ -1,9 +1,12 @@
 """CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
 
-from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE
+from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, TSX_CPUID_CLEAR
 from pellucid.cpu.xstate import compacted_bytes, standard_bytes
 from pellucid.native import native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
+
+
+HLE_AND_RTM = 1 << 4 | 1 << 11
 
 
 @struct
@@ -51,7 +54,7 @@ def xsave_bytes(s, compacted):
 
 @native(inline=False)
 def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
-    """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4."""
+    """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4 and IA32_TSX_CTRL."""
     e = find_leaf(s, leaf, subleaf)
     eax: u32 = 0
     ebx: u32 = 0
@@ -72,6 +75,8 @@ def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
         ecx = ecx & ~u32(1 << 4)
         if (s.cr4 & CR4_PKE) != 0:
             ecx = ecx | (1 << 4)
+        if (s.tsx_ctrl & TSX_CPUID_CLEAR) != 0:
+            ebx = ebx & ~u32(HLE_AND_RTM)
     if leaf == 13 and subleaf <= 1 and ebx != 0:
         ebx = xsave_bytes(s, subleaf == 1)
     s.gpr[0] = u64(eax)

@@ -247,7 +247,8 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         note_large(s, where, u64(w.level))
     s.tlb_global[number] = u8(w.is_global) | large | LISTED
     code = code_bits(slot, w.gpa)
-    if w.writable != 0 and w.dirty != 0 and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0 and e.rtag == page:
+    stores = w.writable != 0 and w.dirty != 0 and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0
+    if stores and e.rtag == page and s.tx == 0:
         e.wtag = page
         fence()
         if code[0] != 0:
@@ -377,6 +378,15 @@ def drop_listed(s, number):
     """Drop an entry that leaves tlb_fills."""
     drop_entry(s, number)
     s.tlb_global[number] = 0
+
+
+@native(inline=False)
+def drop_write_tags(s) -> None:
+    """The next store to each page is slow."""
+    for index in range(u64(TLBS)):
+        for i in range(u64(s.tlb_used[index])):
+            number = u64(s.tlb_fills[index * TLB_ENTRIES + i])
+            ptr[TlbEntry](u64(s) + TLB_OFFSET + number * TlbEntry.size).wtag = TLB_INVALID
 
 
 @native

@@ -71,7 +71,7 @@ MODE_SHAPE = (1 << 14) - 1  # the bits on which a shape's meaning may depend: ea
 # Why native code returned: CpuState.exit_reason.
 EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRANSLATE, EXIT_COLD, EXIT_SHUTDOWN, \
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
-    EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET = range(22)
+    EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET, EXIT_TRANSACTION = range(23)
 EXIT_PAGER = 23             # a page of guest RAM is out: see `residency`
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
@@ -94,6 +94,9 @@ FEATURE_LAM = 1 << 16         # CR3 may have LAM_U57 and LAM_U48
 CET_SHADOW, CET_WRITE_SHADOW, CET_TRACK, CET_LEGACY, CET_NO_TRACK, CET_NO_SUPPRESS = (1 << n for n in range(6))
 CET_SUPPRESS, CET_WAIT, CET_SHADOW_BITS, CET_TRACK_BITS = 1 << 10, 1 << 11, 3, 0xFFFF_FFFF_FFFF_FC3C
 CP_NEAR_RET, CP_FAR_RET, CP_ENDBRANCH, CP_RSTORSSP, CP_SETSSBSY = range(1, 6)  # error codes of #CP
+
+# IA32_TSX_CTRL (SDM vol. 4).
+TSX_RTM_DISABLE, TSX_CPUID_CLEAR = 1, 2
 
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
@@ -368,6 +371,10 @@ class CpuState(Struct):
     cpuid_first: array[u16, 129]   # by the hash of a leaf: its first entry in the CPUID table
     # guest RAM that may be out, see `residency`
     bring_in: u32          # 1: touching a page that is out brings it in, while this thread waits; nothing leaves
+    # transactions, see `transaction`
+    transaction: u64       # address of the Transaction
+    tsx_ctrl: u64          # IA32_TSX_CTRL: TSX_*
+    tx: u32                # how deep transactions nest, 0: none is under way
 
 
 TSC_FRACTION = 48          # bits of tsc_scale behind the point

@@ -16,8 +16,8 @@ import iced_x86 as iced
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import (
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_RIP_RELATIVE, OP_STACK,
-    OP_STACK_TOO, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
+    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_OUTSIDE, OP_RIP_RELATIVE,
+    OP_STACK, OP_STACK_TOO, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET, MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED,
@@ -26,6 +26,7 @@ from pellucid.cpu.state import (
 from pellucid.engine import shapes
 from pellucid.engine.image import table
 from pellucid.isa import features, forms
+from pellucid.isa.rtm import runs_inside
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
 log = logging.getLogger("pellucid.translate")
@@ -210,6 +211,8 @@ class Learner:
             return [self._engine_op("undefined_op", instr)], CC_UNKNOWN, True
         op["handler"], op["row"], op["length"] = self.handlers[root], number, instr.len
         op["flags"] |= row.op_flags
+        if not runs_inside(row):
+            op["flags"] |= OP_OUTSIDE
         if row.cet and instr.segment_prefix == _R.DS:
             op["flags"] |= OP_NOTRACK
         if row.cc:

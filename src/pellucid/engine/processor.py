@@ -22,6 +22,7 @@ from pellucid.cpu.state import (
     FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, SOFT_NONE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES,
     TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
 )
+from pellucid.cpu.undo_log import Transaction
 from pellucid.engine import image as handler_image
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -98,6 +99,7 @@ class Processor:
         self._template_ops = Array(MAX_TEMPLATE_OPS * Op.size)
         self._scratch = Array(Block.size + 64 * Op.size)
         self._fetch = Array(64)
+        self._transaction = Array(Transaction.size)
         self._connect()
         self.learner = Learner(self._code.address, engine.numbers)
         self.trace: Trace | None = None
@@ -107,6 +109,7 @@ class Processor:
     def _connect(self) -> None:
         state, code = self.state, CodeCache.view(self._code.address)
         state.code, state.jumps = self._code.address, self._jumps.address
+        state.transaction = self._transaction.address
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40

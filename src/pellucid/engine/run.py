@@ -11,13 +11,15 @@ from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
-from pellucid.cpu.code_cache import CodeCache, Op
+from pellucid.cpu.code_cache import OP_OUTSIDE, Block, CodeCache, Op
 from pellucid.cpu.state import (
-    DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_NONE, EXIT_PAGER,
-    EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP,
-    PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS,
-    TRACE_NEW, CpuState, Mailbox,
+    BP, DB, DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_NONE,
+    EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSACTION, EXIT_TRANSLATE,
+    PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE,
+    TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CpuState, Mailbox,
 )
+from pellucid.cpu.transaction import abort_transaction
+from pellucid.cpu.undo_log import ABORT_DEBUG, Transaction
 from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
 from pellucid.engine.translate import step_block
 from pellucid.isa.system import guest_tsc
@@ -44,6 +46,8 @@ def step(s) -> u32:
         return s.exit_reason
     if ops == 0:
         return u32(EXIT_TRANSLATE)
+    if unlikely(s.tx != 0) and not may_be_inside(s):
+        return u32(EXIT_TRANSACTION)
     shadow = s.shadow
     s.step_trap = u32((s.flags & RFLAGS_TF) != 0)
     s.flags = s.flags & ~u64(RFLAGS_RF)
@@ -84,6 +88,41 @@ def ends_instruction(reason: u32):
 def end_step(s):
     s.step_once = 0
     s.replay_count = 0
+
+
+@native
+def may_be_inside(s):
+    """Whether a transaction may hold the instruction that `step_block` has just translated."""
+    block = ptr[Block](ptr[CodeCache](s.code).scratch)
+    allowed: bool = True
+    for i in range(u64(block.count)):
+        allowed = allowed and (ptr[Op](block.ops)[i].flags & OP_OUTSIDE) == 0
+    return allowed
+
+
+@native
+def transact(s, traced) -> u32:
+    """The next instruction of a transaction, or its abort; EXIT_STEPPED behind both. Leaves only to translate or tell,
+    and behind an abort for a page that is out, which would abort it again. A #DB is not delivered (SDM vol. 1, 16.3.7).
+    """
+    t = ptr[Transaction](s.transaction)
+    if s.db_pending != 0:
+        abort_transaction(s, u32(ABORT_DEBUG))
+        return u32(EXIT_STEPPED)
+    if t.left == 0 or used_up(s):
+        abort_transaction(s, u32(0))
+        return u32(EXIT_STEPPED)
+    reason = step_traced(s) if traced else step(s)
+    if reason == EXIT_TRANSLATE or reason == EXIT_BLOCK:
+        return reason
+    t.left -= 1
+    if reason == EXIT_EXCEPTION:
+        abort_transaction(s, u32(ABORT_DEBUG) if s.exc_vector == DB or s.exc_vector == BP else u32(0))
+    elif reason != EXIT_STEPPED:
+        abort_transaction(s, t.status)
+        if reason == EXIT_PAGER:
+            return reason
+    return u32(EXIT_STEPPED)
 
 
 @native(inline=False)
@@ -195,6 +234,8 @@ def loop(s, traced) -> u32:
                 break
         if unlikely(s.delivering != 0):
             reason = EXIT_EXCEPTION
+        elif unlikely(s.tx != 0):
+            reason = transact(s, traced)
         elif s.step_once != 0 or s.replay_count != 0:
             reason = step_traced(s) if traced else step(s)
         elif unlikely(debug_trap_due(s)):

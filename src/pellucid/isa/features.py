@@ -27,7 +27,7 @@ GATES = {
     "sha-ni": "SHA", "invpcid": "INVPCID", "pku": "PKU", "shstk": "CET_SS", "xsaves": "XSAVES",
     "gfni": "GFNI", "vaes": "VAES", "vpclmulqdq": "VPCLMULQDQ", "serialize": "SERIALIZE", "movdiri": "MOVDIRI",
     "movdir64b": "MOVDIR64B", "waitpkg": "WAITPKG", "clzero": "CLZERO", "sse4a": "SSE4A", "avx-vnni": "AVX_VNNI",
-    "avx-vnni-int8": "AVX_VNNI_INT8", "avx-ifma": "AVX_IFMA",
+    "avx-vnni-int8": "AVX_VNNI_INT8", "avx-ifma": "AVX_IFMA", "rtm": "RTM",
     "xgetbv1": "XGETBV with 1 in ECX", "lahf-lm": "LAHF and SAHF in 64-bit mode",
 }
 """Feature by QEMU's name, and the encodings it stands for by iced-x86's name of a feature."""
@@ -41,6 +41,8 @@ _HINTS: tuple[int, ...] = (iced.Code.RDSSPD_R32, iced.Code.RDSSPQ_R64, iced.Code
 _HYPERCALLS: tuple[int, ...] = (iced.Code.VMCALL, iced.Code.VMMCALL)
 HYPERCALL = 1 << len(GATES)
 """VMCALL and VMMCALL: there is a hypervisor that takes them. No bit of CPUID's own says so; its signature leaf does."""
+_TSX = HYPERCALL << 1
+"""XTEST: either half of TSX will do, `hle` or `rtm`."""
 
 
 @functools.cache
@@ -53,12 +55,14 @@ def needs(code: int, long_mode: bool) -> int:
     wanted: Any = instruction.cpuid_features()
     bits = sum(bit for bit, feature in _ICED.items() if feature in wanted)
     bits |= _BITS["lahf-lm"] if long_mode and code in _LAHF else 0
+    bits |= _TSX if code == iced.Code.XTEST else 0
     return bits | (HYPERCALL if code in _HYPERCALLS else 0)
 
 
 def shown(has: Callable[[Place, int], bool]) -> int:
     """The bits of the features that CPUID shows; `has` looks at a place (leaf, subleaf, register) and a bit."""
-    return sum(bit for gate, bit in _BITS.items() if has(*FEATURES[gate]))
+    tsx = _TSX * any(has(*FEATURES[name]) for name in ("hle", "rtm"))
+    return sum(bit for gate, bit in _BITS.items() if has(*FEATURES[gate])) | tsx
 
 
 def bit_of(gate: str) -> int:

@@ -183,6 +183,7 @@ class Guest:
                 ((s.mode & MODE_SIZE) == MODE_64 or s.rip <= 0xFFFF_FFFF, f"RIP {s.rip:#x} outside 64-bit mode"),
                 (s.replay_count <= REPLAY_SLOTS, f"{s.replay_count} answers in the log"),
                 (s.alone == 0, "CpuState.alone is left set"),
+                (s.tx == 0, "a transaction is under way"),
                 (s.fpu_top < 8 and s.fpu_tags < 256, f"x87 top {s.fpu_top}, tags {s.fpu_tags:#x}"),
                 (s.mxcsr <= 0xFFFF, f"MXCSR {s.mxcsr:#x}"),
                 (s.seg_limit[CS] <= 0xFFFF_FFFF, "CS limit")):

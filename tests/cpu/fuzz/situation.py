@@ -116,6 +116,8 @@ class _Builder:
             addresses = (0x100, 0x800, 0x2000)
         coder = Coder(rng, self.bits, addresses if self.tame else (*addresses, DEVICE, TABLES, GDT))
         self.memory[CODE] = coder.program(_CODE_BYTES, rng.choice((0, 0.1, 0.3)))
+        if rng.randrange(8) == 0:
+            self._begin_transaction()
         bits = 64 if self.long else self.bits
         self.memory[HANDLERS] = Coder(rng, bits, addresses).program(_HANDLER_BYTES)
         self.memory[DATA] = rng.randbytes(0x400) + bytes(0x800) + rng.randbytes(0x400)
@@ -128,6 +130,13 @@ class _Builder:
         self._descriptors()
         self._gates()
         self._task()
+
+    def _begin_transaction(self) -> None:
+        """Have the program begin with XBEGIN; its fallback is a few instructions further."""
+        at, distance = (0x40, b"\x20\0") if self.bits == 16 else (0, b"\x20\0\0\0")
+        code = bytearray(self.memory[CODE])
+        code[at:at + 2 + len(distance)] = b"\xc7\xf8" + distance
+        self.memory[CODE] = bytes(code)
 
     def _word(self) -> bytes:
         """Something that a RET, an IRET or a POP may find."""

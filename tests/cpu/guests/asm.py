@@ -207,6 +207,9 @@ class _Pass:
     # --- encoding ---------------------------------------------------------------------------------------
 
     def encode(self, code: int, operands: list[Any], prefixes: list[str], mnemonic: str) -> Iterable[bytes]:
+        if code == iced.Code.XBEGIN_REL32:
+            yield self.begin_transaction(operands[0].value if self.final else self.here)
+            return
         info: Any = iced.OpCodeInfo(code)
         wanted = 16 if "o16" in prefixes else 32 if "o32" in prefixes else 0
         size = int(_BRANCH_SIZE.search(_name(code))[1]) if "_REL" in _name(code) else info.operand_size
@@ -235,6 +238,12 @@ class _Pass:
         except ValueError:
             return
         yield bytes(encoder.take_buffer())
+
+    def begin_transaction(self, fallback: int) -> bytes:
+        """XBEGIN, always with 32 bits of distance: its operand is of no kind that another instruction has."""
+        prefix = b"\x66" if self.bits == 16 else b""
+        distance = fallback - self.here - len(prefix) - 6
+        return prefix + b"\xc7\xf8" + distance.to_bytes(4, "little", signed=True)
 
     def string(self, instruction: Any, i: int, kind: int, prefixes: list[str]) -> None:
         size = 16 if "a16" in prefixes else 32 if "a32" in prefixes else self.bits

@@ -67,7 +67,7 @@ _BUILT = frozenset(
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip pku shstk ibt pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no "
-        "xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid fzrm fsrs fsrc "
+        "xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid hle rtm fzrm fsrs fsrc "
         "mmxext fxsr-opt osvw topoext ibpb ibrs amd-stibp amd-ssbd amd-no-ssb ssbd "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()

@@ -14,7 +14,8 @@ from pellucid.cpu.state import (
     FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
-from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATURES
+from pellucid.kvm.backends.soft.msrs import (
+    AMD_MSRS, FEATURES, IA32_TSX_CTRL, SPEC_CTRL_FEATURES, TSX_CTRL)
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
@@ -67,10 +68,11 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)) | hypercalls)
     vcpu.processor.flush_tlb()
     absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
-    vcpu.msrs.absent = absent if amd else absent | AMD_MSRS
+    tsx_ctrl = has(7, 0, "edx", 29) and has(7, 0, "ebx", 11)
+    vcpu.msrs.absent = absent | (frozenset() if amd else AMD_MSRS) | frozenset(() if tsx_ctrl else (IA32_TSX_CTRL,))
     vcpu.msrs.spec_ctrl_allowed = sum(
         bit for bit, places in SPEC_CTRL_FEATURES.items() if any(has(*place) for place in places))
-    vcpu.msrs.arch_capabilities = vcpu.arch_capabilities if has(7, 0, "edx", 29) else None
+    vcpu.msrs.arch_capabilities = (vcpu.arch_capabilities | TSX_CTRL * tsx_ctrl) if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
-IA32_UMWAIT_CONTROL = 0xE1
+IA32_UMWAIT_CONTROL, IA32_TSX_CTRL = 0xE1, 0x122
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
@@ -47,7 +47,7 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
           0xC000_0081: ("star", U64), 0xC000_0082: ("lstar", U64), 0xC000_0083: ("cstar", U64),
           0xC000_0084: ("sfmask", 0xFFFF_FFFF), 0xC000_0102: ("kernel_gs_base", U64),
           0xC000_0103: ("tsc_aux", 0xFFFF_FFFF), 0x6A8: ("ssp_table", U64),
-          IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD)}
+          IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD), IA32_TSX_CTRL: ("tsx_ctrl", 3)}
 CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
@@ -69,6 +69,8 @@ AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES))
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
 # GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
 ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
+TSX_CTRL = 1 << 7
+"""Where there are transactions besides: so is IA32_TSX_CTRL."""
 
 IA32_PKRS = 0x6E1
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
