@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailabl
 EVERYTHING = (1 << 64) - 1
 OTHERWISE = {"TZCNT": "BSF", "LZCNT": "BSR", "WBNOINVD": "WBINVD"}
 """What the bytes mean without their feature."""
-BY_HAND = {"MOVDIR64B": bytes.fromhex("660f38f806")}
-"""What has two operands of the address size: movdir64b rax, [rsi]."""
+BY_HAND = {"MOVDIR64B": bytes.fromhex("660f38f806"), "XBEGIN": bytes.fromhex("c7f800000000")}
+"""What has two operands of the address size (movdir64b rax, [rsi]), or one of a kind of its own."""
 NEED_XSAVE = {"avx", "avx2", "f16c", "fma", "xsavec", "xsaveopt", "xsaves", "xgetbv1"}
 """Features that CPUID does not show in a model without XSAVE."""
 UNDEFINED_ANYHOW = {"smap", "pku", "shstk"}
@@ -98,7 +98,7 @@ SHORT = {
     "ssse3": "660f3800c1", "cx16": "480fc70e", "sse4.1": "660f3810c1", "sse4.2": "f20f38f0c1", "movbe": "0f38f006",
     "popcnt": "f30fb8c1", "fsgsbase": "f30faec0", "clflushopt": "660fae3e", "clwb": "660fae36", "rdpid": "f30fc7f8",
     "xsavec": "0fc726", "rdtscp": "0f01f9", "bmi1": "c4e270f2c2", "bmi2": "c4e271f7c2", "adx": "660f38f6c1",
-    "avx2": "c5f5fec2", "lahf-lm": "9f"}
+    "avx2": "c5f5fec2", "lahf-lm": "9f", "rtm": "c6f801"}
 """One encoding for a feature."""
 
 

@@ -182,6 +182,21 @@ def test_a_guest_is_told_that_a_page_is_out_and_when_it_is_ready(guest: PagedGue
     assert vcpu.statistics()["pages told to be out"] == 1
 
 
+def test_a_transaction_that_meets_a_page_that_is_out(guest: PagedGuest) -> None:
+    """It aborts, the page comes, and trying again is enough."""
+    (vcpu,) = guest.vcpus
+    guest.assemble(CODE, f"mov ecx, -1\nagain: inc ecx\nxbegin again\nmov dword [{FLAG}], 5\nmov eax, [{DATA}]\nxend\n"
+                   "out 0x99, eax\nmov eax, ecx\nout 0x98, eax")
+    guest.put(DATA, "78563412")
+    guest.put_out(DATA)
+    thread, exits = running(vcpu)
+    wait_for(lambda: guest.pager.asked)
+    assert guest.vm.read_guest(FLAG, 4) == bytes(4)
+    guest.let_in(DATA)
+    thread.join(10)
+    assert exits == [out(0x99, 0x1234_5678)] and vcpu.run() == out(0x98, 1)
+
+
 @pytest.mark.parametrize("value", [0, TAKES, RECORD | ENABLED | SEND_ALWAYS])
 def test_a_guest_that_takes_none_there_waits_but_for_interrupts(guest: PagedGuest, value: int) -> None:
     """Not switched on; not for code at CPL 0; not by interrupt, which is the only way."""

@@ -75,8 +75,8 @@ _BUILT = frozenset(
 """What this processor carries out whole on every host."""
 
 _BUILT_MSR_BITS = frozenset(
-    "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no split-lock-detect".split())
-"""Bits of IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES that always stand."""
+    "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no tsx-ctrl split-lock-detect".split())
+"""Bits of IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES that always stand; `tsx-ctrl` where there is `rtm`."""
 
 _BY_HOST = {
     "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma"), "fma": ("fma",), "f16c": ("f16c",),
