@@ -226,6 +226,14 @@ def next_rip(source, offset, f):
     return to & 0xFFFF_FFFF
 
 
+@native
+def within_mode(s, rip):
+    """Likewise for an instruction that is not specialized on the mode."""
+    if (s.mode & MODE_SIZE) == MODE_64:
+        return rip
+    return rip & 0xFFFF_FFFF
+
+
 @native(tail=True)
 def next_block(s: ptr[CpuState], o: ptr[Op], m64):
     """The end of a block that no branch ends."""
@@ -288,7 +296,7 @@ def leaving(s: ptr[CpuState], o: ptr[Op], fn, f):
     except Stop:
         leave(s, o)
         return
-    s.rip = next_rip(s.rip, u64(o.next_ip), f)
+    s.rip = within_mode(s, s.rip + u64(o.next_ip))
 
 
 @native(tail=True)
@@ -313,7 +321,7 @@ def cold(s: ptr[CpuState], o: ptr[Op]):
 @native(tail=True)
 def stepped(s: ptr[CpuState], o: ptr[Op]):
     """Behind a single instruction."""
-    s.rip = s.rip + u64(o.ip)
+    s.rip = within_mode(s, s.rip + u64(o.ip))
     s.exit_reason = EXIT_STEPPED
 
 

@@ -248,3 +248,14 @@ def test_msr_fault_is_its_own() -> None:
     assert m.catch() == 13 and m.stack(2, 8) == [0, m.labels["fault"]]
     m.state.rip = m.labels["fault"] + 2
     assert m.run().vector is None and m.state.gpr[0] == 2 and m.state.gpr[2] == 1
+
+
+@pytest.mark.parametrize("code", [b"\x90", b"\x0f\xae\xf8", b"\x0f\x06"], ids=["nop", "sfence", "clts"])
+def test_code_that_ends_at_the_last_byte(code: bytes) -> None:
+    """Of 4 GiB, in a flat segment: EIP goes on at 0."""
+    m = Machine()
+    m.protected()
+    m.load("hlt", 0, 32)
+    m.device = lambda address, size: (bytes(256 - len(code)) + code)[address & 0xFF]
+    m.state.rip = (1 << 32) - len(code)
+    assert m.run().reason == EXIT_HLT and m.state.rip == 1
