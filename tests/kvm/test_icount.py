@@ -10,7 +10,7 @@ import pytest
 
 from pellucid.cli.bench.asm import assemble
 from pellucid.engine.arrays import Array
-from pellucid.kvm.api import IoExit
+from pellucid.kvm.api import InstructionTime, IoExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.runtime import InstructionClock
@@ -66,7 +66,7 @@ class Tick:
 def made(shift: int, sleep: bool) -> SoftVm:
     clock = InstructionClock()
     vm = SoftHypervisor(clock).create_vm()
-    vm.count_instructions(shift, sleep=sleep)
+    vm.count_instructions(InstructionTime(shift, sleep))
     vm.create_irqchip()
     vm.create_pit()
     ram = Array(0x10000)
@@ -132,13 +132,11 @@ def test_a_halt_takes_no_time_or_as_much_as_in_the_guest() -> None:
     assert slept[:40] == ticks(IDLE, 40)
 
 
-def test_one_vcpu_only() -> None:
+def test_instructions_are_counted_from_the_first_vcpu_on() -> None:
     vm = made(0, False)
     try:
-        with pytest.raises(InvalidRequestError, match="not built yet"):
-            vm.create_vcpu(1)
         with pytest.raises(InvalidRequestError, match="first vCPU"):
-            vm.count_instructions(0, sleep=False)
+            vm.count_instructions(InstructionTime())
     finally:
         vm.close()
         vm.clock.close()  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from pellucid.block import DriveOptions
 from pellucid.cli.smp import topology
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.kvm.api import InstructionTime
 from pellucid.machine.board import BOARDS, DEFAULT_BOARD
 from pellucid.machine.config import (
     DEFAULT_MEMORY_SIZE,
@@ -23,7 +24,6 @@ from pellucid.machine.config import (
     DeviceOption,
     FwCfgFile,
     GlobalOption,
-    IcountConfig,
     MachineConfig,
     MonitorConfig,
     Pairs,
@@ -56,7 +56,9 @@ class Draft:
     snapshot: bool = False
     boot: BootConfig = field(default_factory=BootConfig)
     rtc: RtcConfig = field(default_factory=RtcConfig)
-    icount: IcountConfig | None = None
+    icount: InstructionTime | None = None
+    several_threads: bool = False
+    """-accel tcg,thread=multi."""
     data_folders: list[Path] = field(default_factory=list)
     nographic: bool = False
     display_none: bool = False
@@ -100,9 +102,9 @@ class Draft:
         modules = not Path(self.initrd).exists() and any(char in self.initrd for char in " ,")
         return Path(self.initrd) if modules else readable_file("initrd", self.initrd)
 
-    def _icount(self, found: CpuTopology) -> IcountConfig | None:
-        if self.icount is not None and found.count > 1:
-            raise NotBuiltError("-icount with more than one CPU is not built yet: leave -smp out")
+    def _icount(self) -> InstructionTime | None:
+        if self.icount is not None and self.several_threads:
+            raise UserError("-accel tcg,thread=multi: No MTTCG when icount is enabled")
         return self.icount
 
     def _topology(self) -> CpuTopology:
@@ -120,7 +122,6 @@ class Draft:
     def finish(self) -> MachineConfig:
         """The machine asked for, its files checked. UserError and NotBuiltError name the option at fault."""
         serials, monitors = self._streams()
-        found = self._topology()
         return MachineConfig(
             board=self.board or DEFAULT_BOARD,
             board_options=self.board_options,
@@ -129,7 +130,7 @@ class Draft:
             memory_size=DEFAULT_MEMORY_SIZE if self.memory_size is None else self.memory_size,
             memory_path=self._memory_path(),
             memory_resident=self.memory_resident,
-            topology=found,
+            topology=self._topology(),
             cpu=self.cpu,
             kernel=self._kernel(),
             initrd=self._initrd(),
@@ -139,7 +140,7 @@ class Draft:
             default_drives=not self.no_defaults,
             boot=replace(self.boot, check_floppy=not self.no_fd_bootchk),
             rtc=self.rtc,
-            icount=self._icount(found),
+            icount=self._icount(),
             # QEMU's firmware shows itself in the window; here there is none, unless none was wanted.
             serial_console=self.nographic or not self.display_none,
             serials=serials,

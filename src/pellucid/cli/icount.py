@@ -3,14 +3,14 @@
 from pellucid.cli.draft import Draft
 from pellucid.cli.keyval import parse_keyval, parse_switch
 from pellucid.errors import NotBuiltError, UserError
-from pellucid.machine.config import IcountConfig
+from pellucid.kvm.api import InstructionTime
 
 MAX_SHIFT = 10
 NOT_BUILT = ("rr", "rrfile", "rrsnapshot")
 
 
 def icount(draft: Draft, text: str) -> None:
-    """-icount [shift=]N,sleep=on|off,align=off."""
+    """-icount [shift=]N|auto,sleep=on|off,align=on|off."""
     values = parse_keyval("icount", text, ("shift", "align", "sleep", *NOT_BUILT), "shift")
     for name in NOT_BUILT:
         if name in values:
@@ -26,12 +26,11 @@ def icount(draft: Draft, text: str) -> None:
             raise UserError("shift=auto and align=on are incompatible")
         if not sleep:
             raise UserError("shift=auto and sleep=off are incompatible")
-        raise NotBuiltError(f"-icount {text}: shift=auto is not built yet: give a number")
+        draft.icount = InstructionTime(auto=True)
+        return
     if align and not sleep:
         raise UserError("align=on and sleep=off are incompatible")
-    if align:
-        raise NotBuiltError(f"-icount {text}: align=on is not built yet: leave it out")
-    draft.icount = IcountConfig(_shift(values["shift"]), sleep)
+    draft.icount = InstructionTime(_shift(values["shift"]), sleep, align=align)
 
 
 def _shift(text: str) -> int:

@@ -118,7 +118,8 @@ def accel(draft: Draft, text: str) -> None:
         _listing("accelerators:", names.ACCELERATORS)
     name = split_items(text)[0].removeprefix("accel=")
     if name in names.ACCELERATORS:
-        parse_keyval("accel", text, ("accel", "thread", "tb-size", "split-wx", "one-insn-per-tb"), "accel")
+        values = parse_keyval("accel", text, ("accel", "thread", "tb-size", "split-wx", "one-insn-per-tb"), "accel")
+        draft.several_threads = values.get("thread") == "multi"
         draft.accelerators.append("qtest" if name == "qtest" else "soft")
     elif name in names.ACCELERATORS_NOT_BUILT:
         draft.accelerators.append(name)

@@ -71,7 +71,7 @@ OPTIONS = (
     Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
     Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
            "boot order: a floppy, c disk, d CD, n network", drives.boot),
-    Option(("icount",), "[shift=]N[,sleep=on|off][,align=off]",
+    Option(("icount",), "[shift=]N|auto[,sleep=on|off][,align=on|off]",
            "guest time by executed instructions, 2^N ns each: every run is the same", icount),
     Option(("rtc",), "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none]", "the guest's calendar", rtc),
     Option(("smbios",), "file=FILE | type=N,FIELD=VALUE,...", "SMBIOS structures and what they say", values.smbios),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.cpu.observe import CodeBlock, Event, Observer
-from pellucid.kvm.clock import ClockValue
+from pellucid.kvm.clock import ClockValue, InstructionTime
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.events import VcpuEvents
 from pellucid.kvm.exits import (
@@ -71,6 +71,7 @@ __all__ = [
     "Fpu",
     "HltExit",
     "Hypervisor",
+    "InstructionTime",
     "InterceptIrq",
     "InternalErrorExit",
     "IntrExit",
@@ -311,11 +312,10 @@ class Vm(Protocol):
         """Another frequency than the host's, before the first vCPU (KVM_SET_TSC_KHZ); 1 kHz to 2**32 kHz - 1."""
         ...
 
-    def count_instructions(self, shift: int, *, sleep: bool) -> None:
-        """The guest's time is that of its instructions, 2**shift ns each, before the first and only vCPU.
+    def count_instructions(self, time: InstructionTime) -> None:
+        """The guest's time is that of its instructions; before the first vCPU. vCPUs then execute in turn.
 
-        The TSC counts nanoseconds unless it is given another frequency. With `sleep` a halt takes as long on the host
-        as in the guest, else none. The backend's clock must be a `CountedClock`.
+        The TSC counts nanoseconds unless it is given another frequency. The backend's clock must be a `CountedClock`.
         """
         ...
 

@@ -41,6 +41,20 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class InstructionTime:
+    """A guest's time that is that of its instructions, 2**shift ns each.
+
+    sleep: a halt lasts as long on the host as in the guest; else none. auto: the shift follows the host's clock.
+    align: the guest waits where it is ahead of the host's clock, and it is said where it is late.
+    """
+
+    shift: int = 0
+    sleep: bool = True
+    auto: bool = False
+    align: bool = False
+
+
 class CountedClock(Clock, Protocol):
     """A clock that a vCPU steps as it executes instructions."""
 
@@ -50,6 +64,10 @@ class CountedClock(Clock, Protocol):
 
     def next_deadline(self) -> int | None:
         """When the next timer is due; None when none is armed."""
+        ...
+
+    def real_ns(self) -> int:
+        """How long the guest has not been stopped, by the host's clock."""
         ...
 
     def step_to(self, time_ns: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pellucid.block import DriveOptions
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
+from pellucid.kvm.api import InstructionTime
 from pellucid.runtime import PanicAction
 
 MiB = 1 << 20
@@ -181,14 +182,6 @@ class RtcConfig:
 
 
 @dataclass(frozen=True)
-class IcountConfig:
-    """-icount: an instruction takes 2**shift ns of the guest's time; `sleep`: a halt lasts on the host, too."""
-
-    shift: int
-    sleep: bool = True
-
-
-@dataclass(frozen=True)
 class MachineConfig:
     """A whole virtual machine as asked for on the command line.
 
@@ -243,7 +236,7 @@ class MachineConfig:
     default_drives: bool = True
     boot: BootConfig = field(default_factory=BootConfig)
     rtc: RtcConfig = field(default_factory=RtcConfig)
-    icount: IcountConfig | None = None
+    icount: InstructionTime | None = None
     serials: tuple[CharBackend, ...] = (STDIO_WITH_MONITOR,)
     chardevs: tuple[CharBackend, ...] = ()
     monitors: tuple[MonitorConfig, ...] = ()

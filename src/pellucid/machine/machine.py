@@ -91,7 +91,7 @@ class Machine:
         self.system.on_wakeup.append(lambda reason: self._reset_hardware())
         self.vm = hypervisor.create_vm()
         if config.icount is not None:
-            self.vm.count_instructions(config.icount.shift, sleep=config.icount.sleep)
+            self.vm.count_instructions(config.icount)
         if hz := tsc_frequency(config.cpu):
             self.vm.set_tsc_hz(hz)
         self._guest_clock = GuestClock(self.vm, self._vcpus)

@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable
 
-from pellucid.runtime.clock import SteppedClock
+from pellucid.runtime.clock import SteppedClock, VirtualClock
 
 
 class InstructionClock(SteppedClock):
-    """A guest's clock that its vCPU steps: `follow` says who reads it exactly, and who hears of a nearer deadline.
+    """A guest's clock that its vCPUs step: `follow` says who reads it exactly, and who hears of a nearer deadline.
 
     The vCPU's thread reads it to the instruction; every other thread sees the time of the vCPU's last entry.
     """
@@ -17,6 +17,24 @@ class InstructionClock(SteppedClock):
         self._read: Callable[[], int] | None = None
         self._nearer: Callable[[], None] | None = None
         self._stepper = 0
+        self._real = VirtualClock()
+        self._real.start()
+
+    def start(self) -> None:
+        """The guest goes on: so does its part of the host's time."""
+        self._real.start()
+
+    def stop(self) -> None:
+        """The guest is stopped."""
+        self._real.stop()
+
+    def close(self) -> None:
+        self._real.close()
+        super().close()
+
+    def real_ns(self) -> int:
+        """How long the guest has not been stopped, by the host's clock."""
+        return self._real.now_ns()
 
     def follow(self, read: Callable[[], int], nearer: Callable[[], None]) -> None:
         """`read` gives the exact time on the vCPU's thread; `nearer` is called where the earliest deadline changes."""

@@ -16,6 +16,7 @@ from pellucid.kvm.api import (
     DTable,
     Exit,
     Fpu,
+    InstructionTime,
     InterceptIrq,
     IntrExit,
     IoapicState,
@@ -231,7 +232,7 @@ class QtestVm:
     def set_tsc_hz(self, hz: int) -> None:
         """Nothing: nobody counts."""
 
-    def count_instructions(self, shift: int, *, sleep: bool) -> None:
+    def count_instructions(self, time: InstructionTime) -> None:
         """Nothing: nobody executes any."""
 
     def create_irqchip(self, *, split: bool = False) -> None:

@@ -15,9 +15,10 @@ from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
-from pellucid.kvm.backends.soft.pace import Pace
+from pellucid.kvm.backends.soft.pace import Turns
+from pellucid.kvm.backends.soft.rate import Rate
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
-from pellucid.kvm.clock import Clock, ClockValue, CountedClock
+from pellucid.kvm.clock import Clock, ClockValue, CountedClock, InstructionTime
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
@@ -72,7 +73,8 @@ class SoftVm:
         self.engine, self.clock = engine, clock
         self._host_tsc_hz = self.tsc_hz = tsc_hz
         self.tsc_scale = 1 << TSC_FRACTION
-        self._instruction_time: tuple[int, bool] | None = None
+        self._turns: Turns | None = None
+        """Set where the guest's time is that of its instructions."""
         self.memory = SlotMemory()
         self._residencies: list[Residency] = []
         self.irqchip: Irqchip | None = None
@@ -90,7 +92,7 @@ class SoftVm:
 
     def scaled_tsc(self) -> int:
         """The host's TSC at the guests' frequency: what a processor adds its offset to."""
-        source = self.engine.read_tsc() if self._instruction_time is None else self.clock.now_ns()
+        source = self.engine.read_tsc() if self._turns is None else self.clock.now_ns()
         return int(source) * self.tsc_scale >> TSC_FRACTION
 
     def set_tsc_hz(self, hz: int) -> None:
@@ -102,10 +104,11 @@ class SoftVm:
         self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, hz)
 
-    def count_instructions(self, shift: int, *, sleep: bool) -> None:
+    def count_instructions(self, time: InstructionTime) -> None:
         if self.vcpus:
             raise InvalidRequestError("instructions are counted from the first vCPU on")
-        self._instruction_time = shift, sleep
+        clock = cast(CountedClock, self.clock)
+        self._turns = Turns(clock, Rate(clock, time), sleep=time.sleep)
         self._host_tsc_hz = NS  # the TSC's source is in nanoseconds now, and what the host's counter does is no matter
         self.set_tsc_hz(NS)
 
@@ -147,13 +150,10 @@ class SoftVm:
             raise InvalidRequestError(f"a vCPU with APIC id {apic_id} is there already")
         if len(self.vcpus) >= MAX_PROCESSORS:
             raise InvalidRequestError(f"more than {MAX_PROCESSORS} vCPUs")
-        if self.vcpus and self._instruction_time is not None:
-            raise InvalidRequestError("more than one vCPU by the instruction clock is not built yet")
         with self.stopped():
             vcpu = SoftVcpu(self, apic_id)
-        if self._instruction_time is not None:
-            shift, sleep = self._instruction_time
-            vcpu.pace = Pace(vcpu, cast(CountedClock, self.clock), shift, sleep=sleep)
+        if self._turns is not None:
+            vcpu.pace = self._turns.add(vcpu)
         self.vcpus.append(vcpu)
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:

@@ -88,6 +88,8 @@ class SoftVcpu(VcpuExits):
 
     def guest_tsc(self) -> int:
         """What RDTSC gives now."""
+        if self.pace is not None:  # native code knows the time of the vCPU that has the turn alone
+            return int(self._vm.scaled_tsc() + self.state.tsc_offset) & U64
         return int(self._vm.engine.guest_tsc(self.processor.address))
 
     def _tsc_to_ns(self, tsc: int) -> int:
@@ -121,8 +123,9 @@ class SoftVcpu(VcpuExits):
     def request(self, request: int) -> None:
         self.requests.make(request)
         self.processor.kick()
-        if threading.get_ident() != self._thread:  # its own thread does not sleep
-            self._wake.set()
+        self.wake()
+        if self.pace is not None:
+            self.pace.stir()
 
     def kick(self) -> None:
         self._kicked = True
@@ -132,8 +135,33 @@ class SoftVcpu(VcpuExits):
     def look_again(self) -> None:
         """A deadline of the instruction clock has changed: count anew up to it."""
         self.processor.kick()
+        self.wake()
+
+    def wake(self) -> None:
+        """End its sleep. Its own thread does not sleep."""
         if threading.get_ident() != self._thread:
             self._wake.set()
+
+    def forget_wake(self) -> None:
+        """Sleep again, next time; what was asked for is looked at behind this."""
+        self._wake.clear()
+
+    @property
+    def is_kicked(self) -> bool:
+        """Whether `run` is to return without executing on."""
+        return self._kicked
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it would do something, were it to run now."""
+        waits = self._halted or self._frozen is not None or self._mp_state is not MpState.RUNNABLE
+        ends = self._halted and self._unhalted or self._frozen is not None and self._frozen()
+        return not waits or ends or self.requests.word != 0
+
+    @property
+    def between_instructions(self) -> bool:
+        """Whether none is half done."""
+        return self.state.replay_count == 0 and not self.state.delivering
 
     def wait_for_wake(self, seconds: float | None) -> bool:
         """Sleep until a request or kick, at most so long; whether there was one."""

@@ -63,7 +63,7 @@ class VcpuExits(VcpuState):
             EXIT_HLT: self._on_hlt, EXIT_SHUTDOWN: self._on_shutdown, EXIT_FERR: self._on_ferr,
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive,
             EXIT_HYPERCALL: lambda: answer(self.state, self._vm),
-            EXIT_PAUSE: lambda: self._vm.yield_cpu(), EXIT_WAIT: self._on_wait,
+            EXIT_PAUSE: self._on_pause, EXIT_WAIT: self._on_wait,
             EXIT_PAGER: self._on_pager, EXIT_BUDGET: lambda: None}
 
     def _on_rsm(self) -> Exit | None:
@@ -182,6 +182,14 @@ class VcpuExits(VcpuState):
             self._wake.clear()
         if self.requests.word or self._kicked:
             self.state.pending = PENDING_REQUEST
+
+    def _on_pause(self) -> Exit | None:
+        """It waits for another processor, which may need the turn, or the host's CPU."""
+        if self.pace is not None:
+            self.pace.relax()
+        else:
+            self._vm.yield_cpu()
+        return None
 
     def _on_exclusive(self) -> Exit | None:
         """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
