@@ -155,5 +155,11 @@ class GuestMemory:
         self.data[gpa : gpa + len(data)] = data
         return True
 
+    def exchange(self, gpa: int, value: int) -> int | None:
+        if gpa >= len(self.data):
+            return None
+        old, self.data[gpa] = self.data[gpa], value
+        return old
+
     def read(self, gpa: int, length: int) -> bytes | None:
         return bytes(self.data[gpa : gpa + length]) if gpa + length <= len(self.data) else None

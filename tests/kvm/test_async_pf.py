@@ -31,6 +31,7 @@ from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.regs import DTable, Segment
 from pellucid.kvm.residency import PAGE_PRESENT, Residency
+from pellucid.kvm.steal_time import KVM_VCPU_FLUSH_TLB, KVM_VCPU_PREEMPTED, MSR_KVM_STEAL_TIME
 from tests.cpu.guests import tables
 from tests.cpu.guests.asm import assemble
 
@@ -434,6 +435,55 @@ def test_ready_waits_for_the_apic() -> None:
     alone.vm.vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0x1FF)
     alone.pf.write_ack(1)
     assert alone.words()[1] == WAKE_ALL
+
+
+def test_enabling_the_apic_brings_what_was_kept_back(guest: PagedGuest) -> None:
+    (vcpu,) = guest.vcpus
+    vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0xFF)
+    guest.enable()
+    guest.assemble(CODE, "mov dword [0xFEE000F0], 0x1FF\n sti\nagain: jmp again")
+    assert vcpu.run() == out(0x92, WAKE_ALL)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("kicked", [False, True])
+def test_a_halted_processor_flushes_its_tlb_when_asked_in_its_record(
+    guest: PagedGuest, asked: bool, kicked: bool
+) -> None:
+    """A page at 4 MiB gets another place meanwhile; who is not asked for a flush sees the old one."""
+    (vcpu,) = guest.vcpus
+    table, linear, record = 0xB000, 4 << 20, 0x4100
+    guest.put(DIRECTORY + 4, (table | 3).to_bytes(4, "little").hex())
+    guest.put(table, (DATA | 3).to_bytes(4, "little").hex())
+    guest.put(DATA, "01000000")
+    guest.put(DATA + 0x1000, "02000000")
+    vcpu.set_msrs({MSR_KVM_STEAL_TIME: record | 1})
+    read = f"mov eax, [{linear}]\n out 0x99, eax\n"
+    guest.assemble(CODE, f"sti\n{read}hlt\n{read}")
+    assert vcpu.run() == out(0x99, 1)
+
+    def preempted() -> int:
+        return (guest.vm.read_guest(record + 16, 1) or b"")[0]
+
+    def change() -> None:
+        wait_for(lambda: preempted() == KVM_VCPU_PREEMPTED)
+        guest.put(table, (DATA + 0x1000 | 3).to_bytes(4, "little").hex())
+        if asked:
+            assert guest.vm.exchange_guest(record + 16, KVM_VCPU_PREEMPTED | KVM_VCPU_FLUSH_TLB) == KVM_VCPU_PREEMPTED
+
+    thread, exits = running(vcpu)
+    if kicked:
+        wait_for(preempted)
+        vcpu.kick()
+        thread.join(10)
+        assert exits == [IntrExit()] and preempted(), "it is not in the guest"
+    change()
+    vcpu.lapic.deliver(d.DM_FIXED, 0x60)
+    if kicked:
+        exits = [vcpu.run()]
+    thread.join(10)
+    assert exits == [out(0x93, 1)] and preempted() == 0
+    assert vcpu.run() == out(0x99, 2 if asked else 1)
 
 
 def test_the_registers_of_a_vcpu_and_its_reset(guest: PagedGuest) -> None:

@@ -16,7 +16,7 @@ from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.hypercalls import KVM_EINVAL, KVM_ENOSYS, KVM_EPERM, Hypercall, hypercall
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN, PvEoi
-from pellucid.kvm.steal_time import KVM_VCPU_PREEMPTED, MSR_KVM_STEAL_TIME, UPDATE_NS, StealTime
+from pellucid.kvm.steal_time import KVM_VCPU_FLUSH_TLB, KVM_VCPU_PREEMPTED, MSR_KVM_STEAL_TIME, UPDATE_NS, StealTime
 
 from .fakes import FakeVm, GuestMemory, ManualClock
 from .test_soft_cpuid import leaves
@@ -238,9 +238,14 @@ def test_a_guest_ends_its_interrupt_in_memory(ends: bool) -> None:
 class Steal:
     def __init__(self) -> None:
         self.clock, self.memory, self.cpu = ManualClock(), GuestMemory(), 0
-        self.steal = StealTime(self.memory.write, self.memory.read, self.clock.now_ns, lambda: self.cpu)
+        self.flushes = 0
+        self.steal = StealTime(self.memory.write, self.memory.read, self.memory.exchange, self._flushed,
+                               self.clock.now_ns, lambda: self.cpu)
         self.steal.msr_write(RECORD | 1)
         self.steal.update()
+
+    def _flushed(self) -> None:
+        self.flushes += 1
 
     def record(self) -> tuple[int, ...]:
         """(steal, version, flags, preempted)"""
@@ -278,6 +283,17 @@ def test_the_record_is_odd_while_it_is_written_and_says_who_sleeps() -> None:
     assert guest.record()[3] == 0 and not guest.steal.is_due()
     guest.passes(UPDATE_NS)
     assert guest.steal.is_due()
+
+
+def test_who_sleeps_can_be_asked_for_a_flush() -> None:
+    guest = Steal()
+    at = RECORD + 16
+    guest.steal.idle(lambda: guest.memory.data.__setitem__(at, guest.memory.data[at] | KVM_VCPU_FLUSH_TLB))
+    assert guest.memory.data[at] == KVM_VCPU_PREEMPTED | KVM_VCPU_FLUSH_TLB and guest.flushes == 0
+    guest.steal.update()
+    assert guest.memory.data[at] == 0 and guest.flushes == 1
+    guest.steal.update()
+    assert guest.flushes == 1
 
 
 def test_another_thread_begins_anew() -> None:
@@ -318,7 +334,7 @@ def test_a_running_guest_has_its_record() -> None:
 def test_what_is_announced() -> None:
     eax = kvm_leaves()[1].eax
     assert eax & KvmFeature.STEAL_TIME and eax & KvmFeature.PV_EOI and eax & KvmFeature.PV_SEND_IPI
-    assert not eax & KvmFeature.PV_TLB_FLUSH
+    assert not eax & KvmFeature.ASYNC_PF_VMEXIT
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -58,6 +58,7 @@ class Engine:
         self.memory_written = image.function("memory_written", None, s, ctypes.c_uint64, ctypes.c_uint64)
         self.raise_pending = image.function("raise_pending", None, s, ctypes.c_uint64)
         self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
+        self.exchange_byte = image.function("exchange_byte", ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
         self._regions: RegionCompiler | None = None
         self.guest_tsc = image.function("read_guest_tsc", ctypes.c_uint64, s)

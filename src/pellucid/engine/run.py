@@ -24,7 +24,7 @@ from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_loo
 from pellucid.engine.translate import step_block
 from pellucid.isa.system import guest_tsc
 from pellucid.native import (
-    atomic_and, atomic_load, atomic_or, invoke, minimum, native, ptr, rdtsc, ref, u32, u64, unlikely)
+    atomic_and, atomic_load, atomic_or, atomic_xchg, invoke, minimum, native, ptr, rdtsc, ref, u8, u32, u64, unlikely)
 
 
 @native(inline=False)
@@ -393,6 +393,12 @@ def drop_pending(s: ptr[CpuState], bits: u64) -> u64:
 
 
 @native
+def exchange_byte(address: u64, value: u64) -> u64:
+    """Store a byte at a host address in one step; what was there."""
+    return u64(atomic_xchg(ptr[u8](address), u8(value)))
+
+
+@native
 def current_block(s: ptr[CpuState]) -> u64:
     """The first op of the block at RIP where it is translated and at hand, else 0."""
     return quick_lookup(s)
@@ -406,7 +412,7 @@ ROOTS = {
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
     "memory_written": (memory_written, (ptr[CpuState], u64, u64)),
     "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
-    "current_block": (current_block, _S),
+    "exchange_byte": (exchange_byte, (u64, u64)), "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
     "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()),

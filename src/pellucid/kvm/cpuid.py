@@ -45,6 +45,7 @@ SUPPORTED_FEATURES = (
     KvmFeature.CLOCKSOURCE | KvmFeature.CLOCKSOURCE2 | KvmFeature.CLOCKSOURCE_STABLE_BIT | KvmFeature.NOP_IO_DELAY
     | KvmFeature.STEAL_TIME | KvmFeature.PV_EOI | KvmFeature.PV_UNHALT | KvmFeature.PV_SEND_IPI
     | KvmFeature.PV_SCHED_YIELD | KvmFeature.ASYNC_PF | KvmFeature.ASYNC_PF_INT
+    | KvmFeature.PV_TLB_FLUSH
 )
 """What is built."""
 

@@ -2,7 +2,8 @@
 
 Stolen is what is left of a vCPU thread's time when the processor time that it got and the time that its guest was idle
 are taken away: the host ran something else, or other work of this process was first. A stop of the machine does not
-count. Beside the time stands whether the vCPU is off its processor right now, which keeps guests from spinning for it.
+count. Beside the time stands whether the vCPU is off its processor right now, which keeps guests from spinning for it,
+and from waking it to have its TLB flushed: they set a bit there, and the flush comes before the vCPU goes on.
 
 The record is 64 bytes: u64 steal (ns), u32 version, u32 flags, u8 preempted. `version` is odd while it is written
 (Documentation/virt/kvm/x86/msr.rst).
@@ -17,12 +18,12 @@ from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.pvclock import KVM_MSR_ENABLED, ReadGuest, WriteGuest
 
 MSR_KVM_STEAL_TIME = 0x4B56_4D03
-KVM_VCPU_PREEMPTED = 1
+KVM_VCPU_PREEMPTED, KVM_VCPU_FLUSH_TLB = 1, 2
 RESERVED = 0x3E
 UPDATE_NS = 1_000_000
 """A running guest's record is at most so much older than its last interrupt."""
 
-_RECORD = struct.Struct("<QIIB")
+_RECORD = struct.Struct("<QII")
 _VERSION = struct.Struct("<I")
 _VERSION_AT, _PREEMPTED_AT = 8, 16
 
@@ -30,17 +31,22 @@ _VERSION_AT, _PREEMPTED_AT = 8, 16
 class StealTime:
     """The steal time of one vCPU. `update` and `idle` run on its thread, the rest while it is outside native code.
 
-    `now_ns` is the host's time, `cpu_ns` the processor time of the calling thread.
+    `exchange_guest` stores a byte and gives the old one in one step, since guests set bits there meanwhile; None where
+    there is no RAM. `flush_tlb` forgets the guest's address translations. `now_ns` is the host's time, `cpu_ns` the
+    processor time of the calling thread.
     """
 
     def __init__(
         self,
         write_guest: WriteGuest,
         read_guest: ReadGuest,
+        exchange_guest: Callable[[int, int], int | None],
+        flush_tlb: Callable[[], None],
         now_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        self._write_guest, self._read_guest = write_guest, read_guest
+        self._write_guest, self._read_guest, self._exchange_guest = write_guest, read_guest, exchange_guest
+        self._flush_tlb = flush_tlb
         self._now_ns, self._cpu_ns = now_ns, cpu_ns
         self.reset()
 
@@ -75,11 +81,13 @@ class StealTime:
         old = self._read_guest(address, _RECORD.size) if self.enabled else None
         if old is None:
             return
-        steal, version, flags, _ = _RECORD.unpack(old)
+        if (self._exchange_guest(address + _PREEMPTED_AT, 0) or 0) & KVM_VCPU_FLUSH_TLB:
+            self._flush_tlb()
+        steal, version, flags = _RECORD.unpack(old)
         version = version + 1 & 0xFFFF_FFFF | 1
         steal = steal + stolen & (1 << 64) - 1
         self._write_guest(address + _VERSION_AT, _VERSION.pack(version))
-        self._write_guest(address, _RECORD.pack(steal, version, flags, 0))
+        self._write_guest(address, _RECORD.pack(steal, version, flags))
         self._write_guest(address + _VERSION_AT, _VERSION.pack(version + 1 & 0xFFFF_FFFF))
 
     def _stolen_ns(self) -> int:
@@ -92,7 +100,10 @@ class StealTime:
         return max(stolen, 0)
 
     def idle(self, wait: Callable[[], object]) -> None:
-        """Call `wait`, which returns when the guest may go on; meanwhile the record says that it does not run."""
+        """Call `wait`, which returns when the guest may go on; meanwhile the record says that it does not run.
+
+        `update` comes before the guest is entered again, or it would be believed to stand still.
+        """
         if not self.enabled:
             wait()
             return

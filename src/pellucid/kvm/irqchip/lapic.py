@@ -57,6 +57,8 @@ class LapicHooks:
     """Queue an NMI (`PendingEvents.queue_nmi`), make KVM_REQ_NMI and kick."""
     smi: Notify
     """Queue an SMI, make KVM_REQ_SMI and kick."""
+    enabled: Notify = lambda: None
+    """Software has enabled the APIC: what was kept back until then may come (KVM_REQ_APF_READY)."""
 
 
 class Lapic(ApicVectors):
@@ -211,6 +213,11 @@ class Lapic(ApicVectors):
     def software_enabled(self) -> bool:
         """Enabled in the spurious-interrupt vector register."""
         return bool(self.spiv & d.SPIV_ENABLE)
+
+    def tell_enabled(self) -> None:
+        """Software, or a saved state, has set the spurious-interrupt vector register."""
+        if self.software_enabled:
+            self._hooks.enabled()
 
     # ---- the vCPU's side: what to inject
 

@@ -215,6 +215,7 @@ class RegisterWindow:
         if not a.spiv & d.SPIV_ENABLE:
             # Disabling by software masks every entry, and they stay masked until enabled (SDM vol. 3, 11.4.7.2).
             a.lvt[:] = [entry | d.LVT_MASKED for entry in a.lvt]
+        a.tell_enabled()
 
     def _write_esr(self, value: int) -> None:
         # A write makes the errors since the last write readable (SDM vol. 3, 11.5.3).
@@ -284,6 +285,7 @@ class RegisterWindow:
             a.timer.set_mode(a.lvt[TIMER_ENTRY])
             a.timer.restore(register(d.APIC_TMICT), register(d.APIC_TMCCT))
             a.state_restored()
+            a.tell_enabled()
 
     def _saved_icr(self, state: LapicState) -> int:
         high = state.register(d.APIC_ICR2)

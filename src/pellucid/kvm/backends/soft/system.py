@@ -290,6 +290,15 @@ class SoftVm:
         self.memory_written(host, len(content))
         return True
 
+    def exchange_guest(self, gpa: int, value: int) -> int | None:
+        """Store a byte of guest RAM in one step with the read of what was there; None where there is no RAM."""
+        host = self.memory.host_address(gpa)
+        if host is None:
+            return None
+        old = int(self.engine.exchange_byte(host, value))
+        self.memory_written(host, 1)
+        return old
+
     def memory_written(self, hva: int, size: int) -> None:
         if self.vcpus:
             self.vcpus[0].processor.memory_written(hva, size)

@@ -63,12 +63,13 @@ class SoftVcpu(VcpuExits):
         if vm.irqchip is None:
             raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
         self.chips = vm.irqchip
-        hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, self.smi)
+        hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, self.smi,
+                           lambda: self.request(KVM_REQ_APF_READY))
         self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0)
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
-        self.steal_time = StealTime(vm.write_guest, vm.read_guest)
+        self.steal_time = StealTime(vm.write_guest, vm.read_guest, vm.exchange_guest, self.processor.flush_tlb)
         self.async_pf = AsyncPf(apic_id, self.lapic, vm.write_guest, vm.read_guest,
                                 lambda: self.request(KVM_REQ_APF_READY))
         self.pace: Pace | None = None
@@ -375,7 +376,7 @@ class SoftVcpu(VcpuExits):
             if self.pace is not None:
                 self.pace.idle()
             else:
-                self.steal_time.idle(self._wake.wait)
+                self.idle(self._wake.wait)
         self._wake.clear()
         if self.requests.word:
             self.state.pending = 1

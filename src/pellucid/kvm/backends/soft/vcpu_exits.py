@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.state import (
     CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
     EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
-from pellucid.kvm.api import KVM_REQ_EVENT, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
+from pellucid.kvm.api import KVM_REQ_EVENT, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
@@ -172,8 +172,14 @@ class VcpuExits(VcpuState):
         elif takes_interrupts:
             self._frozen = lambda: residency.is_present(page)
         else:
-            self.steal_time.idle(lambda: self._stand_still(lambda: residency.is_present(page)))
+            self.idle(lambda: self._stand_still(lambda: residency.is_present(page)))
         return None
+
+    def idle(self, wait: Callable[[], object]) -> None:
+        """Wait, as far as the guest's record of its time is concerned."""
+        self.steal_time.idle(wait)
+        if self.steal_time.enabled:
+            self.requests.make(KVM_REQ_STEAL_UPDATE)
 
     def _stand_still(self, over: Callable[[], bool]) -> None:
         """Until `over`, or a kick; requests wait."""
