@@ -230,7 +230,7 @@ def test_code_that_changes_from_outside_is_seen_by_running_processors() -> None:
     runner.start()
     for value in range(1, 51):
         ctypes.memmove(machines[0].ram.address + FUNCTION + 1, bytes([value]), 1)
-        machines[0].processor.memory_written(machines[0].ram.address + FUNCTION + 1, 1)
+        machines[0].processor.memory_written([(machines[0].ram.address + FUNCTION + 1, 1)])
     runner.join()
     assert ends == [[EXIT_HLT, EXIT_HLT]]
 

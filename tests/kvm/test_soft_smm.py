@@ -58,7 +58,7 @@ class Guest:
     def put_smram(self, offset: int, source: str) -> None:
         code = assemble(source, offset, 16).code
         ctypes.memmove(self.smram.address + offset, code, len(code))
-        self.vm.memory_written(self.smram.address + offset, len(code))
+        self.vm.memory_written([(self.smram.address + offset, len(code))])
 
     def run(self, number: int, at: int, *, smi: bool = False) -> int:
         """Run one vCPU from `at` to its OUT to DONE; what it said."""

@@ -135,7 +135,7 @@ def test_trim(ide: Ide) -> None:
 
 def test_dma_tells_whoever_must_know_of_a_write(ide: Ide) -> None:
     written: list[tuple[int, int]] = []
-    ide.block.add_write_hook(lambda offset, length: written.append((offset, length)))
+    ide.block.add_write_hook(written.extend)
     ide.command(0xC8, 0, 16)
     ide.start_dma([(0x20000, 4096), (0x21000, 4096 | END)], into_memory=True)
     assert (0x20000, 8192) in written, "pieces that lie together are one"

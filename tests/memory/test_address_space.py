@@ -314,7 +314,7 @@ def test_writes_to_ram_reach_the_write_hooks() -> None:
     block = RamBlock("ram", 0x1000)
     space = AddressSpace("as", MemoryRegion.new_ram("ram", block))
     heard: list[tuple[int, int]] = []
-    block.add_write_hook(lambda offset, length: heard.append((offset, length)))
+    block.add_write_hook(heard.extend)
     space.write(4, 4, 1)
     space.write(1, 2, 1)
     space.write_bytes(0x100, b"abc")

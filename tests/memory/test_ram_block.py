@@ -104,15 +104,14 @@ def test_write_hooks() -> None:
     block = RamBlock("ram", 0x2000)
     heard: list[tuple[int, int]] = []
 
-    def hook(offset: int, length: int) -> None:
-        heard.append((offset, length))
-
+    hook = heard.extend
     block.add_write_hook(hook)
     block.written(5, 3)
     block.discard(0x1000, 0x1000)
+    block.pieces_written([(8, 1), (16, 2)])
     block.remove_write_hook(hook)
     block.written(0, 1)
-    assert heard == [(5, 3), (0x1000, 0x1000)]
+    assert heard == [(5, 3), (0x1000, 0x1000), (8, 1), (16, 2)]
     block.close()
 
 

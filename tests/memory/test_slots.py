@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -32,8 +32,8 @@ class StrictVm:
         self.written: list[tuple[int, int]] = []
         self.bells: list[tuple[int, int, int, bool, int | None]] = []
 
-    def memory_written(self, hva: int, size: int) -> None:
-        self.written.append((hva, size))
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
+        self.written.extend(pieces)
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         assert gpa % 4096 == size % 4096 == hva % 4096 == 0

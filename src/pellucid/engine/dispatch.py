@@ -344,4 +344,7 @@ def lookup(s) -> u64:
     e = tlb_entry(s, s.tlb, lin)
     if e.xtag != lin & PAGE_MASK:
         fill(s, lin, u32(FETCH), s.tlb_index)
+        ops = lookup_linear(s, lin)
+        if ops != 0:
+            return ops  # only the TLB had lost it
     return find_block(s, lin)

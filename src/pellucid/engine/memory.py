@@ -122,6 +122,8 @@ class SlotMemory:
 
     def __init__(self) -> None:
         self._spaces: list[dict[int, BackedSlot]] = [{} for _ in range(ADDRESS_SPACES)]
+        self._ranges: list[list[tuple[int, int, int]]] = [[] for _ in range(ADDRESS_SPACES)]
+        """Of each slot, its first address, the one behind it, and what to add for the host's: looked at very often."""
         self._everyone = Array(Processors.size)
         self._processors = Processors.view(self._everyone.address)
         self.tables: list[ProcessorMemory] = []
@@ -194,15 +196,17 @@ class SlotMemory:
                 backings = backings.difference(met) | {Backing(first, last - first, Array((last - first) // PAGE * 8))}
         self._spaces = [{n: BackedSlot(slot, next(backing for backing in backings if backing.overlaps(slot)))
                          for n, slot in slots.items()} for slots in spaces]
+        self._ranges = [[(slot.gpa, slot.gpa + slot.size, slot.hva - slot.gpa) for slot in slots.values()]
+                        for slots in spaces]
 
     def _slots(self, smm: bool) -> Iterator[MemorySlot]:
         return (backed.slot for backed in self._spaces[SPACE_SMM if smm else SPACE_NORMAL].values())
 
-    def host_address(self, gpa: int, smm: bool = False) -> int | None:
-        """The host address of a guest-physical byte, or None where no slot is; `smm`: as SMM sees it."""
-        for slot in self._slots(smm):
-            if slot.gpa <= gpa < slot.gpa + slot.size:
-                return slot.hva + gpa - slot.gpa
+    def host_address(self, gpa: int, size: int = 1, *, smm: bool = False) -> int | None:
+        """The host address of guest-physical bytes; None where they are not all in one slot. `smm`: as SMM sees it."""
+        for first, last, distance in self._ranges[SPACE_SMM if smm else SPACE_NORMAL]:
+            if first <= gpa and gpa + size <= last:
+                return gpa + distance
         return None
 
     def _pieces(self, gpa: int, size: int, smm: bool) -> Iterator[tuple[int, int, MemorySlot]]:

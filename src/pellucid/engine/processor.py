@@ -6,8 +6,11 @@ Everything here is the engine's own; what an exit means is for the KVM floor to 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import threading
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from pellucid.cpu import smm
@@ -56,6 +59,7 @@ class Engine:
         self.refresh_mode = image.function("refresh_mode", None, s)
         self.forget_code = image.function("forget_code", None, s, ctypes.c_uint64, ctypes.c_uint64)
         self.memory_written = image.function("memory_written", None, s, ctypes.c_uint64, ctypes.c_uint64)
+        self.pieces_written = image.function("pieces_written", None, s, s, ctypes.c_uint64)
         self.raise_pending = image.function("raise_pending", None, s, ctypes.c_uint64)
         self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
         self.exchange_byte = image.function("exchange_byte", ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
@@ -251,7 +255,7 @@ class Processor:
         count = min(len(data) // state.io_size, state.io_count)
         host, length = state.io_data, count * state.io_size
         ctypes.memmove(host, data, length)
-        self.memory_written(host, length)
+        self.memory_written([(host, length)])
         self._answer(count)
 
     def _answer(self, value: int) -> None:
@@ -315,17 +319,21 @@ class Processor:
     def host_of(self, linear: int) -> int | None:
         """The host address of a linear address; None where unmapped or a device."""
         gpa = self.translate(linear)
-        return None if gpa is None else self.memory.host_address(gpa, bool(self.state.smm))
+        return None if gpa is None else self.memory.host_address(gpa, smm=bool(self.state.smm))
 
     def forget_code(self, gpa: int, size: int) -> None:
         """Guest memory changed from outside native code; on this processor's thread, which drops what it had."""
         self.engine.forget_code(self.address, gpa, size)
 
-    def memory_written(self, hva: int, size: int) -> None:
-        """Likewise from any thread, by host address: every processor of the VM drops what it translated before it
-        executes on.
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """Likewise from any thread, by (host address, size): every processor of the VM drops what it translated before
+        it executes on.
         """
-        self.engine.memory_written(self.address, hva, size)
+        if len(pieces) == 1:
+            self.engine.memory_written(self.address, *pieces[0])
+        else:
+            flat = array("Q", itertools.chain.from_iterable(pieces))
+            self.engine.pieces_written(self.address, flat.buffer_info()[0], len(pieces))
 
     # --- system-management mode --------------------------------------------------------------------------
 
@@ -334,8 +342,7 @@ class Processor:
         state = self.state
         image = smm.capture(state, self.get_rflags(), halted)
         smm.enter(state)
-        for hva, size in self.memory.write(self._save_map, image, smm=True):
-            self.memory_written(hva, size)
+        self.memory_written(self.memory.write(self._save_map, image, smm=True))
         self._switch_space()
 
     def leave_smm(self) -> smm.Resumed:

@@ -207,9 +207,15 @@ def step_traced(s) -> u32:
 
 
 @native
+def window_open(s):
+    """Whether an interrupt waits for IF, and IF is set; behind STI one instruction still comes before it."""
+    return s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0
+
+
+@native
 def asked_to_leave(s, traced):
     """Whether someone wants the processor. What has been announced is executed before."""
-    asked = s.pending != 0 or (s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0)
+    asked = s.pending != 0 or (window_open(s) and s.shadow == 0)
     if traced:
         asked = asked and s.announced == 0
     return asked
@@ -244,7 +250,7 @@ def loop(s, traced) -> u32:
         elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
-        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0:
+        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0 or window_open(s):
             if used_up(s):
                 reason = EXIT_BUDGET
                 break
@@ -346,6 +352,13 @@ def memory_written(s: ptr[CpuState], host: u64, size: u64):
 
 
 @native
+def pieces_written(s: ptr[CpuState], pieces: ptr[u64], count: u64):
+    """`memory_written` for `count` pieces: a host address and a size each."""
+    for i in range(count):
+        written_outside(s, pieces[i * 2], pieces[i * 2 + 1])
+
+
+@native
 def translate_address(s: ptr[CpuState], address: u64, size: u64) -> u64:
     """1 when a read of `address` with the current privilege would succeed; s.mmio_gpa is then its place."""
     found: u64 = 1
@@ -411,6 +424,7 @@ ROOTS = {
     "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
     "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
     "memory_written": (memory_written, (ptr[CpuState], u64, u64)),
+    "pieces_written": (pieces_written, (ptr[CpuState], ptr[u64], u64)),
     "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
     "exchange_byte": (exchange_byte, (u64, u64)), "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),

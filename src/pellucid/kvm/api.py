@@ -386,10 +386,11 @@ class Vm(Protocol):
         """Raise `gsi` whenever eventfd `fd` is signalled; with `resamplefd`, as a level that the guest's EOI drops."""
         ...
 
-    def memory_written(self, hva: int, size: int) -> None:
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
         """This process wrote memory that backs a slot (DMA, a loader): what is translated from it is stale.
 
-        Call it after the write, from any thread. Hardware keeps its own instruction caches coherent and does nothing.
+        A piece is an (hva, size). Call it after the write, from any thread. Hardware keeps its own instruction caches
+        coherent and does nothing.
         """
         ...
 

@@ -52,6 +52,10 @@ class CoalescedRing:
             left.remove(zone)
             self._zones[pio] = tuple(left)
 
+    def has_zones(self, pio: bool) -> bool:
+        """Whether any write is collected."""
+        return bool(self._zones[pio])
+
     def collect(self, write: CoalescedWrite) -> bool:
         """A guest's write: keep it, if it is in a zone and there is room. From any vCPU's thread."""
         for zone in self._zones[write.pio]:

@@ -97,6 +97,11 @@ class PendingEvents:
     _nmi_queued: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
+    @property
+    def any_pending(self) -> bool:
+        """Whether anything waits that RFLAGS.IF does not hold back."""
+        return bool(self.nmi_pending or self.smi_pending or self.triple_fault or self.machine_check)
+
     def queue_nmi(self) -> None:
         """Add an NMI from any thread; it counts once the vCPU serves KVM_REQ_NMI with `process_nmi`."""
         with self._lock:

@@ -70,9 +70,10 @@ class IoBus:
 
     def write(self, address: int, size: int, value: int) -> bool:
         """Whether an ioeventfd, an in-kernel device or the ring of coalesced writes took a vCPU's write."""
-        return self.write_now(address, size, value) or self._coalesced.collect(
-            CoalescedWrite(self._pio, address, size, value)
-        )
+        if self.write_now(address, size, value):
+            return True
+        ring = self._coalesced
+        return ring.has_zones(self._pio) and ring.collect(CoalescedWrite(self._pio, address, size, value))
 
     def write_now(self, address: int, size: int, value: int) -> bool:
         """The same without the ring."""

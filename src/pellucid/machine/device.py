@@ -27,7 +27,7 @@ constructor. All of it runs under the machine's lock.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from pellucid.errors import UserError
@@ -360,16 +360,16 @@ class RegionOps:
 
     device: Device
     index: int
+    _offset_mask: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def region(self) -> Region:
-        return self.device.regions[self.index]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_offset_mask", 0 if self.device.regions[self.index].one_port else -1)
 
     def read(self, offset: int, size: int) -> int:
-        return self.device.region_read(self.index, 0 if self.region.one_port else offset, size)
+        return self.device.region_read(self.index, offset & self._offset_mask, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        self.device.region_write(self.index, 0 if self.region.one_port else offset, size, value)
+        self.device.region_write(self.index, offset & self._offset_mask, size, value)
 
     def read_string(self, offset: int, size: int, count: int) -> bytes:
         return self.device.region_read_string(self.index, offset, size, count)

@@ -4,9 +4,9 @@ What is RAM is used in place, so the host's preadv reads a disk's bytes straight
 registers, nothing at all, ROM) goes through a copy, and only there can a hostile list cost more than its own length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from pellucid.memory import AddressSpace, RamBlock
+from pellucid.memory import AddressSpace, DirectRange, RamBlock
 
 MOST_COPIED = 16 << 20
 """Bytes of one transfer that may go to or come from what is not RAM; the list ends there."""
@@ -22,35 +22,65 @@ class ScatterList:
         self._space, self._to_memory = space, to_memory
         self.views: list[memoryview] = []
         self.size = 0
-        self._direct: list[tuple[RamBlock, int, int]] = []
+        self._direct: dict[RamBlock, list[tuple[int, int]]] = {}
         self._copies: list[tuple[int, memoryview]] = []
         self._copied = 0
-        for address, length in pieces:
-            self._add(address, min(length, most - self.size))
-            if self.size >= most or self._copied >= MOST_COPIED:
+        self._add_all(iter(pieces), most)
+
+    def _add_all(self, pieces: Iterator[tuple[int, int]], most: int) -> None:
+        piece = next(pieces, None)
+        while piece is not None and self.size < most and self._copied < MOST_COPIED:
+            address, length = piece[0], min(piece[1], most - self.size)
+            memory = self._space.direct_range(address, self._to_memory)
+            if memory is not None and address + length <= memory.end:
+                piece = self._add_within(memory, piece, pieces, most)
+            else:
+                self._add(address, length)
+                piece = next(pieces, None)
+
+    def _add_within(
+        self, memory: DirectRange, piece: tuple[int, int] | None, pieces: Iterator[tuple[int, int]], most: int
+    ) -> tuple[int, int] | None:
+        """Add pieces as long as they lie in `memory`; the first that does not, or None.
+
+        Drivers give a buffer page by page, nearly always all in one range: this loop is what a transfer costs. What
+        lies side by side becomes one view.
+        """
+        block, start, end, delta = memory
+        views, done, left = self.views, self._direct.setdefault(block, []), most - self.size
+        first = last = -1
+        while piece is not None and left > 0:
+            address, length = piece
+            if length > left:
+                length = left
+            if address < start or address + length > end:
                 break
+            offset = address - delta
+            if offset != last:
+                if first >= 0:
+                    done.append((first, last - first))
+                    views.append(block.view[first:last])
+                first = offset
+            last = offset + length
+            left -= length
+            piece = next(pieces, None)
+        done.append((first, last - first))
+        views.append(block.view[first:last])
+        self.size = most - left
+        return piece
 
     def _add(self, address: int, length: int) -> None:
+        """A piece that is no memory, or of more than one kind."""
         while length > 0:
             found = self._space.map(address, length, self._to_memory)
             if found is None:
                 self._add_copy(address, length)
                 return
             block, offset, size = found
-            self._add_direct(block, offset, size)
+            self._direct.setdefault(block, []).append((offset, size))
+            self.views.append(block.view[offset : offset + size])
+            self.size += size
             address, length = address + size, length - size
-
-    def _add_direct(self, block: RamBlock, offset: int, size: int) -> None:
-        self.size += size
-        if self._direct and self.views and not self._copies:
-            before, start, length = self._direct[-1]
-            if before is block and start + length == offset:
-                # Drivers give a buffer page by page; one piece for the host is one write hook less for each.
-                offset, size = start, length + size
-                self._direct.pop()
-                self.views.pop()
-        self._direct.append((block, offset, size))
-        self.views.append(block.view[offset : offset + size])
 
     def _add_copy(self, address: int, length: int) -> None:
         length = min(length, MOST_COPIED - self._copied)
@@ -78,7 +108,7 @@ class ScatterList:
 
     def finish(self) -> None:
         """The buffers have been written: tell those who must know, and write the copies to where they belong."""
-        for block, offset, size in self._direct:
-            block.written(offset, size)
+        for block, pieces in self._direct.items():
+            block.pieces_written(pieces)
         for address, content in self._copies:
             self._space.write_bytes(address, content)

@@ -5,7 +5,7 @@ address space; listeners such as `MemorySlots` keep the hypervisor in step.
 """
 
 from pellucid.memory.access import AccessSizes, ClockRegister, Endianness, IoEventfd, IoOps, MemTxResult, Translated
-from pellucid.memory.address_space import AddressSpace
+from pellucid.memory.address_space import AddressSpace, DirectRange
 from pellucid.memory.dispatch import UnassignedIoOps
 from pellucid.memory.file_pager import LEAST_LIMIT, FilePager
 from pellucid.memory.flat_view import FlatRange, FlatView, memory_access_is_direct
@@ -26,6 +26,7 @@ __all__ = [
     "ClockRegister",
     "ClockRegisters",
     "CoalescedIo",
+    "DirectRange",
     "Endianness",
     "FilePager",
     "FlatRange",

@@ -33,6 +33,15 @@ class _Register(NamedTuple):
     register: ClockRegister
 
 
+class DirectRange(NamedTuple):
+    """Addresses [start, end) that are memory of `block`; its offset is the address less `delta`."""
+
+    block: RamBlock
+    start: int
+    end: int
+    delta: int
+
+
 class AddressSpace(LoadStore):
     """The view of `root` and the accesses to it. Values are little-endian, as the guest processor's are.
 
@@ -229,6 +238,14 @@ class AddressSpace(LoadStore):
         assert block is not None
         addr &= _ADDRESS_MASK
         return block, addr - found.delta, min(length, found.end - addr)
+
+    def direct_range(self, addr: int, is_write: bool) -> DirectRange | None:
+        """All that `map` would give around `addr`, for one who has many pieces; None for devices and behind IOMMUs."""
+        found = self._find(addr)
+        if not (found.write_direct if is_write else found.read_direct):
+            return None
+        assert found.region.block is not None
+        return DirectRange(found.region.block, found.start, found.end, found.delta)
 
     def add_listener(self, listener: MemoryListener) -> None:
         """Tell `listener` all that is there now, and every change from now on."""

@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pellucid.errors import UserError
@@ -24,7 +24,7 @@ PAGE_SIZE = 4096
 _RAM_ADDR_ALIGN = PAGE_SIZE * 64
 """QEMU aligns blocks in ram_addr_t space so that one 64-bit word of a dirty bitmap covers one block's pages only."""
 
-WriteHook = Callable[[int, int], None]
+WriteHook = Callable[[Sequence[tuple[int, int]]], None]
 ResizeHook = Callable[[int, int], None]
 
 
@@ -139,7 +139,7 @@ class RamBlock:
             self.written(offset, length)
 
     def add_write_hook(self, hook: WriteHook) -> None:
-        """Call `hook(offset, length)` after each write that did not come from a vCPU.
+        """Call `hook(pieces)`, an (offset, length) each, after each write that did not come from a vCPU.
 
         A hypervisor that keeps translations of guest code drops those of the bytes written; KVM needs none of it.
         """
@@ -151,8 +151,12 @@ class RamBlock:
 
     def written(self, offset: int, length: int) -> None:
         """Tell the write hooks. Whoever writes through `view` calls this; `AddressSpace` does it by itself."""
+        self.pieces_written(((offset, length),))
+
+    def pieces_written(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """`written` for a transfer of many pieces, an (offset, length) each."""
         for hook in self._write_hooks:
-            hook(offset, length)
+            hook(pieces)
 
     def resident_size(self) -> int:
         """Bytes of the block that exist in host memory now."""

@@ -4,7 +4,7 @@ A slot is one range of guest-physical addresses backed by one range of host memo
 is not in a slot exits and comes back through the `AddressSpace`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,8 +26,8 @@ class SlotVm(Protocol):
         """Back [gpa, gpa+size) with host memory at `hva`; size 0 deletes the slot."""
         ...
 
-    def memory_written(self, hva: int, size: int) -> None:
-        """Memory that backs a slot was written by this process."""
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """Memory that backs a slot was written by this process: an (hva, size) each."""
         ...
 
 
@@ -162,7 +162,8 @@ class MemorySlots(MemoryListener):
         """Pass writes that do not come from a vCPU on to the hypervisor."""
         if block not in self._hooked:
             self._hooked.add(block)
-            block.add_write_hook(lambda offset, length: self._vm.memory_written(block.hva + offset, length))
+            hva, vm = block.hva, self._vm
+            block.add_write_hook(lambda pieces: vm.memory_written([(hva + at, size) for at, size in pieces]))
 
     def _free_number(self) -> int:
         used = {slot.number for slot in self._slots.values()}

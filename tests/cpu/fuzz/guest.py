@@ -160,7 +160,7 @@ class Guest:
         if kind == 2:
             self.processor.flush_tlb()
         elif kind == 3:
-            self.processor.memory_written(rng.randrange(LOW) & ~0xFFF, 1 << rng.randrange(13))
+            self.processor.memory_written([(rng.randrange(LOW) & ~0xFFF, 1 << rng.randrange(13))])
         elif kind == 4:
             self.processor.translate(rng.getrandbits(rng.choice((16, 20, 48, 64))))
         return True

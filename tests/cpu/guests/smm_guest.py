@@ -45,7 +45,7 @@ class Smm(Hosted):
     def put_smram(self, offset: int, content: bytes) -> None:
         """Write SMRAM as a device does."""
         ctypes.memmove(self.smram.address + offset, content, len(content))
-        self.vm.memory_written(self.smram.address + offset, len(content))
+        self.vm.memory_written([(self.smram.address + offset, len(content))])
 
     def smram_bytes(self, offset: int, size: int) -> bytes:
         return ctypes.string_at(self.smram.address + offset, size)

@@ -219,7 +219,7 @@ class QtestVm:
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         pass
 
-    def memory_written(self, hva: int, size: int) -> None:
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
         pass
 
     def page_memory(self, hva: int, size: int, pager: Pager) -> Residency:

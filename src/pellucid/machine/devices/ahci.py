@@ -4,6 +4,7 @@ Its ports are IDE buses to the user (`ide.0` to `ide.5`), each with one unit.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pellucid.machine.device import Device, Region, RegionOps, Register
 from pellucid.machine.ide.ahci_port import AhciPort
@@ -97,13 +98,14 @@ class Hba(Device):
             port.link_reset()
         self.port_changed()
 
-    def port_changed(self, *, cleared: bool = False) -> None:
-        """A port's interrupt status or mask may have changed.
+    def port_changed(self, number: int | None = None, *, cleared: bool = False) -> None:
+        """The interrupt status or mask of that port, or of any, may have changed.
 
         A message is sent for a new bit, and where the guest has `cleared` bits and some are left (AHCI 1.3.1, 10.7.2).
         """
         before = status = self.interrupt_status
-        for bit, port in enumerate(self.ports):
+        for bit in range(PORTS) if number is None else (number,):
+            port = self.ports[bit]
             if port.interrupt_status & port.interrupt_enable:
                 status |= 1 << bit
         self.interrupt_status = status
@@ -134,7 +136,7 @@ class Ich9Ahci(PciFunction):
         self.put_template(SATA_AT + 4, 4, INDEX_DATA_BAR + 4 | INDEX_AT // 4 << 4)
         # The capability added last heads the list, as QEMU's MSI does.
         self.msi = Msi(self, MSI_AT, maskable=False)
-        self.ports = [AhciPort(names.format(first + n), self.dma, self._port_changed) for n in range(PORTS)]
+        self.ports = [AhciPort(names.format(first + n), self.dma, partial(self._port_changed, n)) for n in range(PORTS)]
         self.hba = Hba(self.ports, self._set_line)
         for number, region in ((MEMORY_BAR, 0), (INDEX_DATA_BAR, 1)):
             node = self.hba.regions[region].memory_region(RegionOps(self.hba, region))
@@ -154,8 +156,8 @@ class Ich9Ahci(PciFunction):
             if port.drive is not None:
                 yield port.drive
 
-    def _port_changed(self) -> None:
-        self.hba.port_changed()
+    def _port_changed(self, number: int) -> None:
+        self.hba.port_changed(number)
 
     def _set_line(self, level: bool, message: bool) -> None:
         if self.msi.enabled:

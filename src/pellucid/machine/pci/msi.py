@@ -55,13 +55,14 @@ class Msi(Capability):
     @property
     def enabled(self) -> bool:
         """Whether the guest wants messages instead of the pin."""
-        return bool(self._field(2, 2) & MSI_ENABLE)
+        return bool(self._function.config[self._offset + 2] & MSI_ENABLE)
 
     def notify(self, vector: int) -> None:
         """The device raises `vector`: a message, or a pending bit while it is masked."""
-        if not self.enabled:
+        control = self._field(2, 2)
+        if not control & MSI_ENABLE:
             return
-        allowed = min(1 << (self._field(2, 2) >> 4 & 7), self.vectors)
+        allowed = min(1 << (control >> 4 & 7), self.vectors)
         # With fewer messages granted than wanted, the high vectors share the granted ones.
         vector %= allowed
         if self._maskable and self._field(self._mask, 4) >> vector & 1:

@@ -276,18 +276,18 @@ class SoftVm:
 
     def read_guest(self, gpa: int, size: int) -> bytes | None:
         """Guest RAM; None where the bytes are not all in one slot."""
-        host, last = self.memory.host_address(gpa), self.memory.host_address(gpa + size - 1)
-        if host is None or last != host + size - 1:
+        host = self.memory.host_address(gpa, size)
+        if host is None:
             return None
         return ctypes.string_at(host, size)
 
     def write_guest(self, gpa: int, content: bytes) -> bool:
         """Write guest RAM; False where the bytes are not all in one slot. Translated code there is dropped."""
-        host, last = self.memory.host_address(gpa), self.memory.host_address(gpa + len(content) - 1)
-        if host is None or last != host + len(content) - 1:
+        host = self.memory.host_address(gpa, len(content))
+        if host is None:
             return False
         ctypes.memmove(host, content, len(content))
-        self.memory_written(host, len(content))
+        self.memory_written([(host, len(content))])
         return True
 
     def exchange_guest(self, gpa: int, value: int) -> int | None:
@@ -296,12 +296,12 @@ class SoftVm:
         if host is None:
             return None
         old = int(self.engine.exchange_byte(host, value))
-        self.memory_written(host, 1)
+        self.memory_written([(host, 1)])
         return old
 
-    def memory_written(self, hva: int, size: int) -> None:
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
         if self.vcpus:
-            self.vcpus[0].processor.memory_written(hva, size)
+            self.vcpus[0].processor.memory_written(pieces)
 
     # --- what hypercalls ask: see pellucid.kvm.hypercalls
 

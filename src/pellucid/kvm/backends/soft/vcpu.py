@@ -252,10 +252,21 @@ class SoftVcpu(VcpuExits):
                 stop = self._inject()
                 self.state.tpr_watch = int(self.lapic.irr != 0)
                 return stop
-            self.state.smi_due = int(self._events.smi_pending and not self.state.smm)
-            requests.make(KVM_REQ_EVENT)  # an instruction is half done; look again right behind it
-            self.state.pending = 1
+            self._inject_later()
         return None
+
+    def _inject_later(self) -> None:
+        """An instruction is half done. An interrupt waits for IF, which native code looks at behind it; anything else
+        is looked at again right behind it.
+        """
+        state = self.state
+        if not (state.delivering or self._events.any_pending):
+            state.irq_window = int(self.chips.has_interrupt(self.lapic))
+            state.tpr_watch = int(self.lapic.irr != 0)
+            return
+        state.smi_due = int(self._events.smi_pending and not state.smm)
+        self.requests.make(KVM_REQ_EVENT)
+        state.pending = 1
 
     def _serve_rare_requests(self, requests: VcpuRequests) -> None:
         requests.check(KVM_REQ_UNBLOCK)  # its work was to end a wait
