@@ -49,7 +49,8 @@ def test_everything_is_there(kernel: BzImage) -> None:
     assert number(fw_cfg, 0x14) == 14 and item(fw_cfg, 0x15, 14) == b"console=ttyS0\0"
     assert number(fw_cfg, 0x0B) == 7 and item(fw_cfg, 0x12, 7) == b"initrd!"
     directory = item(fw_cfg, 0x19, 4 + 2 * 64)
-    assert struct.unpack_from(">I", directory)[0] == 2 and b"genroms/linuxboot_dma.bin\0" in directory
+    assert struct.unpack_from(">I", directory)[0] == 1 and b"genroms/linuxboot_dma.bin\0" in directory
+    assert kernel_loader.kernel_rom(fw_cfg) == ["/rom@genroms/linuxboot_dma.bin"]
 
 
 def test_the_loader_fills_in_its_fields(kernel: BzImage) -> None:

@@ -14,6 +14,7 @@ from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.machine import Machine
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.qdev import qtree_text
+from tests.machine.kernels import bzimage
 from tests.machine.pc_machine import device as find
 from tests.machine.pc_machine import pc_machine
 
@@ -116,6 +117,18 @@ def test_firmware_is_told(tmp_path: Path) -> None:
         assert bytes(files["bios-geometry"]) == b"/pci@i0cf8/ide@1,1/drive@0/disk@1 5 6 7\0"
         assert (cmos[0x12], cmos[0x1A], cmos[0x39]) == (0x0F, 47, 1 << 2)
         assert bytes(cmos[0x24:0x2D]).hex() == "b0040fffffc8b00411"
+
+
+@pytest.mark.parametrize("board", ["pc", "q35"])
+def test_the_kernel_comes_before_every_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: str) -> None:
+    monkeypatch.setattr("pellucid.machine.firmware.kernel_loader.read_option_rom", lambda path: b"\x55\xaa")
+    (tmp_path / "vmlinuz").write_bytes(bzimage())
+    drives = (parse_drive(image(tmp_path, "x")),)
+    kernel = tmp_path / "vmlinuz"
+    with pc_machine(tmp_path, kernel=kernel, drives=drives, default_drives=False, board=board) as machine:
+        plug(machine, "ide-hd,drive=x,bootindex=1")
+        lines = find(machine, FwCfg).files["bootorder"].rstrip(b"\0").decode().splitlines()
+        assert lines[0] == "/rom@genroms/linuxboot_dma.bin" and len(lines) == 2 and lines[1].endswith("/disk@0")
 
 
 def test_ahci_beside_ide(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from pellucid.machine.devices.serial import Serial
 from pellucid.machine.devices.vmport import VmPort
 from pellucid.machine.firmware.fw_cfg_files import offer_user_files
 from pellucid.machine.firmware.image import option_rom
-from pellucid.machine.firmware.kernel_loader import offer_kernel
+from pellucid.machine.firmware.kernel_loader import kernel_rom, offer_kernel
 from pellucid.machine.firmware.pc_acpi import BOCHS, PcTables
 from pellucid.machine.firmware.pc_config import (
     PcFirmwareConfig,
@@ -249,7 +249,7 @@ def offer_drives(machine: Machine, fw_cfg: FwCfg) -> None:
 
     def tell() -> None:
         controllers = machine.drives.controllers
-        paths = boot_devices(controllers)
+        paths = [*kernel_rom(fw_cfg), *boot_devices(controllers)]
         fw_cfg.add_file("bootorder", boot_order_file(paths, strict=machine.config.boot.strict))
         if shapes := bios_geometries(controllers):
             fw_cfg.add_file("bios-geometry", boot_order_file(shapes, strict=False))

@@ -51,6 +51,8 @@ def read_option_rom(path: Path) -> bytes:
 def offer_kernel(fw_cfg: FwCfg, kernel: KernelImage, append: str, initrd: Path | None, roms: Path = ROM_FOLDER) -> None:
     """Have the firmware start `kernel` (-kernel, -append, -initrd) in place of a disk, by an option ROM from `roms`.
 
+    The ROM has to come before all disks in the boot order: `kernel_rom` says its path.
+
     Raises UserError for what does not fit, NotBuiltError for a kind of kernel that no ROM starts.
     """
     if isinstance(kernel, BzImage):
@@ -70,7 +72,7 @@ def read_modules(initrd: Path | None) -> list[Module]:
 
 
 def offer_multiboot(fw_cfg: FwCfg, kernel: MultibootKernel, append: bytes, modules: list[Module], rom: bytes) -> None:
-    """Add the ROM, first in the boot order, and all that it asks for."""
+    """Add the ROM and all that it asks for."""
     content, info = kernel.load_with(append, modules, MEMORY_MAP_AT)
     fw_cfg.add_item(KERNEL_ENTRY, struct.pack("<I", kernel.entry))
     for address_key, size_key, data_key, address, data in (
@@ -78,11 +80,11 @@ def offer_multiboot(fw_cfg: FwCfg, kernel: MultibootKernel, append: bytes, modul
         (INITRD_ADDR, INITRD_SIZE, INITRD_DATA, MULTIBOOT_INFO_AT, info),
     ):
         _add(fw_cfg, address_key, size_key, data_key, address, data)
-    _boot_rom(fw_cfg, MULTIBOOT_ROM, rom)
+    fw_cfg.add_file(f"genroms/{MULTIBOOT_ROM}", rom)
 
 
 def offer_linux(fw_cfg: FwCfg, kernel: BzImage, command_line: bytes, initrd: bytes, rom: bytes) -> None:
-    """Add the ROM, first in the boot order, and all that it asks for. Raises UserError for a command line too long."""
+    """Add the ROM and all that it asks for. Raises UserError for a command line too long."""
     if len(command_line) > kernel.header.command_line_size:
         raise UserError(
             f"-append: {len(command_line)} characters; {kernel.name} takes {kernel.header.command_line_size}"
@@ -96,7 +98,7 @@ def offer_linux(fw_cfg: FwCfg, kernel: BzImage, command_line: bytes, initrd: byt
     )
     for address_key, size_key, data_key, address, content in items:
         _add(fw_cfg, address_key, size_key, data_key, address, content)
-    _boot_rom(fw_cfg, LINUX_ROM, rom)
+    fw_cfg.add_file(f"genroms/{LINUX_ROM}", rom)
 
 
 def _add(fw_cfg: FwCfg, address_key: int, size_key: int, data_key: int, address: int, content: bytes) -> None:
@@ -105,9 +107,9 @@ def _add(fw_cfg: FwCfg, address_key: int, size_key: int, data_key: int, address:
     fw_cfg.add_item(data_key, content)
 
 
-def _boot_rom(fw_cfg: FwCfg, name: str, rom: bytes) -> None:
-    fw_cfg.add_file(f"genroms/{name}", rom)
-    fw_cfg.add_file("bootorder", f"/rom@genroms/{name}".encode() + b"\0")
+def kernel_rom(fw_cfg: FwCfg) -> list[str]:
+    """The boot path of the ROM that starts the kernel, where there is one."""
+    return [f"/rom@genroms/{name}" for name in (LINUX_ROM, MULTIBOOT_ROM) if f"genroms/{name}" in fw_cfg.files]
 
 
 def setup_code(kernel: BzImage, initrd_size: int) -> bytes:
