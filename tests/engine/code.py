@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pellucid.cpu.code_cache import Block, Op
 from pellucid.engine import handlers
+from pellucid.engine.processor import Processor
 from pellucid.engine.region import CompiledRegion, Piece, compile_region
 from pellucid.native.image import Root
 from pellucid.native.program import Program
@@ -22,6 +23,21 @@ def roots() -> Mapping[str, Root]:
 
 
 _number = 0
+
+
+def compile_block(processor: Processor, ops: int) -> list[Piece]:
+    """Compile and install the region that begins with the block at `ops`, of a processor without the sampler."""
+    global _number
+    _number += 1
+    hot = processor.hot
+    pieces = hot.source.region(ops)
+    assert pieces
+    name = f"test_region{_number}"
+    layout = compile_region(Program(), roots(), pieces, name)
+    region = CompiledRegion(layout, name, processor.engine.image.code)
+    hot._install(hot.generation, pieces, region)
+    assert Op.view(pieces[0].ops).handler == region.address
+    return pieces
 
 
 class Compiled(Bare):
@@ -40,17 +56,7 @@ class Compiled(Bare):
 
     def compile(self, rip: int) -> list[Piece]:
         """Compile and install the region that begins at `rip`."""
-        global _number
-        _number += 1
-        hot = self.processor.hot
-        pieces = hot.source.region(self.block(rip))
-        assert pieces
-        name = f"test_region{_number}"
-        layout = compile_region(Program(), roots(), pieces, name)
-        region = CompiledRegion(layout, name, self.processor.engine.image.code)
-        hot._install(hot.generation, pieces, region)
-        assert Op.view(pieces[0].ops).handler == region.address
-        return pieces
+        return compile_block(self.processor, self.block(rip))
 
     @staticmethod
     def dead(piece: Piece) -> bool:

@@ -8,6 +8,7 @@ Outcomes that are allowed, as SB's without a fence, may occur and need not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -161,6 +162,20 @@ def test_forbidden_outcomes_do_not_occur(name: str) -> None:
     assert not [r for r in rounds(machines) if litmus.forbidden(r)], "compiled"
 
 
+def test_store_buffering_without_a_fence_is_allowed(record_property: Callable[[str, object], None]) -> None:
+    """Both may read 0 (SDM vol. 3, 9.2.3.4), and nothing else but what was stored; how often is told, not judged."""
+    bodies = (body(store("rsi"), LOAD_Y), body(store("rdi"), LOAD_X))
+    machines = machines_for([program(number, 2, text) for number, text in enumerate(bodies)])
+    for how in ("interpreted", "compiled"):
+        seen = Counter((r.read[0][0], r.read[1][0]) for r in rounds(machines))
+        assert seen.keys() <= {(0, 0), (0, 1), (1, 0), (1, 1)} and sum(seen.values()) == ROUNDS
+        assert all(r.x == r.y == 1 for r in rounds(machines))
+        record_property(f"both read 0, {how}, of {ROUNDS}", seen[0, 0])
+        if how == "interpreted":
+            for number, machine in enumerate(machines):
+                machine.compile(CODE[number])
+
+
 TURNS = 20_000
 COUNTS = {
     "lock inc": "lock inc dword [rsi]",
@@ -183,3 +198,22 @@ def test_no_locked_count_is_lost(name: str, offset: int) -> None:
         if turn == 1:
             for number, machine in enumerate(machines):
                 machine.compile(CODE[number])
+
+
+def test_compiled_code_that_another_processor_changes() -> None:
+    """Cross-modifying code (SDM vol. 3, 9.1.3): the loop is one region, and runs when its constant is changed."""
+    reader = Compiled()
+    writer = Compiled(beside=reader)
+    loop = assemble("next:\nmov eax, 0\ninc rdx\ncmp eax, ebx\njne next\nhlt", CODE[0]).code
+    reader.load(CODE[0], loop)
+    patch = f"wait:\ndec rdx\njne wait\nmov [{CODE[0] + 1}], ecx\nhlt"
+    writer.load(CODE[1], assemble(patch, CODE[1]).code)
+    for value in range(1, 6):
+        reader.state.gpr[RBX] = value - 1
+        assert reader.run(CODE[0]) == EXIT_HLT
+        reader.compile(CODE[0])
+        reader.state.gpr[RBX], reader.state.gpr[RDX] = value, 0
+        writer.state.gpr[RCX], writer.state.gpr[RDX] = value, 100_000_000
+        assert run_all([reader, writer]) == [EXIT_HLT] * 2
+        assert reader.state.gpr[RDX] > 1, "it ran before"
+        assert reader.bytes(CODE[0] + 1, 1)[0] == value

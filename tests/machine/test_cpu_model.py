@@ -8,7 +8,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import configured_model, cpuid_entries, tsc_frequency
+from pellucid.machine.cpu_model import check_migratable, configured_model, cpuid_entries, tsc_frequency
 
 
 def leaf(cpu: CpuConfig, function: int, index: int | None = None, *, apic_id: int = 0, count: int = 1) -> CpuidEntry:
@@ -107,3 +107,35 @@ def test_a_tsc_frequency_is_kept_in_kilohertz() -> None:
     for wrong in ("1e9", "-1", str(1000 << 32)):
         with pytest.raises(UserError, match="tsc-frequency"):
             tsc_frequency(CpuConfig("max", {}, {"tsc-frequency": wrong}))
+
+
+def test_what_no_other_host_may_have() -> None:
+    """QEMU's words for KVM, whose TSC this is."""
+    assert "invtsc" not in configured_model(CpuConfig("max")).features
+    assert "invtsc" in configured_model(CpuConfig("max", {}, {"migratable": "off"})).features
+    assert "invtsc" not in configured_model(CpuConfig("host", {"invtsc": False}, {"migratable": "off"})).features
+    blocked = ("^disallowing migration blocker \\(--only-migratable\\) for: State blocked by non-migratable CPU device "
+               "\\(invtsc flag\\)$")
+    for cpu in (CpuConfig("Nehalem", {"invtsc": True}), CpuConfig("max", {}, {"migratable": "off"})):
+        with pytest.raises(UserError, match=blocked):
+            check_migratable(cpu)
+    check_migratable(CpuConfig("max"))
+    check_migratable(CpuConfig("max", {"invtsc": True}, {"tsc-frequency": "2000000000"}))
+    with pytest.raises(UserError, match="migratable=off: Property 'Nehalem-x86_64-cpu.migratable' not found"):
+        configured_model(CpuConfig("Nehalem", {}, {"migratable": "off"}))
+
+
+def test_physical_addresses_of_the_host() -> None:
+    def bits(**properties: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in properties.items()}
+        return configured_model(CpuConfig("Nehalem", {}, named)).phys_bits
+
+    own = bits(phys_bits="0")
+    assert bits(host_phys_bits="on", phys_bits="36") == bits(host_phys_bits="on", host_phys_bits_limit="0") == own
+    assert bits(host_phys_bits="on", host_phys_bits_limit="36") == 36
+    assert bits(host_phys_bits="on", host_phys_bits_limit="255") == own
+    assert bits(host_phys_bits_limit="36") == own == bits(host_phys_bits="off", host_phys_bits_limit="36")
+    with pytest.raises(UserError, match="phys-bits should be between 32 and 52"):
+        bits(host_phys_bits="on", host_phys_bits_limit="20")
+    with pytest.raises(UserError, match="host-phys-bits-limit=300: Parameter 'host-phys-bits-limit' expects uint8_t"):
+        bits(host_phys_bits="on", host_phys_bits_limit="300")

@@ -330,6 +330,37 @@ def test_exclusive_keeps_the_others_out_of_the_guest(pair: tuple[VcpuGroup, list
         assert rig.ports.log == [("write", 0x80, 1, 1)]
 
 
+def test_safe_work_is_done_with_all_vcpus_out_of_the_guest(pair: tuple[VcpuGroup, list[Rig]]) -> None:
+    group, rigs = pair
+    group.resume_all()
+    seen: list[tuple[bool, bool]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        seen.append((any(rig.vcpu.in_guest.is_set() for rig in rigs), rigs[0].thread.is_current))
+        if len(seen) == 40:
+            done.set()
+
+    for _ in range(20):
+        for rig in rigs:
+            assert rig.vcpu.in_guest.wait(60)
+        for worker in (rigs[0], rigs[1]):  # both ask for it at once: one is done after the other
+            group.async_safe_run_on_cpu(worker.thread, look)
+    assert done.wait(60)
+    assert all(not inside for inside, _ in seen) and {first for _, first in seen} == {True, False}
+    for rig in rigs:
+        assert rig.vcpu.in_guest.wait(60), "and they go on"
+
+
+def test_safe_work_for_a_thread_that_is_gone() -> None:
+    bql = BigLock()
+    rig = make_rig(bql)
+    group = VcpuGroup(bql)
+    group.add(rig.thread)
+    with pytest.raises(VcpuGone):
+        group.async_safe_run_on_cpu(rig.thread, lambda: None)
+
+
 def test_exclusive_does_not_wait_for_an_exit_that_waits_for_the_lock(pair: tuple[VcpuGroup, list[Rig]]) -> None:
     group, rigs = pair
     group.resume_all()

@@ -81,6 +81,7 @@ class Draft:
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
+    only_migratable: bool = False
     name: str = ""
     process_name: str = ""
     debug_threads: bool = False
@@ -157,6 +158,7 @@ class Draft:
             reboot=self.reboot,
             exit_on_shutdown=self.exit_on_shutdown,
             start_paused=self.start_paused,
+            only_migratable=self.only_migratable,
             name=self.name,
             process_name=self.process_name,
             debug_threads=self.debug_threads,

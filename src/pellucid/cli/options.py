@@ -112,6 +112,8 @@ OPTIONS = (
            "shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none", values.action),
     Option(("no-reboot",), "", "exit when the guest resets", _switch("reboot", False)),
     Option(("no-shutdown",), "", "stop rather than exit when the guest powers off", _switch("exit_on_shutdown", False)),
+    Option(("only-migratable",), "", "refuse what could not be taken along to another host",
+           _switch("only_migratable")),
     Option(("S",), "", "start stopped: wait for 'cont' in the monitor", _switch("start_paused")),
     Option(("name",), "NAME[,process=NAME][,debug-threads=on|off]", "the guest's name", values.name),
     Option(("uuid",), "UUID", "the guest's UUID", values.uuid),

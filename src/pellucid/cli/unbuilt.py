@@ -13,7 +13,7 @@ xen-domid
 """.split()
 
 SWITCHES = """
-async-teardown audio-help enable-sync-profile full-screen mem-prealloc only-migratable
+async-teardown audio-help enable-sync-profile full-screen mem-prealloc
 portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict
 """.split()
 

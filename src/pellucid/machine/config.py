@@ -103,7 +103,8 @@ STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
 
 
 CPU_PROPERTIES = (
-    "phys-bits", "host-phys-bits", "tsc-frequency", "vmware-cpuid-freq", "vendor", "family", "model", "stepping",
+    "phys-bits", "host-phys-bits", "host-phys-bits-limit", "tsc-frequency", "vmware-cpuid-freq", "vendor", "family",
+    "model", "stepping",
     "model-id", "level", "xlevel", "min-level", "min-xlevel", "full-cpuid-auto-level", "check", "enforce",
     "migratable", "pmu", "kvm",
 )
@@ -212,6 +213,7 @@ class MachineConfig:
     reboot: False makes a guest reset end the process (-no-reboot).
     exit_on_shutdown: False keeps a machine that powered off, stopped (-no-shutdown).
     start_paused: wait for `cont` before the first instruction (-S).
+    only_migratable: refuse what could not be taken along to another host (-only-migratable).
     name, process_name, debug_threads: -name; threads are named when debug_threads is set.
     log_items, log_ranges, log_file: -d, -dfilter (first and last addresses) and -D; no file means standard error.
     smbios, acpi_tables: one per option, which the board's firmware part checks.
@@ -250,6 +252,7 @@ class MachineConfig:
     reboot: bool = True
     exit_on_shutdown: bool = True
     start_paused: bool = False
+    only_migratable: bool = False
     name: str = ""
     process_name: str = ""
     debug_threads: bool = False

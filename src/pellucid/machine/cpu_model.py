@@ -8,8 +8,8 @@ import logging
 from dataclasses import astuple, replace
 from typing import Any
 
-from pellucid.cpu.models import CpuModel, find_model, needed_levels, resolve
-from pellucid.cpu.models.features import spelled
+from pellucid.cpu.models import CpuModel, find_model, needed_levels, own_models, resolve
+from pellucid.cpu.models.features import UNMIGRATABLE, spelled
 from pellucid.cpu.models.leaves import cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
@@ -41,8 +41,10 @@ PHYS_BITS = (32, 52)
 INTEL, DIES_LEAF = "GenuineIntel", 0x1F
 U32 = 0xFFFF_FFFF
 LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32}
-IGNORED = ("migratable", "host-phys-bits", "full-cpuid-auto-level", "tsc-frequency", "vmware-cpuid-freq")
-"""Properties that mean nothing here, because nothing of the host's CPU is passed through, or that others look at."""
+ELSEWHERE = ("migratable", "host-phys-bits", "host-phys-bits-limit", "full-cpuid-auto-level", "tsc-frequency",
+             "vmware-cpuid-freq", "enforce", "check", "kvm")
+"""Properties that are looked at elsewhere than in the order of the command line."""
+BLOCKED = "State blocked by non-migratable CPU device (invtsc flag)"
 
 
 def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: bool = True,
@@ -72,6 +74,8 @@ def tsc_frequency(cpu: CpuConfig) -> int:
 def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
     """The model with the features and properties that were asked for, less what is not built."""
     changes = {name: on for name, on in cpu.features.items() if name not in KVM_FEATURES}
+    if _unmigratable(cpu):
+        changes = dict.fromkeys(UNMIGRATABLE, True) | changes
     resolved = resolve(cpu.model, changes)
     lacking = [*map(spelled, resolved.lacking), *_lacking_kvm_features(cpu)]
     enforce = _switch(cpu, "enforce", False)
@@ -81,6 +85,25 @@ def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
     if lacking and enforce:
         raise UserError("TCG doesn't support requested features")
     return _with_properties(resolved.model, cpu)
+
+
+def _unmigratable(cpu: CpuConfig) -> bool:
+    """-cpu max,migratable=off: the models that follow the processor have what no other host may have, too."""
+    if "migratable" not in cpu.properties:
+        return False
+    if cpu.model not in own_models() or cpu.model == "base":
+        why = f"Property '{cpu.model}-x86_64-cpu.migratable' not found"
+        raise UserError(_refused(cpu, "migratable", why))
+    return not _switch(cpu, "migratable", True)
+
+
+def check_migratable(cpu: CpuConfig) -> None:
+    """-only-migratable: UserError where the guest could not go on on another host.
+
+    A TSC that is said never to change its rate could; one with a frequency of its own would be given that again.
+    """
+    if "invtsc" in configured_model(cpu, warn=False).features and not tsc_frequency(cpu):
+        raise UserError(f"disallowing migration blocker (--only-migratable) for: {BLOCKED}")
 
 
 def _lacking_kvm_features(cpu: CpuConfig) -> list[str]:
@@ -121,10 +144,10 @@ def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:
             if len(text.encode()) != 12:
                 raise UserError(_refused(cpu, name, f"Property '.vendor' doesn't take value '{text}'"))
             changes["vendor"] = text
-        elif name not in ("enforce", "check", "kvm", *IGNORED):
+        elif name not in ELSEWHERE:
             raise NotBuiltError(f"-cpu {cpu.model},{name}={text}: this property is not built yet: leave it out")
     if _switch(cpu, "host-phys-bits", False):
-        changes["phys_bits"] = CpuModel.phys_bits
+        changes["phys_bits"] = _checked_bits(min(CpuModel.phys_bits, _phys_bits_limit(cpu)))
     return replace(model, **changes)
 
 
@@ -135,9 +158,23 @@ def _refused(cpu: CpuConfig, name: str, why: str) -> str:
 def _physical_bits(cpu: CpuConfig) -> int:
     """-cpu ...,phys-bits=N; 0 is the accelerator's own width."""
     bits = _number(cpu, "phys-bits", 0, U32)
-    if bits and not PHYS_BITS[0] <= bits <= PHYS_BITS[1]:
+    return _checked_bits(bits) if bits else CpuModel.phys_bits
+
+
+def _checked_bits(bits: int) -> int:
+    if not PHYS_BITS[0] <= bits <= PHYS_BITS[1]:
         raise UserError(f"phys-bits should be between {PHYS_BITS[0]} and {PHYS_BITS[1]} (but is {bits})")
-    return bits or CpuModel.phys_bits
+    return bits
+
+
+def _phys_bits_limit(cpu: CpuConfig) -> int:
+    """-cpu ...,host-phys-bits-limit=N: no more than that of the accelerator's width; 0 is no limit."""
+    if "host-phys-bits-limit" not in cpu.properties:
+        return PHYS_BITS[1]
+    limit = _number(cpu, "host-phys-bits-limit", 0, (1 << 64) - 1)
+    if limit > 0xFF:
+        raise UserError(_refused(cpu, "host-phys-bits-limit", "Parameter 'host-phys-bits-limit' expects uint8_t"))
+    return limit or PHYS_BITS[1]
 
 
 def _number(cpu: CpuConfig, name: str, low: int, high: int) -> int:

@@ -1,6 +1,6 @@
 """All vCPU threads of one machine: pausing and resuming them, and keeping them out of guest code for a moment."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pellucid.runtime.bql import BigLock
@@ -58,6 +58,19 @@ class VcpuGroup:
         finally:
             for thread in held:
                 thread.release_hold()
+
+    def async_safe_run_on_cpu(self, thread: VcpuThread, work: Callable[[], None]) -> None:
+        """Have `thread` call `work`, under the big lock, while no vCPU is in guest code. Does not wait.
+
+        Raises:
+            VcpuGone: the thread is not running.
+        """
+
+        def alone() -> None:
+            with self.exclusive():
+                work()
+
+        thread.async_run_on_cpu(alone)
 
     def end(self) -> None:
         """End every thread and wait for it. Not on a vCPU thread."""
