@@ -112,11 +112,17 @@ def combine(s, vector, soft):
 @native(inline=False)
 def deliver_interrupt(s, vector: u32) -> bool:
     """Deliver an external interrupt or NMI; False is a triple fault. `run` goes on with one that waits."""
+    return deliver_external(s, vector) != TRIPLE_FAULT
+
+
+@native
+def deliver_external(s, vector):
+    """`deliver_interrupt` with what deliver_exception says."""
     s.exc_vector = vector
     s.exc_error = 0
     s.exc_has_error = 0
     s.exc_soft = EXTERNAL
-    return deliver_exception(s) != TRIPLE_FAULT
+    return deliver_exception(s)
 
 
 @native

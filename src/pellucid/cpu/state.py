@@ -73,12 +73,13 @@ EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRAN
     EXIT_SMC, EXIT_STEPPED, EXIT_FLUSH, EXIT_LOOKUP, EXIT_MSR, EXIT_FERR, EXIT_RSM, EXIT_EXCLUSIVE, EXIT_BLOCK, \
     EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET, EXIT_TRANSACTION = range(23)
 EXIT_PAGER = 23             # a page of guest RAM is out: see `residency`
+EXIT_WAKE = 28              # an event was posted to a processor whose thread sleeps
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
-PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE = 1, 2, 4, 8, 16
+PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE, PENDING_NMI = 1, 2, 4, 8, 16, 32
 
 # CpuState.trace: what `run_traced` leaves for.
 TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
@@ -369,6 +370,11 @@ class CpuState(Struct):
     # exits that native code handles itself
     clock_registers: u64   # address of the VM's ClockRegisters, or 0
     cpuid_first: array[u16, 129]   # by the hash of a leaf: its first entry in the CPUID table
+    apic_targets: u64      # address of the VM's ApicTargets, or 0
+    apic_icr: u64          # the local APIC's interrupt command register
+    nmi_posted: u64        # NMIs that other threads sent since the processor last looked; changed atomically
+    nmi_pending: u64       # NMIs that wait for the processor, at most two
+    asleep: u64            # 1: the processor's thread sleeps, and who posts an event has to wake it
     # guest RAM that may be out, see `residency`
     bring_in: u32          # 1: touching a page that is out brings it in, while this thread waits; nothing leaves
     # transactions, see `transaction`

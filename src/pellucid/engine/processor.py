@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pellucid.cpu import smm
@@ -63,6 +63,9 @@ class Engine:
         self.raise_pending = image.function("raise_pending", None, s, ctypes.c_uint64)
         self.drop_pending = image.function("drop_pending", ctypes.c_uint64, s, ctypes.c_uint64)
         self.exchange_byte = image.function("exchange_byte", ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
+        self.send_nmi = image.function("send_nmi_to", None, s)
+        self.take_posted = image.function("take_posted", None, s)
+        self.go_to_sleep = image.function("go_to_sleep", ctypes.c_uint64, s)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
         self._regions: RegionCompiler | None = None
         self.guest_tsc = image.function("read_guest_tsc", ctypes.c_uint64, s)
@@ -230,6 +233,22 @@ class Processor:
     def kick(self) -> None:
         """Make `run` return EXIT_PENDING soon; from any thread."""
         self.engine.raise_pending(self.address, PENDING_REQUEST)
+
+    def send_nmi(self) -> None:
+        """Send it an NMI; from any thread. A thread that sleeps is not woken."""
+        self.engine.send_nmi(self.address)
+
+    def take_posted(self) -> None:
+        """NMIs that were sent are in CpuState.nmi_pending now; on this processor's thread."""
+        self.engine.take_posted(self.address)
+
+    def sleep(self, wait: Callable[[], object]) -> bool:
+        """Call `wait`, during which other processors leave native code to wake this one; False: there is an NMI."""
+        calm = not self.engine.go_to_sleep(self.address)
+        if calm:
+            wait()
+        self.state.asleep = 0
+        return calm
 
     def current_block(self) -> int:
         """The first op of the translated block at RIP, or 0."""

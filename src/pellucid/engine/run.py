@@ -8,6 +8,9 @@ from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
 from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
+from pellucid.cpu.nmi import (
+    EXIT_FASTPATH_EXIT_HANDLED, EXIT_FASTPATH_REENTER_GUEST, access_icr, collect_nmis, fall_asleep, leave_for_nmi,
+    may_take_nmi, nmi_is_due, nmi_was_sent, post_nmi, take_nmi)
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
@@ -221,6 +224,14 @@ def asked_to_leave(s, traced):
     return asked
 
 
+@native(inline=False)
+def handle_exit(s, reason: u32) -> u32:
+    """What can be done here about an exit: EXIT_FASTPATH_*; EXIT_HANDLED with another exit reason in the state."""
+    if answer_from_clock(s, reason):
+        return u32(EXIT_FASTPATH_REENTER_GUEST)
+    return access_icr(s, reason)
+
+
 @native
 def used_up(s):
     """Whether instructions are counted, and none may retire any more."""
@@ -238,6 +249,8 @@ def loop(s, traced) -> u32:
                 ptr[CodeCache](s.code).flush_wanted = 1
                 reason = EXIT_TRANSLATE
                 break
+        if unlikely(nmi_was_sent(s)):
+            collect_nmis(s)
         if unlikely(s.delivering != 0):
             reason = EXIT_EXCEPTION
         elif unlikely(s.tx != 0):
@@ -247,6 +260,16 @@ def loop(s, traced) -> u32:
         elif unlikely(debug_trap_due(s)):
             debug_exception(s, s.db_pending, u32(SOFT_NONE))
             reason = EXIT_EXCEPTION
+        elif unlikely(nmi_is_due(s)) and (not traced or s.announced == 0):
+            if traced or not may_take_nmi(s):
+                leave_for_nmi(s)
+                reason = EXIT_PENDING
+                break
+            taken = take_nmi(s)
+            reason = EXIT_STEPPED
+            if taken != DELIVERED:
+                reason = undelivered(s, taken)
+                break
         elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
@@ -276,7 +299,10 @@ def loop(s, traced) -> u32:
         elif reason != EXIT_PENDING and reason != EXIT_LOOKUP and reason != EXIT_STEPPED:
             if traced:  # who looks on sees every access
                 break
-            if not answer_from_clock(s, reason):
+            outcome = handle_exit(s, reason)
+            if outcome != EXIT_FASTPATH_REENTER_GUEST:
+                if outcome == EXIT_FASTPATH_EXIT_HANDLED:
+                    reason = s.exit_reason
                 break
     leave_guest_float(s)
     s.exit_reason = reason
@@ -378,6 +404,24 @@ def interrupt(s: ptr[CpuState], vector: u32) -> u32:
 
 
 @native
+def send_nmi_to(s: ptr[CpuState]):
+    """Send the processor an NMI; from any thread."""
+    post_nmi(s)
+
+
+@native
+def take_posted(s: ptr[CpuState]):
+    """What was posted to the processor waits now; on its own thread."""
+    collect_nmis(s)
+
+
+@native
+def go_to_sleep(s: ptr[CpuState]) -> u64:
+    """Before the processor's thread sleeps; 0 where nothing was posted to it."""
+    return fall_asleep(s)
+
+
+@native
 def read_tsc() -> u64:
     return rdtsc()
 
@@ -429,6 +473,7 @@ ROOTS = {
     "exchange_byte": (exchange_byte, (u64, u64)), "current_block": (current_block, _S),
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
     "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
+    "send_nmi_to": (send_nmi_to, _S), "take_posted": (take_posted, _S), "go_to_sleep": (go_to_sleep, _S),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()),
     "read_guest_tsc": (read_guest_tsc, _S), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

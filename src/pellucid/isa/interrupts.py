@@ -12,7 +12,7 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.shadow import leave_for_v86
 from pellucid.cpu.stack import drop, peek
 from pellucid.cpu.state import (
-    BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, OF, PENDING_REQUEST, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF,
+    BP, CS, DB, DS, ES, EXIT_EXCEPTION, FS, GS, OF, PENDING_NMI, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_OF,
     RFLAGS_RF, RFLAGS_VIF, RFLAGS_VIP, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SS, TR, TS)
 from pellucid.cpu.tasks import RETURN, switch_task, task_descriptor
 from pellucid.cpu.virtual import (
@@ -97,7 +97,7 @@ def unblock_nmi(s):
     """NMIs are taken again even where the IRET faults (SDM vol. 3, 6.7.1)."""
     if s.nmi_blocked != 0:
         s.nmi_blocked = 0
-        atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+        atomic_or(ref(s, "pending"), u64(PENDING_NMI))
 
 
 @native

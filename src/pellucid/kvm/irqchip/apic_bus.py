@@ -5,7 +5,7 @@ APIC's LDR in its own mode, 0xff from the IOAPIC or MSI as broadcast whatever th
 to the software-enabled target of the lowest task priority class, in turn among equals.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from pellucid.kvm.irqchip.apicdef import (
@@ -46,6 +46,10 @@ def _ignore_eoi(vector: int, level: bool) -> None:
     """No IOAPIC is attached: nobody waits for EOIs."""
 
 
+def _ignore_ids(physical: Mapping[int, tuple[LocalApic, ...]]) -> None:
+    """Nobody resolves destinations beside the bus."""
+
+
 class ApicBus:
     """Carries messages to the local APICs of one VM, and their EOIs to the IOAPIC."""
 
@@ -58,6 +62,8 @@ class ApicBus:
         """Vectors, a 256-bit set, whose EOI the IOAPIC wants even when edge-triggered: an ack notifier waits."""
         self.eoi_listener: Callable[[int, bool], None] = _ignore_eoi
         """Called as (vector, level) at the EOI of a level-triggered vector and of those in `eoi_vectors`."""
+        self.ids_changed: Callable[[Mapping[int, tuple[LocalApic, ...]]], None] = _ignore_ids
+        """Called, with the lock held, when a physical id names other APICs."""
 
     def attach(self, lapic: LocalApic) -> None:
         """Add a local APIC."""
@@ -79,6 +85,7 @@ class ApicBus:
             for lapic in self._present:
                 table[lapic.id] = (*table.get(lapic.id, ()), lapic)
             self._physical = table
+            self.ids_changed(table)
 
     def deliver(self, message: ApicMessage, source: LocalApic | None = None) -> int:
         """Deliver `message`; the number of APICs that accepted it.

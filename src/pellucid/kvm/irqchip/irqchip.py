@@ -18,7 +18,7 @@ from pellucid.kvm.eventfd import IoeventfdRegistry, IrqfdManager
 from pellucid.kvm.io_bus import BusRange, IoBus
 from pellucid.kvm.irqchip.apic_bus import ApicBus
 from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_EOI, IOAPIC_VERSION_KVM, Ioapic
-from pellucid.kvm.irqchip.lapic import Lapic, LapicFeatures, LapicHooks
+from pellucid.kvm.irqchip.lapic import Cell, Lapic, LapicFeatures, LapicHooks
 from pellucid.kvm.irqchip.pic import PIC_ELCR_BASE, PIC_MASTER_BASE, PIC_SLAVE_BASE, PicPair
 from pellucid.kvm.irqchip.pit import PIT_BASE, PIT_SIZE, SPEAKER_PORT, Pit
 from pellucid.kvm.irqchip.state import (
@@ -117,11 +117,13 @@ class Irqchip:
         *,
         is_bsp: bool = False,
         features: LapicFeatures | None = None,
+        icr: Cell | None = None,
     ) -> Lapic:
         """A local APIC for a new vCPU; `Lapic` says what the arguments mean."""
         if any(lapic.initial_id == apic_id for lapic in self._lapics):
             raise InvalidRequestError(f"there is a vCPU with APIC id {apic_id} already")
-        lapic = Lapic(apic_id, self.bus, self._clock, self.lock, hooks, tsc_to_ns, is_bsp=is_bsp, features=features)
+        lapic = Lapic(apic_id, self.bus, self._clock, self.lock, hooks, tsc_to_ns, is_bsp=is_bsp, features=features,
+                      icr=icr)
         with self.lock:
             self._lapics = (*self._lapics, lapic)
             lapic.set_lint0(self.pic.output)

@@ -11,6 +11,7 @@ bits) is `lapic_registers.py`. Everything that another thread may call takes the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pellucid.kvm.clock import Clock
 from pellucid.kvm.errors import MsrAccessError
@@ -47,6 +48,13 @@ class LapicFeatures:
     """Physical address width in bits: IA32_APIC_BASE bits from here up are reserved."""
 
 
+class Cell(Protocol):
+    """Where one number is kept: its element 0. A list, or memory that others see."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LapicHooks:
     """What a local APIC tells its vCPU. Called with the irqchip lock held, from any thread; they must not block."""
@@ -64,12 +72,13 @@ class LapicHooks:
 class Lapic(ApicVectors):
     """The local APIC of one vCPU.
 
-    `apic_id` is the initial (x2APIC) id; `tsc_to_ns(tsc)` gives the clock's time at which the guest's TSC reads `tsc`.
+    `apic_id` is the initial (x2APIC) id; `tsc_to_ns(tsc)` gives the clock's time at which the guest's TSC reads `tsc`;
+    `icr` is where the interrupt command register is kept, for a processor that writes it itself.
     """
 
     __slots__ = (
-        "_apic_base", "_bus", "_hooks", "_initial_id", "_lint0", "_notify", "_window", "arb_prio", "dfr", "esr",
-        "esr_pending", "features", "icr", "id", "init_pending", "is_bsp", "ldr", "lock", "lvt", "mode", "sipi_pending",
+        "_apic_base", "_bus", "_hooks", "_icr", "_initial_id", "_lint0", "_notify", "_window", "arb_prio", "dfr", "esr",
+        "esr_pending", "features", "id", "init_pending", "is_bsp", "ldr", "lock", "lvt", "mode", "sipi_pending",
         "sipi_vector", "spiv", "timer",
     )  # fmt: skip
 
@@ -84,8 +93,10 @@ class Lapic(ApicVectors):
         *,
         is_bsp: bool = False,
         features: LapicFeatures | None = None,
+        icr: Cell | None = None,
     ) -> None:
         super().__init__()
+        self._icr: Cell = [0] if icr is None else icr
         self.lock = lock
         self._bus = bus
         self._hooks = hooks
@@ -142,6 +153,15 @@ class Lapic(ApicVectors):
         with self.lock:
             self.timer.close()
             self._bus.detach(self)
+
+    @property
+    def icr(self) -> int:
+        """The interrupt command register, 64 bits."""
+        return self._icr[0]
+
+    @icr.setter
+    def icr(self, value: int) -> None:
+        self._icr[0] = value
 
     @property
     def initial_id(self) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def get_events(vcpu: SoftVcpu, pending: PendingEvents) -> VcpuEvents:
     """What waits in `pending`, and the processor's and the local APIC's part."""
     state = vcpu.state
+    pending.nmi_pending = int(state.nmi_pending)
     shadow = InterruptShadow.STI if state.shadow else InterruptShadow.NONE
     blocked = Interruptibility(bool(state.flags & RFLAGS_IF), bool(state.nmi_blocked), shadow, bool(state.smm))
     return replace(save_events(pending, blocked), smi_smm_inside_nmi=int(state.smm_inside_nmi),
@@ -27,4 +28,6 @@ def set_events(vcpu: SoftVcpu, events: VcpuEvents) -> PendingEvents:
     state.nmi_blocked, state.shadow = events.nmi_masked, int(bool(events.interrupt_shadow))
     vcpu.processor.set_smm(bool(events.smi_smm))
     state.smm_inside_nmi, vcpu.lapic.init_pending = events.smi_smm_inside_nmi, bool(events.smi_latched_init)
-    return events.to_pending()
+    pending = events.to_pending()
+    state.nmi_posted, state.nmi_pending = 0, pending.nmi_pending
+    return pending

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from pellucid.cpu.nmi import ApicTargets
 from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, PAGE, TSC_FRACTION
+from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState, PitState, RoutingEntry)
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_NMI, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState,
+    PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
 from pellucid.kvm.backends.soft.pace import Turns
 from pellucid.kvm.backends.soft.rate import Rate
@@ -22,6 +25,7 @@ from pellucid.kvm.clock import Clock, ClockValue, CountedClock, InstructionTime
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
+from pellucid.kvm.irqchip.apic_bus import LocalApic
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 from pellucid.kvm.residency import Pager, Residency
@@ -82,6 +86,7 @@ class SoftVm:
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
         self.clock_registers = ClockRegisterTable(clock, self._chip_answers)
+        self.apic_targets = Array(ApicTargets.size)
         self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
@@ -154,7 +159,9 @@ class SoftVm:
             vcpu = SoftVcpu(self, apic_id)
         if self._turns is not None:
             vcpu.pace = self._turns.add(vcpu)
+            vcpu.state.apic_targets = 0  # who waits for its turn does not hear of what native code posts
         self.vcpus.append(vcpu)
+        self.chips().bus.recalculate()
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:
                 each.state.pause_window = PAUSE_WINDOW_NS * self._host_tsc_hz // NS
@@ -166,6 +173,21 @@ class SoftVm:
         if self.vcpus:
             raise InvalidRequestError("the irqchip comes before the first vCPU")
         self.irqchip = Irqchip(self.clock, self.coalesced, split=split)
+        self.irqchip.bus.ids_changed = self._ids_changed
+
+    def _ids_changed(self, physical: Mapping[int, tuple[LocalApic, ...]]) -> None:
+        """Native code sends to an APIC id that one processor alone has."""
+        owners = {id(vcpu.lapic): vcpu.processor.address for vcpu in self.vcpus}
+        for apic_id, place in enumerate(range(0, ApicTargets.size, 8)):
+            lapics = physical.get(apic_id, ())
+            owner = owners.get(id(lapics[0]), 0) if len(lapics) == 1 else 0
+            ctypes.c_uint64.from_address(self.apic_targets.address + place).value = owner
+
+    def wake_sleepers(self) -> None:
+        """Native code has posted an event to a vCPU whose thread sleeps."""
+        for vcpu in self.vcpus:
+            if vcpu.state.asleep:
+                vcpu.request(KVM_REQ_NMI)
 
     def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
         self.chips().carry_message = carry

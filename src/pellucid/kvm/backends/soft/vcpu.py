@@ -6,12 +6,13 @@ threads reach the vCPU through requests and `kick`, both of which set the proces
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
-from pellucid.cpu.state import CR4_MCE, RFLAGS_IF
+from pellucid.cpu.state import CR4_MCE, RFLAGS_IF, slot_of
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
     KVM_REQ_APF_READY, KVM_REQ_CLOCK_UPDATE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE,
@@ -63,9 +64,10 @@ class SoftVcpu(VcpuExits):
         if vm.irqchip is None:
             raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
         self.chips = vm.irqchip
+        icr = (ctypes.c_uint64 * 1).from_address(self.processor.address + slot_of("apic_icr"))
         hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, self.smi,
                            lambda: self.request(KVM_REQ_APF_READY))
-        self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0)
+        self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0, icr=icr)
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
@@ -75,7 +77,7 @@ class SoftVcpu(VcpuExits):
         self.pace: Pace | None = None
         """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
-        self.state.clock_registers = vm.clock_registers.address
+        self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_targets.address
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
@@ -169,7 +171,7 @@ class SoftVcpu(VcpuExits):
         return self._wake.wait(seconds)
 
     def nmi(self) -> None:
-        self._events.queue_nmi()
+        self.processor.send_nmi()
         self.request(KVM_REQ_NMI)
 
     def smi(self) -> None:
@@ -283,7 +285,7 @@ class SoftVcpu(VcpuExits):
     def _collect_events(self) -> None:
         """KVM_REQ_NMI and KVM_REQ_SMI: what was asked for becomes pending."""
         if self.requests.check(KVM_REQ_NMI):
-            self._events.process_nmi(bool(self.state.nmi_blocked))
+            self.processor.take_posted()
             self.requests.make(KVM_REQ_EVENT)
         if self.requests.check(KVM_REQ_SMI):
             self._events.queue_smi()
@@ -336,7 +338,7 @@ class SoftVcpu(VcpuExits):
             self._take_smi()
             state.irq_window = int(has_interrupt)
             return None
-        has_nmi = self._events.nmi_pending > 0 and not state.nmi_blocked
+        has_nmi = state.nmi_pending > 0 and not state.nmi_blocked
         if not has_interrupt and not has_nmi:
             return None
         if state.shadow:
@@ -349,7 +351,7 @@ class SoftVcpu(VcpuExits):
             state.pending = 1
             return None
         if has_nmi:
-            self._events.nmi_pending -= 1
+            state.nmi_pending -= 1
             state.nmi_blocked = 1
             state.irq_window = int(has_interrupt)
             return self._deliver(NMI_VECTOR)
@@ -387,11 +389,16 @@ class SoftVcpu(VcpuExits):
             if self.pace is not None:
                 self.pace.idle()
             else:
-                self.idle(self._wake.wait)
+                self.idle(self._sleep)
         self._wake.clear()
         if self.requests.word:
             self.state.pending = 1
         return False
+
+    def _sleep(self, seconds: float | None = None) -> None:
+        """Sleep until a request or kick, at most so long; not at all where there is an NMI."""
+        if not self.processor.sleep(lambda: self._wake.wait(seconds)):
+            self.requests.make(KVM_REQ_NMI)
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -408,6 +415,7 @@ class SoftVcpu(VcpuExits):
 
     def get_vcpu_events(self) -> VcpuEvents:
         self._collect_events()
+        self.processor.take_posted()
         return event_state.get_events(self, self._events)
 
     def set_vcpu_events(self, events: VcpuEvents) -> None:

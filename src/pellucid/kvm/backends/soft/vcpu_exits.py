@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import (
     CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
-    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, PENDING_REQUEST, RFLAGS_IF)
+    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, EXIT_WAKE, PENDING_REQUEST, RFLAGS_IF)
 from pellucid.kvm.api import KVM_REQ_EVENT, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
@@ -56,6 +56,10 @@ class VcpuExits(VcpuState):
         """What RDTSC gives now."""
         raise NotImplementedError
 
+    def _sleep(self, seconds: float | None = None) -> None:
+        """Sleep until a request or kick, at most so long."""
+        raise NotImplementedError
+
     def exit_handlers(self) -> dict[int, ExitHandler]:
         """By exit reason of native code."""
         return {
@@ -64,7 +68,7 @@ class VcpuExits(VcpuState):
             EXIT_RSM: self._on_rsm, EXIT_EXCLUSIVE: self._on_exclusive,
             EXIT_HYPERCALL: lambda: answer(self.state, self._vm),
             EXIT_PAUSE: self._on_pause, EXIT_WAIT: self._on_wait,
-            EXIT_PAGER: self._on_pager, EXIT_BUDGET: lambda: None}
+            EXIT_PAGER: self._on_pager, EXIT_BUDGET: lambda: None, EXIT_WAKE: lambda: self._vm.wake_sleepers()}
 
     def _on_rsm(self) -> Exit | None:
         resumed = self.processor.leave_smm()
@@ -75,7 +79,7 @@ class VcpuExits(VcpuState):
         return None
 
     def _on_pending(self) -> Exit | None:
-        if self.state.irq_window or self._events.nmi_pending and not self.state.nmi_blocked:
+        if self.state.irq_window or self.state.nmi_pending and not self.state.nmi_blocked:
             self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
         return None
 
@@ -145,7 +149,7 @@ class VcpuExits(VcpuState):
             left = (state.io_data - self.guest_tsc()) / self._vm.tsc_hz
             if left <= 0 or line and self._vm.read_guest(line - 1, 64) != bytes(state.monitor_line):
                 break
-            self._wake.wait(min(left, longest))
+            self._sleep(min(left, longest))
             self._wake.clear()
         if self.requests.word or self._kicked:
             state.pending = PENDING_REQUEST
