@@ -99,9 +99,20 @@ def test_one_processor_interrupts_another_within_native_code(guest: Guest, x2api
     target_counts = exits_of(target)
     run_both(guest)
     assert word(guest, 0x2000) == 1 and OTHER_CODE <= word(guest, 0x2002) <= OTHER_CODE + 9
-    assert not counts[EXIT_MSR] and counts[EXIT_MMIO] == (0 if x2apic else 1)
+    assert counts[EXIT_MSR] == counts[EXIT_MMIO] == 0
     assert target_counts[EXIT_MSR] == target_counts[EXIT_MMIO] == 0
     assert sender.lapic.icr == (1 << 32 if x2apic else 1 << 56) | NMI_TO
+
+
+def test_the_xapics_command_register_reads_back(guest: Guest) -> None:
+    """mov eax, es:[0x300]; mov [0x2010], eax; mov eax, es:[0x310]; mov [0x2014], eax."""
+    read_back = "26 66a10003 66a31020 26 66a11003 66a31420"
+    vcpu = place(guest, 0, write_icr(NMI_TO, 200, x2apic=False) + read_back + OUT)
+    counts = exits_of(vcpu)
+    vcpu.run()
+    assert guest.vm.read_guest(0x2010, 8) == (200 << 56 | NMI_TO).to_bytes(8, "little")
+    assert counts[EXIT_MMIO] == 1      # nobody is there: what to do about it is the local APIC's to know
+    assert vcpu.lapic.icr == 200 << 56 | NMI_TO and vcpu.lapic.mmio_read(0x310, 4) == 200 << 24
 
 
 def test_further_nmis_while_one_is_handled_become_one(guest: Guest) -> None:
@@ -198,15 +209,16 @@ def test_an_id_that_two_have_means_both(guest: Guest) -> None:
 def test_none_is_lost_between_two_that_interrupt_each_other(guest: Guest) -> None:
     """Each sends when its turn comes, which the other's NMI makes: a lost one would stop both."""
     rounds = 1500
-    # cmp word [0x2000], rounds; jae out; mov ax, [0x2000]; and ax, 1; cmp ax, NUMBER; jne again; send; wait; again
+    # again: mov ax, [0x2000]; cmp ax, rounds; jae out; mov bx, ax; and ax, 1; cmp ax, NUMBER; jne again; send; wait
     for number in range(2):
         send = write_icr(NMI_TO, 1 - number, x2apic=True)
         wait = "a10020 39d8 74f9"                             # until [0x2000] is not bx
-        body = f"a10020 89c3 83e001 83f8{number:02x}"
         size = len(bytes.fromhex(send + wait))
-        head = f"813e0020{rounds.to_bytes(2, 'little').hex()}"
-        length = len(bytes.fromhex(head)) + 2 + len(bytes.fromhex(body)) + 2 + size + 2
-        code = (head + f"73{length - 8:02x}" + body + f"75{size:02x}" + send + wait + f"eb{-length & 0xFF:02x}" + OUT)
+        head = f"a10020 3d{rounds.to_bytes(2, 'little').hex()}"
+        body = f"89c3 83e001 83f8{number:02x}"
+        before, length = 6, 6 + 2 + 8 + 2 + size + 2
+        code = (head + f"73{length - before - 2:02x}" + body + f"75{-(before + 2 + 8 + 2) & 0xFF:02x}" + send + wait
+                + f"eb{-length & 0xFF:02x}" + OUT)
         use_x2apic(place(guest, number, code, OTHER_CODE if number else CODE))
     run_both(guest)
     assert word(guest, 0x2000) == rounds
