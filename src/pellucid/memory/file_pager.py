@@ -9,6 +9,7 @@ goes round, takes such marks away, and puts out what has none. Since it has the 
 that is used on gets its mark again. Batches keep the stops of the vCPUs rare.
 """
 
+import logging
 import re
 import threading
 from collections import deque
@@ -18,6 +19,8 @@ from typing import Protocol
 from pellucid.kvm.api import Pager, Residency
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 
+_log = logging.getLogger("pellucid.memory.pager")
+
 LEAST_LIMIT = 4 << 20
 """Bytes. One instruction may need a dozen pages at once, on each vCPU; far below this nothing would get done."""
 FRESH_PAGES = 64
@@ -26,6 +29,8 @@ READ_PAGES = 8
 """Pages that are read together, aligned, as Linux does with its swap."""
 BATCH = 16
 """A batch is this part of the limit."""
+PROBES = 3
+"""Times that a page is put out to see whether it goes: something else may hold it for a moment."""
 CHUNK = 256
 """Pages that the hand looks at in one step."""
 
@@ -67,8 +72,20 @@ class FilePager:
             table[:] = bytes(self._pages)
         if block.kept:
             self._held[:] = b"\x01" * self._pages
+        if not self._leaves_memory():
+            _log.warning("%s keeps its files in memory: RAM that is put out there takes no less of it", block.path)
         self._thread = threading.Thread(target=self._main, name="RAM pager", daemon=True)
         self._thread.start()
+
+    def _leaves_memory(self) -> bool:
+        """Whether pages that are put out leave the host's memory; those of a tmpfs do not."""
+        self._block.view[0] = self._block.view[0]  # a page that was only read may not be there at all
+        for _ in range(PROBES):
+            with suppress(OSError):
+                self._block.put_out(0, PAGE_SIZE)
+            if self._block.resident_size(PAGE_SIZE) == 0:
+                return True
+        return False
 
     def missing(self, page: int) -> bool:
         """Part of `Pager`."""

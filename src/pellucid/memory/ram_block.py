@@ -158,10 +158,10 @@ class RamBlock:
         for hook in self._write_hooks:
             hook(pieces)
 
-    def resident_size(self) -> int:
-        """Bytes of the block that exist in host memory now."""
+    def resident_size(self, first: int | None = None) -> int:
+        """Bytes that exist in host memory now: of the block, or, where it has a file, of its `first` bytes."""
         if self.path is not None:
-            return resident_pages(self.hva, self.max_size) * PAGE_SIZE
+            return resident_pages(self.hva, self.max_size if first is None else first) * PAGE_SIZE
         return os.stat(self.fd).st_blocks * 512
 
     def put_out(self, offset: int, length: int) -> None:
