@@ -2,7 +2,8 @@
 
 Pages come in three ways. One that was never touched has nothing to be read, so it is in at once, with those around it.
 One that was put out, or was in the file when the machine was made, is read by a worker thread while its vCPU does
-something else or waits. And a device or the monitor just touches the memory, whereupon the kernel reads it.
+something else or waits. And a device, the monitor or a page walk just touches the memory, whereupon the kernel reads
+it; such a page is not counted before a vCPU fills a TLB from it.
 
 The worker keeps the number of pages below the limit by the clock algorithm: filling a TLB marks a page as used; a hand
 goes round, takes such marks away, and puts out what has none. Since it has the TLBs flushed before it looks, a page
