@@ -26,8 +26,8 @@ LEAST_LIMIT = 4 << 20
 """Bytes. One instruction may need a dozen pages at once, on each vCPU; far below this nothing would get done."""
 FRESH_PAGES = 64
 """Pages without content that come in together, aligned."""
-READ_PAGES = 8
-"""Pages that are read together, aligned, as Linux does with its swap."""
+READ_PAGES = 32
+"""Pages that are read together, aligned: what Linux reads ahead in a file."""
 BATCH = 16
 """A batch is this part of the limit."""
 PROBES = 3
