@@ -37,7 +37,7 @@ _VISIBLE = (
     "gpr rip flags mode cpl mxcsr shadow seg_base seg_limit seg_attr seg_selector cr0 cr2 cr3 cr4 cr8 efer xcr0 "
     "gdt_base idt_base gdt_limit idt_limit dr st fpu_cw fpu_sw fpu_top fpu_tags xmm ssp s_cet").split()
 _EXCEPTION = "exc_vector exc_error exc_has_error exc_address exc_soft".split()
-_UNBUILT = ("XOP_", "VEX_KNC_")
+_UNBUILT = "VEX_KNC_"
 UNREPEATABLE = ("rdtsc", "rdtscp", "rdrand")
 """Rows whose results differ from one time to the next."""
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
 import pytest
 
+from pellucid.cpu.host_sse import HOST
 from pellucid.isa import forms
 from pellucid.isa.all import TABLE
 
 from .guest import NativeGuest, PythonGuest
-from .oracle import EXTRA, X86_64_V3, HostCpu, UserState, catalog, instructions, run_family, unavailable
+from .oracle import EXTRA, X86_64_V3, HostCpu, UserState, catalog, instructions, layout, run_family, unavailable
 from .oracle.catalog import FEATURE
 
 needs_host = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -121,6 +124,105 @@ ARITHMETIC = {
     "VPDPBSSD": ("c4e27750c2", dots(8, True, True, "")), "VPDPBSSDS": ("c4e27751c2", dots(8, True, True, "s")),
     "VPMADD52LUQ": ("c4e2f5b4c2", wide(0)), "VPMADD52HUQ": ("c4e2f5b5c2", wide(52)),
 }  # fmt: skip
+
+
+def rounded_to_bf16(bits: int) -> int:
+    """A single's bits to BF16's: nearest, ties to even; denormals are zeros, NaNs quiet."""
+    exponent, fraction = bits >> 23 & 0xFF, bits & 0x7F_FFFF
+    if exponent == 0xFF:
+        return bits >> 16 | (0x40 if fraction else 0)
+    return bits >> 16 & 0x8000 if not exponent else round(Fraction(bits, 1 << 16))
+
+
+def single_of_half(bits: int) -> int:
+    if bits & 0x7FFF > 0x7C00:
+        return (bits & 0x8000) << 16 | 0x7F80_0000 | (bits & 0x3FF | 0x200) << 13
+    return int.from_bytes(struct.pack("<f", struct.unpack("<e", bits.to_bytes(2, "little"))[0]), "little")
+
+
+def pairs(odd: bool, convert: Callable[[int], int]) -> Callable[[int], int]:
+    return lambda a: packed([convert(n) for n in parts(a, 16, False)[odd::2]], 32)
+
+
+# ymm1, from [rsi]; the first one to xmm1.
+CONVERSIONS = {
+    "VCVTNEPS2BF16": ("c4e27e720e", lambda a: packed([rounded_to_bf16(n) for n in parts(a, 32, False)], 16)),
+    "VCVTNEEPH2PS": ("c4e27db00e", pairs(False, single_of_half)),
+    "VCVTNEOPH2PS": ("c4e27cb00e", pairs(True, single_of_half)),
+    "VCVTNEEBF162PS": ("c4e27eb00e", pairs(False, lambda n: n << 16)),
+    "VCVTNEOBF162PS": ("c4e27fb00e", pairs(True, lambda n: n << 16)),
+    "VBCSTNESH2PS": ("c4e27db10e", lambda a: packed([single_of_half(a & 0xFFFF)] * 8, 32)),
+    "VBCSTNEBF162PS": ("c4e27eb10e", lambda a: packed([(a & 0xFFFF) << 16] * 8, 32)),
+}
+
+
+@pytest.mark.skipif("f16c" not in HOST, reason="the host has no F16C")
+@pytest.mark.parametrize("name", CONVERSIONS)
+@pytest.mark.parametrize("executor", ["native", "python"])
+def test_conversions_without_exceptions(native: NativeGuest, executor: str, name: str) -> None:
+    """MXCSR neither counts (denormals are zeros, exceptions unmasked) nor changes."""
+    guest = native if executor == "native" else PythonGuest()
+    text, compute = CONVERSIONS[name]
+    rng = random.Random(name)
+    edges = (0x7F80_0001, 0xFF80_0000, 0x7FFF_FFFF, 0x0000_0001, 0x8040_0000, 0x3F80_8000, 0x3F81_8000, 0x7F7F_FFFF,
+             0x7C01_FC00, 0x03FF_8001, 0x7BFF_7E00)
+    for _ in range(30 if executor == "native" else 4):
+        value = packed([rng.choice(edges) if rng.random() < 0.4 else rng.getrandbits(32) for _ in range(8)], 32)
+        state = UserState()
+        state.mxcsr = 0x8040
+        state.gpr[6] = layout.DATA + 1
+        state.write(layout.DATA + 1, value.to_bytes(32, "little"))
+        state.set_ymm(1, (1 << 256) - 1)
+        for narrow in (False, True):
+            code = bytearray.fromhex(text)
+            code[2] ^= 4 if narrow else 0
+            after = guest.run(bytes(code), state)
+            size = 256 >> narrow
+            expected = compute(value & (1 << size) - 1)
+            if name != "VCVTNEPS2BF16":
+                expected &= (1 << size) - 1
+            assert after.fault is None and after.state.ymm(1) == expected, (narrow, hex(value))
+            assert after.state.mxcsr == 0x8040
+
+
+CONDITIONS: list[Callable[[bool, bool, bool, bool, bool], bool]] = [
+    lambda o, c, z, s, p: o, lambda o, c, z, s, p: c, lambda o, c, z, s, p: z, lambda o, c, z, s, p: c or z,
+    lambda o, c, z, s, p: s, lambda o, c, z, s, p: p, lambda o, c, z, s, p: s != o, lambda o, c, z, s, p: s != o or z]
+"""Of OF, CF, ZF, SF, PF; the odd conditions are the even ones denied."""
+
+
+@pytest.mark.parametrize("executor", ["native", "python"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_compare_and_add(native: NativeGuest, executor: str, bits: int) -> None:
+    guest = native if executor == "native" else PythonGuest()
+    rng, top = random.Random(bits), 1 << bits - 1
+    values = [0, 1, top, top - 1, 2 * top - 1, *(rng.getrandbits(bits) for _ in range(4))]
+    for condition in range(16):
+        code = bytes((0xC4, 0xE2, 0x71 | (bits == 64) << 7, 0xE0 + condition, 0x1E))  # [rsi], ebx, ecx
+        for memory in values:
+            for bound in (values if executor == "native" else values[:2]):
+                state = UserState()
+                state.gpr[6], state.gpr[3], state.gpr[1] = layout.DATA + 8, bound, 0x1_0000_0005
+                state.write(layout.DATA + 8, memory.to_bytes(8, "little"))
+                result = (memory - bound) & 2 * top - 1
+                signed = [n - 2 * top * (n >> bits - 1) for n in (memory, bound)]
+                of = not -top <= signed[0] - signed[1] < top
+                cf, zf, sf, pf = memory < bound, not result, result >= top, not (result & 0xFF).bit_count() & 1
+                after = guest.run(code, state).state
+                holds = CONDITIONS[condition // 2](of, cf, zf, sf, pf) != bool(condition & 1)
+                addend = 0x1_0000_0005 if bits == 64 else 5
+                kept = int.from_bytes(after.read(layout.DATA + 8, 8), "little")
+                assert kept == (memory + addend * holds) & 2 * top - 1, (condition, memory, bound)
+                assert after.gpr[3] == memory
+                assert after.rflags & 0x8C5 == cf | pf << 2 | zf << 6 | sf << 7 | of << 11
+
+
+def test_compare_and_add_wants_aligned_memory(native: NativeGuest) -> None:
+    state = UserState()
+    state.gpr[6] = layout.DATA + 4
+    assert native.run(bytes.fromhex("c4e271e01e"), state).fault is None
+    refused = native.run(bytes.fromhex("c4e2f1e01e"), state)
+    assert refused.fault is not None and refused.fault.vector == 13
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)

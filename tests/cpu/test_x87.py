@@ -70,7 +70,7 @@ def of_the_processor(failure: Failure) -> bool:
     if found is not None:
         size = 832 if name[0] == "X" else 512 if name[1] == "X" else 108
         return found[1] == found[3] and abs(int(found[2], 16) - int(found[4], 16)) < size
-    mask = re.compile(r"\[0x\w+e\] 1 bytes: before \w\w host 02 guest 00")
+    mask = re.compile(r"\[0x\w+e\] 1 bytes: before \w\w host 0[02] guest 0[02]")
     return name.startswith("XSAVE") and all(mask.fullmatch(line) for line in differences)
 
 
@@ -320,7 +320,7 @@ def test_images_must_be_aligned_and_enabled() -> None:
 def test_fxrstor_refuses_reserved_mxcsr_bits_and_keeps_everything() -> None:
     machine = extended()
     assert run(machine, FNINIT + FLD1 + FXSAVE) == EXIT_HLT
-    assert machine.bytes(BUFFER + 28, 4) == b"\xff\xff\0\0"
+    assert machine.bytes(BUFFER + 28, 4) == b"\xff\xff\2\0"
     machine.load(BUFFER + 24, struct.pack("<I", 0x1_1F80))
     assert run(machine, FNINIT + FXRSTOR) == EXIT_EXCEPTION
     assert (machine.state.exc_vector, machine.state.fpu_tags) == (GP, 0)

@@ -140,7 +140,7 @@ class Template(Struct):
     flags: u16             # T_*
     first: u32             # number of its first op
     cc_out: u32            # cc_kind after it where that is known, else CC_UNKNOWN; CC_SAME: unchanged
-    needs: u64             # features (isa.features) that CPUID must show, or ...
+    needs: array[u64, 2]   # features (isa.features) that CPUID must show, or ...
     without: u32           # ... this template counts in its place; 0: the bytes are no instruction then
 
 

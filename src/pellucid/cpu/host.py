@@ -2,6 +2,10 @@
 
 from pellucid.native import asm, native, ref
 
+MXCSR_HOST = 0xFFFF
+"""What every host's register has: MXCSR.MM is of AMD's processors, and ours to obey."""
+MXCSR_MM = 1 << 17
+
 
 @native
 def load_mxcsr(p):
@@ -17,7 +21,7 @@ def store_mxcsr(p):
 def enter_guest_float(s):
     """The guest's MXCSR becomes the host's, with every exception masked (strict code checks the flags itself)."""
     store_mxcsr(ref(s, "host_mxcsr"))
-    s.guest_mxcsr = s.mxcsr | 0x1F80
+    s.guest_mxcsr = (s.mxcsr & MXCSR_HOST) | 0x1F80
     load_mxcsr(ref(s, "guest_mxcsr"))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.faults import fault_plain
-from pellucid.cpu.host import load_mxcsr, store_mxcsr
+from pellucid.cpu.host import MXCSR_HOST, load_mxcsr, store_mxcsr
 from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
 from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
 from pellucid.native.host import flags
@@ -95,6 +95,12 @@ def wide(shape, name, V, detail=None):
 def host_unary(s, name, b, V=F):
     """name(b): every lane of the result is new. V is the wider of both types."""
     return host_float(s, wide(UNARY, name, V), b, b, u64(0))
+
+
+@native
+def host_vector_truncate(s, kind, b, V):
+    """Every lane of `kind` (ps or pd) rounded towards zero; a loss of precision goes unreported."""
+    return host_float(s, wide(UNARY, "round" + kind + " $$11,", V), b, b, u64(0))
 
 
 @native
@@ -197,7 +203,7 @@ def host_flags(s):
 
 @native
 def set_host(s, value):
-    s.guest_mxcsr = value
+    s.guest_mxcsr = value & MXCSR_HOST
     load_mxcsr(ref(s, "guest_mxcsr"))
 
 

@@ -9,7 +9,8 @@ MMX registers are the significands of the x87's physical registers (SDM vol. 1, 
 EMMS makes all tags valid and TOP 0, and a write sets the sixteen bits above the significand.
 """
 
-from pellucid.cpu.faults import general_protection
+from pellucid.cpu.faults import alignment, general_protection
+from pellucid.cpu.host import MXCSR_MM
 from pellucid.cpu.memory import linear_wrap, probe_write, slow_load, slow_store, tlb_entry
 from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import PAGE_MASK
@@ -129,6 +130,16 @@ def check_aligned(s, lin, size):
 
 
 @native
+def check_operand(s, lin, size):
+    """Likewise for an operand of arithmetic, which may be misaligned where MXCSR.MM is set (APM vol. 1, 4.3.2)."""
+    if size >= 16 and unlikely((lin & (size - 1)) != 0):
+        if (s.mxcsr & MXCSR_MM) == 0:
+            general_protection(s, 0)
+        elif s.align_check != 0:
+            alignment(s)
+
+
+@native
 def check_x87(s):
     """#MF for an x87 exception still pending, before an MMX instruction does anything (SDM vol. 1, 9.5.1)."""
     if unlikely((s.fpu_sw & X87_ES) != 0):
@@ -150,7 +161,7 @@ def operand(s, o, f, n, V):
     if f.kinds[n] == "m":
         lin = address(s, o)
         if not f.vex:
-            check_aligned(s, lin, V.size)
+            check_operand(s, lin, V.size)
         return load_vector(s, lin, V)
     return slot_pointer(s, o, n, V)[0]
 

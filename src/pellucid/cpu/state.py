@@ -84,12 +84,15 @@ PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE, PEND
 # CpuState.trace: what `run_traced` leaves for.
 TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
 
-# CpuState.features: what CPUID shows. Word FEATURES_SYSTEM has FEATURE_*, word FEATURES_ISA the bits of isa.features.
+# CpuState.features: what CPUID shows. Word FEATURES_SYSTEM has FEATURE_*, the two from FEATURES_ISA on the bits of
+# isa.features.
 FEATURES_SYSTEM, FEATURES_ISA = 0, 1
 FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_LA57 = 1, 2, 4
 FEATURE_AMD = 8               # AMD's processors, where they differ from Intel's
 FEATURE_ERROR_POINTERS = 16   # FXSAVE and its like keep the x87 pointers without an exception too
 FEATURE_LAM = 1 << 16         # CR3 may have LAM_U57 and LAM_U48
+
+MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR = 1, 1 << 18   # IA32_MISC_ENABLE
 
 # IA32_U_CET and IA32_S_CET (SDM vol. 4).
 CET_SHADOW, CET_WRITE_SHADOW, CET_TRACK, CET_LEGACY, CET_NO_TRACK, CET_NO_SUPPRESS = (1 << n for n in range(6))
@@ -258,7 +261,7 @@ class CpuState(Struct):
     maxphyaddr: u64        # physical address width, bits
     a20_mask: u64
     pdptr: array[u64, 4]   # PAE: the four entries loaded with CR3
-    features: array[u64, 2]   # by FEATURES_*
+    features: array[u64, 3]   # by FEATURES_*
     # x87: physical registers; the stack top is a number into them
     st: array[u8, 128]     # 8 x 16 bytes, f80 each; register i of the stack is (fpu_top + i) & 7
     fpu_cw: u16
@@ -272,7 +275,7 @@ class CpuState(Struct):
     fpu_ds: u16
     guest_mxcsr: u32
     host_mxcsr: u32
-    pad: array[u8, 36]     # so that no vector register crosses a cache line
+    pad: array[u8, 28]     # so that no vector register crosses a cache line
     xmm: array[u8, 2048]   # 32 registers of 64 bytes; XMM n is the low 16 bytes of n
     # one access of a device at a time
     io_address: u64

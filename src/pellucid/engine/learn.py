@@ -77,11 +77,19 @@ def _prefixes(code: bytes | bytearray) -> int:
     return len(code) - len(bytes(code).lstrip(_LEGACY_PREFIXES))
 
 
+def _cr8_by_lock(raw: bytes, bits: int) -> Any:
+    """MOV to or from CR0 with LOCK as AMD's processors read it, None for any other bytes."""
+    if 0xF0 not in raw[:_prefixes(raw)]:
+        return None
+    instr = iced.Decoder(bits, raw, iced.DecoderOptions.AMD, ip=0).decode()
+    return instr if instr.code in features.CR8_BY_LOCK else None
+
+
 def _immediate_at(instr: Any, constants: Any) -> int:
     """Where the immediate begins, 0 without one. The byte whose bits 7:4 name a fourth register (/is4) is one, too."""
     if constants.has_immediate:
         return int(constants.immediate_offset)
-    return int(instr.len) - 1 if instr.op_count == 4 and instr.op_kind(3) == iced.OpKind.REGISTER else 0
+    return int(instr.len) - 1 if forms.has_fourth(instr.code) else 0
 
 
 class NeedMoreBytes(Exception):
@@ -112,6 +120,8 @@ class Learner:
             instr = decoder.decode()
             if instr.code == iced.Code.PAUSE:
                 instr = _pause_or_exchange(code[done:done + instr.len]) or instr
+            elif instr.is_invalid:
+                instr = _cr8_by_lock(code[done:done + MAX_LENGTH], _BITS[mode & MODE_SIZE]) or instr
             if instr.is_invalid:
                 if not done and decoder.last_error == iced.DecoderError.NO_MORE_BYTES and len(code) < 15:
                     raise NeedMoreBytes
@@ -149,11 +159,14 @@ class Learner:
             self.reset()
         number = self._template(instr, constants, raw, mode, immediate)
         template = Template.view(self.cache.templates + number * Template.size)
-        template.needs, template.without = features.needs(instr.code, mode & MODE_SIZE == MODE_64), 0
+        needs = features.needs(instr.code, mode & MODE_SIZE == MODE_64)
+        if instr.code in features.CR8_BY_LOCK and 0xF0 in raw[:_prefixes(raw)]:
+            needs |= features.bit_of("cr8legacy")
+        template.needs[:], template.without = features.words(needs), 0
         other = iced.Decoder(_BITS[mode & MODE_SIZE], raw, _OLDER, ip=0).decode()
         if other.code != instr.code and not other.is_invalid:
             template.without = self._template(other, constants, raw, mode, immediate)
-            Template.view(self.cache.templates + template.without * Template.size).needs = 0
+            Template.view(self.cache.templates + template.without * Template.size).needs[:] = features.words(0)
         self._insert(raw[:head], mode, number)
 
     def _template(self, instr: Any, constants: Any, raw: bytes, mode: int, immediate: int) -> int:
@@ -243,12 +256,12 @@ class Learner:
         if _immediate_at(instr, constants):
             op["flags"] |= OP_HAS_IMM
         chosen = []
-        for i, alternatives in enumerate(operands):
-            kind = instr.op_kind(i)
+        for i, (number, alternatives) in enumerate(zip(forms.order(instr.code), operands, strict=True)):
+            kind = instr.op_kind(number)
             if kind == iced.OpKind.REGISTER:
                 chosen.append(alternatives[0])
                 if i < 3:
-                    op[("dst", "src", "src2")[i]] = SLOTS.get(instr.op_register(i), 0)
+                    op[("dst", "src", "src2")[i]] = SLOTS.get(instr.op_register(number), 0)
             elif kind == iced.OpKind.MEMORY and alternatives[-1][0] == "m":
                 chosen.append(("m", memory))
                 self._memory(instr, constants, row, mode, op, before, max(memory, 1))

@@ -32,6 +32,7 @@ from pellucid.engine.hot import HotCode, RegionCompiler
 from pellucid.engine.learn import MAX_LENGTH, Learner, NeedMoreBytes
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.trace import Trace
+from pellucid.isa import features
 from pellucid.native import cache as disk
 from pellucid.native.image import Image
 
@@ -122,7 +123,7 @@ class Processor:
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40
         state.features[FEATURES_SYSTEM] = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_ERROR_POINTERS
-        state.features[FEATURES_ISA] = (1 << 64) - 1
+        state.features[FEATURES_ISA:] = features.words(features.EVERYTHING)
         state.mxcsr = 0x1F80
         state.tsc_scale = 1 << TSC_FRACTION
         state.smbase = smm.SMBASE_RESET
@@ -217,8 +218,9 @@ class Processor:
 
     def show_features(self, bits: int) -> None:
         """What CPUID shows of `isa.features`: the encodings of all others raise #UD from here on."""
-        if bits != self.state.features[FEATURES_ISA]:
-            self.state.features[FEATURES_ISA] = bits
+        words = features.words(bits)
+        if words != tuple(self.state.features[FEATURES_ISA:]):
+            self.state.features[FEATURES_ISA:] = words
             self.flush_code()
 
     def flush_tlb(self) -> None:

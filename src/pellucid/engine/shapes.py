@@ -84,7 +84,8 @@ def _templates_are_sound(raw: bytes, ops: bytes, counts: Counts) -> bool:
     """Column by column, so that tens of thousands take milliseconds of a start."""
     length, count, disp_at, disp_size, imm_at, imm_size = (raw[n::Template.size] for n in range(6))
     words = memoryview(raw).cast("I")
-    first, kinds, without = (words[n::Template.size // 4] for n in (2, 3, 6))
+    first, kinds, without = (words[Template.fields[name].offset // 4::Template.size // 4]
+                             for name in ("first", "cc_out", "without"))
     conditions = memoryview(ops).cast("H")[Op.fields["src"].offset // 2::Op.size // 2]
     return (_within(length, 1, 15) and _within(count, 1, MAX_OPS) and _within(disp_size, 0, 8)
             and _within(imm_size, 0, 8) and all(map(le, map(add, disp_at, disp_size), length))

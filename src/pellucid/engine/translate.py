@@ -13,13 +13,13 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.code_cache import (
-    OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES,
-    TRIE_TERMINAL, Block, CodeCache, Op, Template, TrieEdge,
+    OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_ENDS, T_JCC, Block, CodeCache, Op,
 )
 from pellucid.cpu.state import (
-    CS, EXIT_SMC, FEATURES_ISA, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
+    CS, EXIT_SMC, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
     MODE_STEP, PAGE_MASK,
 )
+from pellucid.engine.matching import SHORT, lacks, match, template_for
 from pellucid.native import atomic_load, i64, memcpy, minimum, native, ptr, u8, u16, u32, u64
 
 MAX_INSTRUCTIONS = 48
@@ -29,58 +29,6 @@ ARENA_RESERVE = 64 * (MAX_BLOCK_OPS + 4)
 
 # Results of translate() that are no address.
 NEEDS_PYTHON, NEEDS_SECOND_PAGE, NEEDS_FLUSH = 0, 1, 2
-NO_TEMPLATE = 0xFFFF_FFFF
-SHORT = 0xFFFF_FFFE
-
-
-@native
-def trie_step(c, node, byte):
-    """The child of `node` by `byte`: a node, TRIE_TERMINAL | template, or 0 where there is none yet."""
-    key = node * 256 + u32(byte) + 1
-    h = (key ^ (key >> 13)) * 0x9E3779B1
-    i = (h >> 7) & (TRIE_EDGES - 1)
-    edges = ptr[TrieEdge](c.trie)
-    found: u32 = 0
-    while True:
-        k = edges[u64(i)].key
-        if k == key:
-            found = edges[u64(i)].value
-            break
-        if k == 0:
-            break
-        i = (i + 1) & (TRIE_EDGES - 1)
-    return found
-
-
-@native
-def match(c, code, available, root):
-    """The number of the template for the bytes at `code`, NO_TEMPLATE, or SHORT when more bytes are needed."""
-    node = root
-    i: u64 = 0
-    result: u32 = NO_TEMPLATE
-    while True:
-        if i == available:
-            result = SHORT
-            break
-        node = trie_step(c, node, ptr[u8](code)[i])
-        if node == 0:
-            break
-        i += 1
-        if (node & TRIE_TERMINAL) != 0:
-            result = node & ~u32(TRIE_TERMINAL)
-            if u64(ptr[Template](c.templates)[result].length) > available:
-                result = SHORT
-            break
-    return result
-
-
-@native
-def template_for(s, c, number):
-    """Template `number`, or the one that counts where CPUID does not show all that it needs."""
-    t = ptr[Template](c.templates + u64(number) * Template.size)
-    if (t.needs & ~s.features[FEATURES_ISA]) != 0 and t.without != 0:
-        t = ptr[Template](c.templates + u64(t.without) * Template.size)
-    return t
 
 
 @native(inline=False)
@@ -236,7 +184,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
                 break
             return ask_python(c, code + ip, available - ip, mode)
         t = template_for(s, c, number)
-        if (t.needs & ~s.features[FEATURES_ISA]) != 0:
+        if lacks(s, t):
             closing(c, out + count * Op.size, invalid_handler(c, mode, False), ip, before)
             count += 1
             ip += u64(t.length)

@@ -1,4 +1,7 @@
-"""BMI1, BMI2 and ADX: bit fields, deposits and extracts, shifts and sums that leave flags alone (SDM vol. 2)."""
+"""BMI1, BMI2 and ADX: bit fields, deposits and extracts, shifts and sums that leave flags alone (SDM vol. 2).
+
+And TBM of AMD's processors (APM vol. 3): the trailing bits of a number.
+"""
 
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags, status_flags, szp
 from pellucid.cpu.operands import gpr, read, slot_pointer, write
@@ -42,6 +45,33 @@ def blsmsk(s, o, f):
 def blsi(s, o, f):
     a = read(s, o, f, 1)
     set_result(s, o, f, a & (~a + 1), a != 0)
+
+
+TRAILING = ("BLCFILL", "BLCI", "BLCIC", "BLCMSK", "BLCS", "T1MSKC", "BLSFILL", "BLSIC", "TZMSK")
+"""The first six add 1 to the source, the others take 1 away: CF is the carry, or the borrow."""
+
+
+@instruction(*TRAILING, cc_out=CC_UNKNOWN, undefined=_AF_PF,
+             extra=lambda code: TRAILING.index(code.removeprefix("XOP_").split("_")[0]))
+@native
+def trailing(s, o, f):
+    name = TRAILING[f.extra]
+    a = read(s, o, f, 1)
+    adds = f.extra < 6
+    near = a + 1 if adds else a - 1
+    if name == "BLCI":
+        r = a | ~near
+    elif name == "BLCFILL":
+        r = a & near
+    elif name == "BLCMSK":
+        r = a ^ near
+    elif name == "BLCS" or name == "BLSFILL":
+        r = a | near
+    elif name == "BLCIC" or name == "TZMSK":
+        r = ~a & near
+    else:
+        r = ~a | near
+    set_result(s, o, f, r, ~a == 0 if adds else a == 0)
 
 
 @native

@@ -160,8 +160,10 @@ def setssbsy(s, o, f):
     """Switches to the shadow stack of IA32_PL0_SSP."""
     require_supervisor_shadow(s)
     lin = s.pl_ssp[0]
-    if (lin & 7) != 0 or not wide_enough(s, lin):
+    if (lin & 7) != 0:
         general_protection(s, 0)
+    if not wide_enough(s, lin):
+        control_protection(s, CP_SETSSBSY)
     if exchange_token(s, lin, lin, lin | BUSY, u32(TLB_SHADOW)) != lin:
         control_protection(s, CP_SETSSBSY)
     s.ssp = lin

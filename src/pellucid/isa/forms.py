@@ -43,17 +43,53 @@ def _operand(kind: str) -> tuple[tuple[str, int], ...]:
 
 
 @functools.cache
+def _kind_names(code: int) -> tuple[str, ...]:
+    """iced-x86's kinds of the operands."""
+    info = iced.OpCodeInfo(cast(Any, code))
+    return tuple(_KINDS[info.op_kind(i)] for i in range(info.op_count))
+
+
+@functools.cache
 def describe(code: int) -> tuple[tuple[tuple[tuple[str, int], ...], ...], int, int]:
     """Operand alternatives of a code, its memory size in bytes, and its operand size in bytes (0: none)."""
     info = iced.OpCodeInfo(cast(Any, code))
-    operands = tuple(_operand(_KINDS[info.op_kind(i)]) for i in range(info.op_count))
+    names = _kind_names(code)
+    operands = tuple(_operand(names[i]) for i in order(code))
     return operands, iced.MemorySizeExt.size(info.memory_size), info.operand_size // 8
 
 
 @functools.cache
+def order(code: int) -> tuple[int, ...]:
+    """The operands by iced-x86's numbers: the register that the last byte names (/is4, /is5) comes fourth.
+
+    So what the bytes before it name always fits the op's three slots.
+    """
+    names = _kind_names(code)
+    numbers = list(range(len(names)))
+    if len(names) > 3 and is_fourth(names[2]):
+        numbers[2:4] = 3, 2
+    return tuple(numbers)
+
+
+def is_fourth(kind: str) -> bool:
+    """Whether an operand of this kind is a register in bits 7:4 of the last byte."""
+    return kind.endswith(("_IS4", "_IS5"))
+
+
+def has_fourth(code: int) -> bool:
+    """Whether the encoding has such an operand."""
+    return any(map(is_fourth, _kind_names(code)))
+
+
+def is_swapped(name: str) -> bool:
+    """Whether, by a code's name, its third source and not its second may be memory (VEX.W or XOP.W)."""
+    return re.search(r"[XY]MMM\d+(_IMM4)?$", name) is not None
+
+
+@functools.cache
 def is_vex(code: int) -> bool:
-    """Whether the encoding has a VEX prefix."""
-    return bool(iced.OpCodeInfo(cast(Any, code)).encoding == iced.EncodingKind.VEX)
+    """Whether the encoding has a VEX prefix, or the XOP prefix that is like it."""
+    return bool(iced.OpCodeInfo(cast(Any, code)).encoding in (iced.EncodingKind.VEX, iced.EncodingKind.XOP))
 
 
 def make_form(row: Row, code: int, chosen: tuple[tuple[str, int], ...], *, lock: bool, rep: str, asize: int,
@@ -88,9 +124,9 @@ def all_forms(row: Row) -> list[Form]:
 
 
 def _wanted(row: Row, info: Any, name: str) -> bool:
-    """Legacy and VEX encodings that this processor may meet; Knights and EVEX ones are not built."""
-    return bool(info.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.VEX) and info.is_instruction
-                and not name.startswith("VEX_KNC_") and row.codes(name))
+    """Encodings that this processor may meet; Knights and EVEX ones are not built."""
+    return bool(info.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.VEX, iced.EncodingKind.XOP)
+                and info.is_instruction and not name.startswith("VEX_KNC_") and row.codes(name))
 
 
 def _variants(row: Row, code: int, info: Any, chosen: Any) -> list[Form]:

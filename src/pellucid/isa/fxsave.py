@@ -11,11 +11,11 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     CR4_OSFXSR, EFER_FFXSR, FEATURE_ERROR_POINTERS, FEATURES_SYSTEM, MODE_64, MODE_SIZE, XMM_BYTES, slot_of)
 from pellucid.cpu.x87 import ST, high, place, put, reset_x87, set_control, set_status, status_word
+from pellucid.isa.sse_control import mxcsr_mask
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import at, native, u16, u32, u64
 
 XMM = slot_of("xmm")
-MXCSR_MASK = 0xFFFF
 LEGACY_BYTES = 512
 
 
@@ -106,14 +106,14 @@ def restore_pointers(s, lin, wide):
 @native
 def save_mxcsr(s, lin):
     put_field(s, lin, 24, guest_mxcsr(s), u32)
-    put_field(s, lin, 28, u32(MXCSR_MASK), u32)
+    put_field(s, lin, 28, mxcsr_mask(s), u32)
 
 
 @native
 def checked_mxcsr(s, lin):
     """The image's MXCSR; #GP(0) for reserved bits."""
     value = field(s, lin, 24, u32)
-    if (value & ~u32(MXCSR_MASK)) != 0:
+    if (value & ~mxcsr_mask(s)) != 0:
         general_protection(s, 0)
     return value
 

@@ -1,4 +1,4 @@
-"""Memory that a register addresses without being written as a memory operand: CLZERO, UMONITOR.
+"""Memory that a register addresses without being written as a memory operand: CLZERO, MONITOR, UMONITOR.
 
 The segment is DS or that of a prefix (`Row.implicit`).
 """

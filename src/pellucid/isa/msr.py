@@ -5,9 +5,9 @@ from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base
 from pellucid.cpu.outside import outside
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR, FEATURES_ISA
+from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
 from pellucid.cpu.privilege import require_cpl0
-from pellucid.isa.features import bit_of
+from pellucid.isa.features import shows
 from pellucid.isa.system import set_edx_eax
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.isa.xsave import components_in_use
@@ -72,7 +72,7 @@ def xgetbv(s, o, f):
     if (s.cr4 & CR4_OSXSAVE) == 0:
         undefined(s)
     index = u32(s.gpr[1])
-    if index == 1 and (s.features[FEATURES_ISA] & bit_of("xgetbv1")) != 0:
+    if index == 1 and shows(s, "xgetbv1"):
         set_edx_eax(s, s.xcr0 & components_in_use(s))
     elif index == 0:
         set_edx_eax(s, s.xcr0)

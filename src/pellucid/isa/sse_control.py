@@ -1,14 +1,24 @@
 """MXCSR, the end of MMX, fences and cache lines."""
 
 from pellucid.cpu.faults import general_protection
+from pellucid.cpu.host import MXCSR_HOST, MXCSR_MM
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
 from pellucid.cpu.operands import read, write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.simd import check_x87
+from pellucid.isa.features import shows
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import fence, native, u32
 
-MXCSR_MASK = 0xFFFF
+
+
+@native
+def mxcsr_mask(s):
+    """The bits of MXCSR that may be set."""
+    mask: u32 = MXCSR_HOST
+    if shows(s, "misalignsse"):
+        mask = mask | MXCSR_MM
+    return mask
 
 
 @instruction("VLDMXCSR", name="ldmxcsr", fpu=True, avx=True, ends=LEAVE)
@@ -16,7 +26,7 @@ MXCSR_MASK = 0xFFFF
 @native
 def ldmxcsr(s, o, f):
     value = read(s, o, f, 0)
-    if (value & ~u32(MXCSR_MASK)) != 0:
+    if (value & ~mxcsr_mask(s)) != 0:
         general_protection(s, 0)
     set_guest_mxcsr(s, value)
     update_mode(s)

@@ -1,12 +1,13 @@
-"""WAITPKG: UMONITOR, UMWAIT, TPAUSE (SDM vol. 2).
+"""Waiting: MONITOR and MWAIT; WAITPKG's UMONITOR, UMWAIT and TPAUSE (SDM vol. 2).
 
 The monitored line is remembered as it was; what differs later has been stored to. The processor waits outside: the
 instruction leaves with EXIT_WAIT once, and ends when it is answered. The hypervisor may answer early, as the manual
 lets a processor do, and does so for interrupts. EXIT_WAIT's address is that of the monitored line | 1, or 0; its
-data the guest's TSC at which the wait ends.
+data the guest's TSC at which the wait ends. That of MWAIT is a write, and has no end: it is answered when an event or a
+store has come, and else executed anew.
 """
 
-from pellucid.cpu.faults import general_protection
+from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.flags import CC_UNKNOWN, set_eflags
 from pellucid.cpu.memory import fill, load
 from pellucid.cpu.operands import read
@@ -14,7 +15,7 @@ from pellucid.cpu.outside import outside
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import not_done
 from pellucid.cpu.code_cache import Op
-from pellucid.cpu.state import EXIT_WAIT, READ
+from pellucid.cpu.state import EXIT_WAIT, MISC_ENABLE_MONITOR, MODE_64, MODE_SIZE, READ
 from pellucid.isa.implicit import implicit_address
 from pellucid.isa.system import guest_tsc, require_tsc
 from pellucid.isa.table import LEAVE, instruction
@@ -24,11 +25,9 @@ SHORT = 100_000
 """TSC ticks that are waited for in native code: leaving takes as long."""
 
 
-@instruction("UMONITOR", implicit=True)
-@native
-def umonitor(s, o, f):
-    """The line around DS:register; its faults are those of a load of one byte."""
-    lin = implicit_address(s, o, f.widths[0], u64(read(s, o, f, 0)), u64(1), False)
+@native(inline=False)
+def watch_line(s, lin: u64) -> None:
+    """Remember the line around a linear address; the faults are those of a load of one byte."""
     load(s, lin, u8)
     host = fill(s, lin & ~u64(63), u32(READ), s.tlb_index)
     s.monitor_gpa = 0
@@ -36,6 +35,51 @@ def umonitor(s, o, f):
         s.monitor_gpa = s.mmio_gpa | 1
         for n in static(range(8)):
             s.monitor_line[n] = ptr[u64](host)[n]
+
+
+@instruction("UMONITOR", implicit=True)
+@native
+def umonitor(s, o, f):
+    """The line around DS:register."""
+    watch_line(s, implicit_address(s, o, f.widths[0], u64(read(s, o, f, 0)), u64(1), False))
+
+
+@native
+def require_monitor(s):
+    """#UD outside level 0, and where IA32_MISC_ENABLE has switched MONITOR and MWAIT off."""
+    if s.cpl != 0 or (s.misc_enable & MISC_ENABLE_MONITOR) == 0:
+        undefined(s)
+
+
+@native
+def extensions(s):
+    """What ECX asks for, RCX in 64-bit mode."""
+    value = s.gpr[1]
+    if (s.mode & MODE_SIZE) != MODE_64:
+        value = value & 0xFFFF_FFFF
+    return value
+
+
+@instruction("MONITOR", asize=True, implicit=True)
+@native
+def monitor(s, o, f):
+    """The line around DS:rAX. EDX has hints; there are no extensions."""
+    require_monitor(s)
+    if extensions(s) != 0:
+        general_protection(s, 0)
+    watch_line(s, implicit_address(s, o, f.asize, s.gpr[0], u64(1), False))
+
+
+@instruction("MWAIT", ends=LEAVE)
+@native
+def mwait(s, o, f):
+    """Bit 0 of ECX: an interrupt ends the wait where RFLAGS.IF masks it, too. EAX has hints."""
+    require_monitor(s)
+    if extensions(s) > 1:
+        general_protection(s, 0)
+    if s.replay_count != 0 or line_stands(s):
+        outside(s, u32(EXIT_WAIT), s.monitor_gpa, ~u64(0), u64(8), u32(1))
+    s.monitor_gpa = 0
 
 
 @native(inline=False)

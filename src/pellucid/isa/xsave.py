@@ -12,11 +12,11 @@ from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
 from pellucid.cpu.memory import flush_tlb, probe_read, probe_write
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.shadow import valid_cet, valid_ssp
-from pellucid.cpu.state import CR0_TS, CR4_OSXSAVE, FEATURES_ISA
+from pellucid.cpu.state import CR0_TS, CR4_OSXSAVE
 from pellucid.cpu.xstate import (
     AREA, AVX, AVX_STATE, CET_SUPERVISOR_STATE, CET_USER_STATE, COMPACTED, COMPONENTS, HEADER, PKRU_STATE, SSE, X87,
     Component, compacted_bytes, compacted_offset, standard_bytes)
-from pellucid.isa.features import bit_of
+from pellucid.isa.features import shows
 from pellucid.isa.fxsave import (
     aligned, checked_mxcsr, field, halves_in_use, initial_x87, put_field, restore_halves, restore_x87,
     save_halves, save_mxcsr, save_x87, wide_pointers, x87_in_use)
@@ -278,7 +278,7 @@ def check_header(s, lin: u64, allowed: u64) -> None:
     layout = field(s, lin, HEADER + 8, u64)
     bad = (present & ~allowed) != 0 or field(s, lin, HEADER + 16, u64) != 0
     if (layout & COMPACTED) != 0:
-        bad = bad or (s.features[FEATURES_ISA] & bit_of("xsavec")) == 0
+        bad = bad or not shows(s, "xsavec")
         bad = bad or (layout & ~allowed & ~u64(COMPACTED)) != 0 or (present & ~layout) != 0
         for i in range(u64(5)):
             bad = bad or field(s, lin, HEADER + 24 + i * 8, u64) != 0

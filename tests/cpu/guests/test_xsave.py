@@ -11,7 +11,7 @@ from pellucid.cpu.state import (
     XCR0_PKRU,
 )
 from pellucid.cpu.xstate import PKRU_STATE, Component, compacted_bytes, compacted_offset, standard_bytes
-from pellucid.isa.features import bit_of
+from pellucid.isa.features import EVERYTHING, bit_of
 from pellucid.native import u64
 
 from .machine import DATA, Machine
@@ -173,7 +173,7 @@ def test_xrstors_refuses_headers(present: int, layout: int, rest: int) -> None:
 
 def test_the_compacted_format_needs_xsavec() -> None:
     m = machine("xrstor [rbx]", 3)
-    m.processor.show_features((1 << 64) - 1 & ~bit_of("xsavec"))
+    m.processor.show_features(EVERYTHING & ~bit_of("xsavec"))
     m.write(DATA + 512, 0, 8)
     m.write(DATA + 520, 1 << 63 | 3, 8)
     assert m.catch() == 13
@@ -187,7 +187,7 @@ def test_xgetbv_1_tells_what_is_in_use() -> None:
     assert m.run().reason == 5
     assert m.state.gpr[0] & ~1 == PKRU, "MXCSR is not among it"
     m = machine("mov ecx, 1\nxgetbv", 7)
-    m.processor.show_features((1 << 64) - 1 & ~bit_of("xgetbv1"))
+    m.processor.show_features(EVERYTHING & ~bit_of("xgetbv1"))
     assert m.catch() == 13
 
 

@@ -46,6 +46,7 @@ _CLASSES = {
 _KIND_NAMES = {value: name for name, value in vars(KIND).items() if isinstance(value, int) and name.isupper()}
 _FIXED = {getattr(KIND, name): getattr(_R, name) for name in "AL AX EAX RAX CL DX ES CS SS DS FS GS ST0".split()}
 _IMMEDIATES = {
+    KIND.IMM4_M2Z: (OP.IMMEDIATE8, 2, 2),
     KIND.IMM8: (OP.IMMEDIATE8, 8, 8),
     KIND.IMM8SEX16: (OP.IMMEDIATE8TO16, 8, 16),
     KIND.IMM8SEX32: (OP.IMMEDIATE8TO32, 8, 32),

@@ -66,9 +66,11 @@ _BUILT = frozenset(
         "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
         "pni ssse3 cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline xsave hypervisor arat "
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
-        "umip pku shstk ibt pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl mcdt-no "
-        "xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid hle rtm fzrm fsrs fsrc "
+        "umip monitor pku shstk ibt pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl "
+        "mcdt-no xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid hle rtm "
+        "fzrm fsrs fsrc "
         "mmxext fxsr-opt osvw topoext ibpb ibrs amd-stibp amd-ssbd amd-no-ssb ssbd "
+        "cmpccxadd tbm cr8legacy misalignsse "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )
@@ -76,10 +78,11 @@ _BUILT = frozenset(
 
 _BUILT_MSR_BITS = frozenset(
     "rdctl-no ibrs-all skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no taa-no tsx-ctrl split-lock-detect".split())
-"""Bits of IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES that always stand; `tsx-ctrl` where there is `rtm`."""
+"""Bits of IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES; `tsx-ctrl` needs `rtm` besides."""
 
 _BY_HOST = {
-    "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma"), "fma": ("fma",), "f16c": ("f16c",),
+    "avx": ("avx", "avx2", "avx-vnni", "avx-vnni-int8", "avx-ifma", "xop"), "fma": ("fma", "fma4"), "f16c": ("f16c",),
+    "f16c avx": ("avx-ne-convert",),
     "aes": ("aes",), "aes avx": ("vaes",), "pclmulqdq": ("pclmulqdq",), "pclmulqdq avx": ("vpclmulqdq",),
     "gfni": ("gfni",), "sha_ni": ("sha-ni",), "rdrand": ("rdrand",), "rdseed": ("rdseed",),
 }

@@ -22,6 +22,10 @@ AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
 CMP_LEGACY = 1 << 1
 SMT, CORE, DIE = 1, 2, 5
 """Types of levels in leaves 0xB and 0x1F."""
+MONITOR_LEAF = (CLFLUSH_BYTES, CLFLUSH_BYTES, 3, 0)
+"""Leaf 5: the smallest and the largest line that MONITOR watches; its extensions are told of, and masked interrupts can
+end MWAIT. No C-state is told of: all are the same.
+"""
 AMD_TLBS = 0x01FF_01FF
 """Leaf 0x80000005: direct-mapped, with the most entries that the field can say, for data and for code."""
 AMD_ALIASES = 0x0183_F3FF
@@ -74,6 +78,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         leaf(1, eax=model.signature, ebx=_package(apic_id, topology), edx=HTT if several else 0),
         CpuidLeaf(2, eax=0xFF01),  # descriptor FF: leaf 4 tells of the caches
         *_caches(topology),
+        CpuidLeaf(5, None, *MONITOR_LEAF) if "monitor" in model.features else CpuidLeaf(5),
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
         *_topology(0xB, apic_id, topology, (SMT, CORE)),
