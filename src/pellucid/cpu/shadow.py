@@ -4,6 +4,7 @@ A shadow stack that is in use has a token at its base, its own address with bit 
 one sets that bit by compare-and-exchange, and faults where the token is not the address alone.
 """
 
+from pellucid.cpu.breakpoints import watch
 from pellucid.cpu.code_pages import before_pointer_store
 from pellucid.cpu.faults import Stop, control_protection, general_protection
 from pellucid.cpu.memory import fill, load, load_as, load_sys, store_as
@@ -11,11 +12,11 @@ from pellucid.cpu.paging import canonical, canonical_base
 from pellucid.cpu.segments import cet_control, linear_ip
 from pellucid.cpu.code_cache import OP_NOTRACK
 from pellucid.cpu.state import (
-    CET_LEGACY, CET_NO_SUPPRESS, CET_NO_TRACK, CET_SHADOW, CET_SUPPRESS, CET_TRACK, CET_WAIT, CP_ENDBRANCH, CP_FAR_RET,
-    CR0_PE, CR4_CET, CS, EFER_LMA, EXIT_SMC, MODE_64, MODE_ENDBRANCH, MODE_SHADOW, MODE_SIZE, MODE_TRACK, PAGE_MASK,
-    TLB_SHADOW, TLB_SHADOW_USER, WRITE,
+    CET_LEGACY, CET_NO_SUPPRESS, CET_NO_TRACK, CET_SHADOW, CET_SUPPRESS, CET_TRACK, CET_WAIT, CP_ENDBRANCH,
+    CP_FAR_RET, CR0_PE, CR4_CET, CS, EFER_LMA, EXIT_SMC, FEATURES_SYSTEM, FEATURE_LA57, MODE_64, MODE_ENDBRANCH,
+    MODE_SHADOW, MODE_SIZE, MODE_TRACK, PAGE_MASK, TLB_SHADOW, TLB_SHADOW_USER, WRITE,
 )
-from pellucid.native import cas, native, ptr, u8, u32, u64, uint
+from pellucid.native import cas, i64, native, ptr, u8, u32, u64, uint
 
 BUSY = 1
 FRAME = 24     # bytes of a far frame: CS, linear instruction pointer, SSP
@@ -88,6 +89,7 @@ def exchange_token(s, lin: u64, old: u64, new: u64, index: u32) -> u64:
     while True:
         host = fill(s, lin, u32(WRITE), index)
         gpa = s.mmio_gpa
+        watch(s, lin, u64(8), True)
         value = load_as(s, lin, u64, index)
         if value != old:
             break
@@ -101,13 +103,16 @@ def exchange_token(s, lin: u64, old: u64, new: u64, index: u32) -> u64:
 
 
 @native(inline=False)
-def claim_stack(s, ssp: u64, wide: bool, index: u32) -> None:
+def claim_stack(s, ssp: u64, wide: bool, index: u32, framed: bool) -> None:
     """Make the token at `ssp` busy; #GP(0) where there is no free one.
 
-    It and a far frame below it lie within 32 aligned bytes: no frame crosses a page.
+    It and a far frame below it (`framed`) lie within 32 aligned bytes: no frame crosses a page, and what has the
+    instruction executed alone (translated code, breakpoints) shows before the token is busy.
     """
     if (ssp & 0x1F) != 0x18 or (not wide and ssp >> 32 != 0):
         general_protection(s, 0)
+    if framed:
+        watch(s, ssp - FRAME, u64(FRAME), True)
     if exchange_token(s, ssp, ssp, ssp | BUSY, index) != ssp:
         general_protection(s, 0)
 
@@ -162,6 +167,18 @@ def linear_pointer(s, ip):
     return lip if (s.mode & MODE_SIZE) == MODE_64 else lip & 0xFFFF_FFFF
 
 
+@native
+def kept_pointer(s):
+    """SSP as IA32_PL3_SSP keeps it: in IA-32e mode canonical by the width that CPUID tells, whatever it was."""
+    ssp = s.ssp
+    if (s.efer & EFER_LMA) != 0:
+        unused: u64 = 16
+        if (s.features[FEATURES_SYSTEM] & FEATURE_LA57) != 0:
+            unused = 7
+        ssp = u64(i64(ssp << unused) >> unused)
+    return ssp
+
+
 @native(inline=False)
 def enter_shadow(s, cpl: u32, back: u64, table: u64, wide: bool) -> None:
     """The shadow stack's part of an event or a far CALL to level `cpl`, before CPL and CS change.
@@ -179,12 +196,12 @@ def enter_shadow(s, cpl: u32, back: u64, table: u64, wide: bool) -> None:
         elif inner:
             ssp = s.pl_ssp[cpl]
         if table != 0 or inner:
-            claim_stack(s, ssp, wide, index)
+            claim_stack(s, ssp, wide, index, framed)
         if framed:
             check_reach(s, ssp, wide)
             ssp = push_frame(s, ssp, linear_pointer(s, back), index)
     if inner and s.cpl == 3 and shadow_enabled(s):
-        s.pl_ssp[3] = s.ssp
+        s.pl_ssp[3] = kept_pointer(s)
     s.ssp = ssp
 
 
@@ -192,7 +209,7 @@ def enter_shadow(s, cpl: u32, back: u64, table: u64, wide: bool) -> None:
 def enter_shadow_fast(s) -> None:
     """SYSCALL and SYSENTER, before CPL changes: no shadow stack until the kernel has set one up with SETSSBSY."""
     if shadow_enabled(s):
-        s.pl_ssp[3] = s.ssp
+        s.pl_ssp[3] = kept_pointer(s)
     if shadow_at(s, u32(0)):
         s.ssp = 0
 

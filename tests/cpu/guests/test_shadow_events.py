@@ -140,6 +140,34 @@ def test_call_gate_to_an_inner_level() -> None:
     assert m.state.gpr[3] == TOP and m.state.pl_ssp[3] == USER_TOP
 
 
+def test_a_breakpoint_on_the_token() -> None:
+    """Claiming it is a write: #DB comes behind the call, which has happened once."""
+    m = Machine()
+    m.long("call far [rel pointer]\nback: int 0x30\npointer: dd 0\ndw 0x73", cpl=3)
+    enforce(m, ON, ON)
+    m.load("mov ebx, 1\nretfq", ENTRY)
+    m.describe(SPARE, tables.gate(tables.CALL, CODE64, ENTRY, dpl=3), 16)
+    s = m.state
+    s.dr[0], s.dr[7] = TOP, 0x402 | 9 << 16
+    s.watch_data = 1
+    m.processor.flush_tlb()
+    m.gate(1, ist=1)
+    assert m.catch() == 1 and s.dr[6] & 15 == 1
+    assert m.read(TOP, 8) == TOP | 1 and s.gpr[3] != 1
+
+
+def test_a_pointer_that_is_not_canonical_is_kept_as_one_that_is() -> None:
+    """LA_adjust (SDM vol. 2, SYSCALL)."""
+    m = long("syscall", cpl=3, user=ON, kernel=0)
+    s = m.state
+    s.lstar, s.sfmask = ENTRY, 0
+    s.star = CODE64 << 32
+    s.ssp = 1 << 47
+    m.load("int 0x30", ENTRY)
+    assert m.catch() == 0x30
+    assert s.pl_ssp[3] == (1 << 64) - (1 << 47)
+
+
 def test_iret_to_virtual_8086_mode() -> None:
     m = Machine()
     m.protected("mov esp, 0x7000\niretd", paging=3)
