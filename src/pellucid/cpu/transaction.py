@@ -4,7 +4,7 @@ One begins only while every other processor of the VM is outside native code, as
 loop returns to nobody before it has ended: so no other processor ever sees half of one, or stores beneath it, and
 what is left to do is to undo it: registers from a copy, memory from the undo log. Whatever would leave native code (a
 device, an MSR, HLT) aborts instead, as do exceptions, instructions whose work is not undone (`isa.rtm.runs_inside`),
-and the end of LONGEST instructions, which bounds how long the others wait. An interrupt waits for the end.
+and having executed `Transaction.longest` of them, which bounds how long others wait. An interrupt waits for the end.
 
 Those who are no processor are not held: a device's DMA and a monitor that reads memory may see stores of a
 transaction that then aborts, and what a device stores to the very bytes that the transaction has stored to is lost.
@@ -16,9 +16,6 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import XMM_BYTES, CpuState, slot_of
 from pellucid.cpu.undo_log import ABORT_NESTED, SAVED_BYTES, Transaction, undo_stores
 from pellucid.native import at, memcpy, native, ptr, ref, static, u8, u32, u64
-
-LONGEST = 4096
-"""Instructions of a transaction; some hundred microseconds."""
 
 
 def _fields(first: str, last: str) -> tuple[int, int]:
@@ -48,7 +45,7 @@ def begin_transaction(s, fallback: u64) -> None:
         memcpy(ptr[u8](copies(s) + copy), at(s, offset, u8), u64(size))
     t.mxcsr = u64(guest_mxcsr(s))
     t.fallback = fallback
-    t.left = LONGEST
+    t.left = t.longest
     t.status = 0
     t.lines = 0
     s.tx = 1

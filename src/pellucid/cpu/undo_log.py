@@ -10,6 +10,7 @@ from pellucid.native import array, ctz, memcpy, minimum, native, ptr, ref, struc
 from pellucid.native.layout import Struct
 
 LINE, LINES, SAVED_BYTES = 64, 256, 1536
+LONGEST = 4096  # instructions: some hundred microseconds
 # EAX of an abort (SDM vol. 1, 16.3.5). Bits 1 and 2, "may succeed" and "conflict", are never set.
 ABORT_XABORT, ABORT_CAPACITY, ABORT_DEBUG, ABORT_NESTED = 1, 8, 16, 32
 
@@ -20,7 +21,8 @@ class Transaction(Struct):
 
     fallback: u64                # where the program goes on
     mxcsr: u64
-    left: u32                    # instructions that the transaction may still execute
+    longest: u32                 # instructions that a transaction may execute: LONGEST
+    left: u32                    # how many it still may
     status: u32                  # EAX, where an instruction asks for the abort
     saved: array[u8, 1536]       # registers: see `transaction.SAVED`
     lines: u64                   # how many lines the log has

@@ -25,7 +25,7 @@ from pellucid.cpu.state import (
     FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, SOFT_NONE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES,
     TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
 )
-from pellucid.cpu.undo_log import Transaction
+from pellucid.cpu.undo_log import LONGEST, Transaction
 from pellucid.engine import image as handler_image
 from pellucid.engine.arrays import Array
 from pellucid.engine.hot import HotCode, RegionCompiler
@@ -119,6 +119,7 @@ class Processor:
         state, code = self.state, CodeCache.view(self._code.address)
         state.code, state.jumps = self._code.address, self._jumps.address
         state.transaction = self._transaction.address
+        Transaction.view(state.transaction).longest = LONGEST
         state.flags = 2
         state.a20_mask = (1 << 64) - 1
         state.maxphyaddr = 40

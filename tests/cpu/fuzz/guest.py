@@ -12,6 +12,7 @@ from pellucid.cpu.state import (
     CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
     EXIT_PENDING, EXIT_SHUTDOWN,
     MODE_64, MODE_SIZE, PAGE, PENDING_REQUEST, REPLAY_SLOTS, RFLAGS_IF, RFLAGS_VM, CpuState)
+from pellucid.cpu.undo_log import Transaction
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
@@ -24,6 +25,7 @@ _EXITS = frozenset(
 _SLOTS = ((0, LOW, False), (ROM, ROM_SIZE, True), (UPPER, UPPER_SIZE, False), (HIGH, HIGH_SIZE, False))
 _KICK_SECONDS = 0.02
 _LONGEST_RUN = 400   # exits
+_LONGEST_TRANSACTION = 60   # instructions, each of which takes plain Python milliseconds
 
 
 class Broken(Exception):
@@ -50,6 +52,7 @@ class Guest:
         self.processor: Processor = Untaught(Engine.get(), self.memory)
         self.processor.hot.close()
         self.state = self.processor.state
+        Transaction.view(self.state.transaction).longest = _LONGEST_TRANSACTION
         self._fresh = ctypes.string_at(self.processor.address, CpuState.size)
 
     @staticmethod

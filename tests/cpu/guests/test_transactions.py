@@ -15,8 +15,7 @@ from pellucid.cpu.state import (
     RFLAGS_TF,
     CpuState,
 )
-from pellucid.cpu.transaction import LONGEST
-from pellucid.cpu.undo_log import LINES, Transaction, log_store, undo_stores
+from pellucid.cpu.undo_log import LINES, LONGEST, Transaction, log_store, undo_stores
 from pellucid.isa.rtm import DEEPEST
 from pellucid.native import ptr, u64
 
@@ -39,13 +38,17 @@ stc
 
 
 def transaction(body: str, *, cpl: int = 0, cr4: int = 0) -> Machine:
-    """Code that begins a transaction with `body`, and stops with INT DONE behind it, INT ABORTED at the fallback."""
+    """Code that begins a transaction with `body`, and stops with INT DONE behind it, INT ABORTED at the fallback.
+
+    Before it, data and stack have been stored to, so that the TLB would let fast stores through.
+    """
     m = Machine()
     m.labels |= {"DATA": DATA, "DEVICE": DEVICE, "CODE64": CODE64}
-    m.long(f"clc\nbegin: xbegin fallback\n{body}\nint DONE\nfallback: int ABORTED".replace("DONE", str(DONE))
-           .replace("ABORTED", str(ABORTED)), cpl=cpl, cr4=cr4)
+    source = f"xchg [DATA], rdx\nxchg [DATA], rdx\npush rax\npop rax\nclc\nbegin: xbegin fallback\n{body}\nint {DONE}"
+    m.long(f"{source}\nfallback: int {ABORTED}", cpl=cpl, cr4=cr4)
     m.write(DATA, 0x7777, 8)
     m.state.gpr[7], m.state.gpr[3], m.state.gpr[0] = 0x1234_5678_9ABC_DEF0, 9, (1 << 64) - 1
+    m.write(m.state.gpr[4] - 8, m.state.gpr[0], 8)
     m.state.xmm[0], m.state.xmm[64] = 0x55, 0x66
     return m
 
@@ -251,9 +254,7 @@ def test_pages_that_a_transaction_maps() -> None:
 def test_a_request_waits_for_the_end() -> None:
     """Nothing leaves in the middle, and one that does not end has an end all the same."""
     m = transaction(BODY + "forever: jmp forever")
-    m.state.pending = 1
-    m.state.step_once = 1
-    assert m.run().reason == EXIT_PENDING     # behind CLC
+    m.state.rip = m.labels["begin"]
     m.state.pending = m.state.step_once = 1
     assert m.run().reason == EXIT_PENDING
     assert m.state.rip == m.labels["fallback"] and m.state.tx == 0 and m.state.gpr[0] == 0
@@ -264,16 +265,16 @@ def test_counted_execution() -> None:
     m = transaction("nop\n" * 10 + "xend")
     m.processor.count_instructions(True)
     m.processor.grant(100)
-    assert m.catch() == DONE and m.state.budget == 100 - 2 - 10 - 1 - 1 - 1
+    assert m.catch() == DONE and m.state.budget == 100 - 6 - 10 - 1 - 1 - 1
     m = transaction("nop\n" * 10 + "xend")
     m.processor.count_instructions(True)
-    m.processor.grant(6)
+    m.processor.grant(10)
     assert m.run().reason == EXIT_BUDGET
     assert m.state.rip == m.labels["fallback"] and m.state.tx == 0 and m.state.budget == 0
     m = transaction("forever: jmp forever")
     m.processor.count_instructions(True)
     m.processor.grant(1 << 20)
-    assert m.catch() == ABORTED and (1 << 20) - m.state.budget in range(LONGEST + 2, LONGEST + 5)
+    assert m.catch() == ABORTED and (1 << 20) - m.state.budget in range(LONGEST + 6, LONGEST + 9)
 
 
 class Log:
