@@ -1,4 +1,4 @@
-"""TPAUSE and UMWAIT of a soft vCPU: its thread sleeps, and deadline, store, interrupt or kick end it."""
+"""TPAUSE, UMWAIT and MWAIT of a soft vCPU: its thread sleeps; deadline, store, interrupt or kick end it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 
 from pellucid.engine.arrays import Array
-from pellucid.kvm.api import IntrExit
+from pellucid.kvm.api import IntrExit, IoExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.runtime import VirtualClock
 
 LINE = 0x8000
 FAR = 1 << 62
 TPAUSE, UMONITOR_BX, UMWAIT = "660faef1", "f30faef3", "f20faef1"  # tpause ecx; umonitor bx; umwait ecx
+MONITOR_BX, MWAIT = "89d831d20f01c8", "0f01c9"  # mov ax, bx; xor dx, dx; monitor; mwait
 OUT = "e680"  # out 0x80, al: an exit that shows that the wait is over
 
 
@@ -93,3 +94,64 @@ def test_an_interrupt_comes_behind_the_instruction(vm: SoftVm, code: str) -> Non
     regs = vm.vcpus[0].get_regs()
     saved = vm.read_guest(regs.rsp & 0xFFFF, 2)
     assert took < 2 and saved == (0x1000 + len(bytes.fromhex(code))).to_bytes(2, "little")
+
+
+def test_a_store_to_the_line_ends_mwait(vm: SoftVm) -> None:
+    start(vm, MONITOR_BX + MWAIT + OUT, 0)
+    exit, took, burnt = timed(vm, lambda: vm.write_guest(LINE + 63, b"\1"))
+    assert isinstance(exit, IoExit) and 0.04 < took < 2 and burnt < 0.5
+
+
+def test_mwait_burns_no_host_time(vm: SoftVm) -> None:
+    start(vm, MONITOR_BX + MWAIT + OUT, 0)
+
+    def later() -> None:
+        time.sleep(0.5)
+        vm.write_guest(LINE, b"\1")
+
+    _, took, burnt = timed(vm, later)
+    assert took > 0.5 and burnt < took / 4
+
+
+def test_a_kick_leaves_mwait_to_be_executed_again(vm: SoftVm) -> None:
+    start(vm, MONITOR_BX + MWAIT + OUT, 0)
+    exit, took, _ = timed(vm, vm.vcpus[0].kick)
+    assert isinstance(exit, IntrExit) and 0.04 < took < 2
+    assert vm.vcpus[0].get_regs().rip == 0x1000 + len(bytes.fromhex(MONITOR_BX))
+    exit, _, _ = timed(vm, lambda: vm.write_guest(LINE, b"\1"))
+    assert isinstance(exit, IoExit)
+
+
+def test_an_nmi_comes_behind_mwait(vm: SoftVm) -> None:
+    test_an_interrupt_comes_behind_the_instruction(vm, MONITOR_BX + MWAIT)
+
+
+@pytest.mark.parametrize(("code", "ends"), [
+    (MONITOR_BX + MWAIT, False),                          # RFLAGS.IF is clear
+    (MONITOR_BX + "b90100" + MWAIT, True)])               # mov cx, 1
+def test_masked_interrupts_end_mwait_where_it_asks(vm: SoftVm, code: str, ends: bool) -> None:
+    start(vm, code + OUT, 0)
+    vcpu = vm.vcpus[0]
+    vcpu.lapic.mmio_write(0xF0, 4, 0x1FF)
+
+    def later() -> None:
+        vcpu.lapic.mmio_write(0x300, 4, 0x4_0000 | 0x40)   # to itself
+        time.sleep(0.2)
+        vm.write_guest(LINE, b"\1")
+
+    exit, took, _ = timed(vm, later)
+    assert isinstance(exit, IoExit) and vcpu.lapic.irr
+    assert took < 0.2 if ends else took > 0.2
+
+
+def test_interrupts_end_mwait_behind_sti(vm: SoftVm) -> None:
+    start(vm, MONITOR_BX + "fb" + MWAIT + OUT, 0)
+    vm.write_guest(0x40 * 4, (0x2000).to_bytes(4, "little"))
+    vm.write_guest(0x2000, bytes.fromhex("e681"))
+    vcpu = vm.vcpus[0]
+    vcpu.lapic.mmio_write(0xF0, 4, 0x1FF)
+    exit, _, _ = timed(vm, lambda: vcpu.lapic.mmio_write(0x300, 4, 0x4_0040))
+    assert isinstance(exit, IoExit) and exit.port == 0x81
+    regs = vcpu.get_regs()
+    back = 0x1000 + len(bytes.fromhex(MONITOR_BX + "fb" + MWAIT))
+    assert vm.read_guest(regs.rsp & 0xFFFF, 2) == back.to_bytes(2, "little")

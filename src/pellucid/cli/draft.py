@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pellucid.block import DriveOptions
 from pellucid.cli.smp import topology
+from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import InstructionTime
@@ -48,6 +49,7 @@ class Draft:
     smp: dict[str, int] = field(default_factory=dict)
     """The numbers of -smp, unchecked: what they make depends on the board."""
     cpu: CpuConfig = field(default_factory=CpuConfig)
+    cpu_pm: bool = False
     kernel_irqchip: str = "on"
     kernel: str | None = None
     initrd: str | None = None
@@ -108,6 +110,12 @@ class Draft:
             raise UserError("-accel tcg,thread=multi: No MTTCG when icount is enabled")
         return self.icount
 
+    def _cpu(self) -> CpuConfig:
+        """With cpu-pm=on the models that follow this processor have MONITOR, which the default one is without."""
+        if not self.cpu_pm or self.cpu.model not in ("host", "max", DEFAULT_MODEL):
+            return self.cpu
+        return replace(self.cpu, features={"monitor": True, **self.cpu.features})
+
     def _topology(self) -> CpuTopology:
         found, warnings = topology(self.smp, BOARDS.get(self.board or DEFAULT_BOARD, BOARDS[DEFAULT_BOARD]))
         for warning in warnings:
@@ -132,7 +140,7 @@ class Draft:
             memory_path=self._memory_path(),
             memory_resident=self.memory_resident,
             topology=self._topology(),
-            cpu=self.cpu,
+            cpu=self._cpu(),
             kernel=self._kernel(),
             initrd=self._initrd(),
             append=self.append or "",

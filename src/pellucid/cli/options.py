@@ -15,6 +15,7 @@ from pellucid.cli import option_values as values
 from pellucid.cli.draft import Draft
 from pellucid.cli.icount import icount
 from pellucid.cli.keyval import suggestion
+from pellucid.cli.overcommit import overcommit
 from pellucid.cli.rtc import rtc
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import MachineConfig
@@ -71,6 +72,8 @@ OPTIONS = (
     Option(("snapshot",), "", "what the guest writes to disks goes to temporary files", _switch("snapshot")),
     Option(("boot",), "[order=]LETTERS[,once=LETTERS][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on]",
            "boot order: a floppy, c disk, d CD, n network", drives.boot),
+    Option(("overcommit",), "[mem-lock=off][,cpu-pm=on|off]", "cpu-pm=on: the guest idles by MONITOR and MWAIT",
+           overcommit),
     Option(("icount",), "[shift=]N|auto[,sleep=on|off][,align=on|off]",
            "guest time by executed instructions, 2^N ns each: every run is the same", icount),
     Option(("rtc",), "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none]", "the guest's calendar", rtc),

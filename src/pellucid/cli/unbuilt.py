@@ -7,7 +7,7 @@ never mistaken for the next option.
 WITH_VALUE = """
 add-fd blockdev chroot compat dtb
 dump-vmstate fsdev gdb incoming iscsi k loadvm
-msg mtdblock netdev numa object option-rom overcommit pflash plugin readconfig
+msg mtdblock netdev numa object option-rom pflash plugin readconfig
 rotate runas sandbox sd seed set spice tb-size tpmdev trace usbdevice virtfs watchdog watchdog-action
 xen-domid
 """.split()

@@ -1,6 +1,6 @@
 """CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
 
-from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, TSX_CPUID_CLEAR
+from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, MISC_ENABLE_MONITOR, TSX_CPUID_CLEAR
 from pellucid.cpu.xstate import compacted_bytes, standard_bytes
 from pellucid.native import native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
@@ -54,7 +54,7 @@ def xsave_bytes(s, compacted):
 
 @native(inline=False)
 def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
-    """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4 and IA32_TSX_CTRL."""
+    """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4 and some MSRs."""
     e = find_leaf(s, leaf, subleaf)
     eax: u32 = 0
     ebx: u32 = 0
@@ -71,6 +71,8 @@ def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
             ecx = ecx | (1 << 27)
         if (s.apic_base & 0x800) == 0:
             edx = edx & ~u32(1 << 9)
+        if (s.misc_enable & MISC_ENABLE_MONITOR) == 0:
+            ecx = ecx & ~u32(1 << 3)
     if leaf == 7 and subleaf == 0:
         ecx = ecx & ~u32(1 << 4)
         if (s.cr4 & CR4_PKE) != 0:

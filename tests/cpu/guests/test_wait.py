@@ -1,7 +1,10 @@
-"""WAITPKG (TPAUSE, UMONITOR, UMWAIT) and SERIALIZE: faults, flags, what ends a wait."""
+"""WAITPKG (TPAUSE, UMONITOR, UMWAIT), MONITOR and MWAIT, SERIALIZE: faults, flags, what ends a wait."""
 
 import pytest
-from pellucid.cpu.state import CR4_TSD, EXIT_HLT, EXIT_WAIT
+from pellucid.cpu.cpuid import CpuidEntry, leaf_hash
+from pellucid.cpu.state import CR4_TSD, EXIT_HLT, EXIT_WAIT, MISC_ENABLE_MONITOR
+from pellucid.engine.arrays import Array
+from pellucid.native import u32
 
 from .machine import DATA, DEVICE, Machine
 
@@ -15,6 +18,7 @@ def machine(source: str, *, deadline: int = FAR, operand: int = 0, **how: int) -
     m.labels["DATA"] = DATA
     m.long(source + "\nhlt", **how)
     s = m.state
+    s.misc_enable = MISC_ENABLE_MONITOR
     s.gpr[0], s.gpr[2], s.gpr[1], s.gpr[6] = deadline & 0xFFFF_FFFF, deadline >> 32, operand, DATA + 0x48
     return m
 
@@ -128,3 +132,70 @@ def test_umonitor_uses_the_segment() -> None:
 def test_serialize_does_nothing_visible() -> None:
     m = machine("serialize\nmov ebx, 7")
     assert m.run().reason == EXIT_HLT and m.state.gpr[3] == 7
+
+
+# --- MONITOR and MWAIT ---------------------------------------------------------------------------------
+
+MONITOR_MWAIT = "mov rax, rsi\nxor edx, edx\nmonitor\nmwait"
+
+
+def test_mwait_leaves_until_it_is_answered() -> None:
+    m = machine(MONITOR_MWAIT + "\nmov ebx, 7")
+    for _ in range(3):
+        assert wait(m) == (DATA + 0x40) | 1 and m.state.io_write
+        assert m.state.gpr[3] != 7, "it is executed anew"
+    end(m)
+    assert m.state.gpr[3] == 7 and m.state.monitor_gpa == 0
+
+
+@pytest.mark.parametrize(("at", "waits"), [(0x40, False), (0x7F, False), (0x3F, True), (0x80, True)])
+def test_a_store_between_monitor_and_mwait(at: int, waits: bool) -> None:
+    m = machine(f"mov rax, rsi\nmonitor\ninc byte [DATA + {at}]\nmwait")
+    assert m.run().reason == (EXIT_WAIT if waits else EXIT_HLT)
+
+
+def test_mwait_without_a_monitor_does_nothing() -> None:
+    assert machine("mwait").run().reason == EXIT_HLT
+    m = machine(MONITOR_MWAIT + "\nmwait")
+    wait(m)
+    end(m)
+
+
+@pytest.mark.parametrize(("source", "rcx", "vector"), [
+    ("monitor", 1, 13), ("monitor", 1 << 32, 13), ("mwait", 2, 13), ("mwait", 1 << 32, 13), ("mwait", 1, None)])
+def test_extensions(source: str, rcx: int, vector: int | None) -> None:
+    m = machine(f"mov rax, rsi\nnop\n{source}", operand=rcx)
+    if vector is None:
+        assert m.run().reason == EXIT_HLT
+    else:
+        assert m.catch() == vector
+
+
+@pytest.mark.parametrize("source", ["monitor", "mwait"])
+def test_monitor_is_of_level_0_and_may_be_switched_off(source: str) -> None:
+    assert machine(source, cpl=3).catch() == 6
+    m = machine(source)
+    m.state.misc_enable &= ~MISC_ENABLE_MONITOR
+    assert m.catch() == 6
+
+
+@pytest.mark.parametrize(("enabled", "shown"), [(True, 8), (False, 0)])
+def test_cpuid_follows_the_switch(enabled: bool, shown: int) -> None:
+    m = machine("mov eax, 1\ncpuid")
+    table = Array(CpuidEntry.size)
+    entry = CpuidEntry.view(table.address)
+    entry.leaf, entry.ecx = 1, 8
+    m.state.cpuid, place = table.address, int(leaf_hash(u32(1)))
+    for n in range(place + 1, len(m.state.cpuid_first)):
+        m.state.cpuid_first[n] = 1
+    m.state.misc_enable = MISC_ENABLE_MONITOR * enabled
+    assert m.run().reason == EXIT_HLT and m.state.gpr[1] == shown
+
+
+def test_monitor_faults_as_a_load_through_its_segment() -> None:
+    m = machine(MONITOR_MWAIT)
+    m.state.gpr[6] = 1 << 40
+    assert m.catch() == 14 and m.state.cr2 == 1 << 40
+    m = machine("mov rax, rsi\ndb 0x64\nmonitor\nmwait")
+    m.state.seg_base[4] = 0x1000
+    assert wait(m) == (DATA + 0x1040) | 1

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.state import (
     CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
     EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, EXIT_WAKE, PENDING_REQUEST, RFLAGS_IF)
-from pellucid.kvm.api import KVM_REQ_EVENT, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit
+from pellucid.kvm.api import (
+    KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit)
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS, LONGEST_SLEEP = 200e-6, 1.0
 """How long TPAUSE and UMWAIT sleep at a time, with and without a line to look at."""
+LONGEST_LINE_SECONDS = 2e-3
+"""How long MWAIT does at most."""
 
 ExitHandler = Callable[[], Exit | None]
 """None: the guest goes on."""
@@ -143,6 +146,8 @@ class VcpuExits(VcpuState):
 
     def _on_wait(self) -> Exit | None:
         """TPAUSE and UMWAIT: sleep to the deadline, an event, or a store to the monitored line, which is looked at."""
+        if self.state.io_write:
+            return self._on_mwait()
         state, line = self.state, self.state.io_address
         longest = LINE_SECONDS if line else LONGEST_SLEEP
         while not self.requests.word and not self._kicked:
@@ -200,6 +205,36 @@ class VcpuExits(VcpuState):
         else:
             self._vm.yield_cpu()
         return None
+
+    def _on_mwait(self) -> Exit | None:
+        """MWAIT: likewise, but only an event that would also end a halt ends it; others are served in between.
+
+        The line is looked at less often the longer nothing happens. By the instruction clock another has its turn, and
+        the wait ends at once, as the manual lets it.
+        """
+        state, longest = self.state, LINE_SECONDS
+        while not self._ends_mwait():
+            if self.requests.word or self._kicked:
+                return None
+            if self.pace is not None:
+                self.pace.relax()
+                break
+            self._wake.wait(longest)
+            self._wake.clear()
+            longest = min(longest * 2, LONGEST_LINE_SECONDS)
+        if self.requests.word or self._kicked:
+            state.pending = PENDING_REQUEST
+        self.processor.complete(0)
+        return None
+
+    def _ends_mwait(self) -> bool:
+        """A store to the line, an interrupt that is taken or that ECX lets end the wait, an NMI, an SMI."""
+        state, word = self.state, self.requests.word
+        if word & (1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI) or self._events.nmi_pending and not state.nmi_blocked:
+            return True
+        if (state.flags & RFLAGS_IF or state.gpr[1] & 1) and self.chips.has_interrupt(self.lapic):
+            return True
+        return self._vm.read_guest(state.io_address - 1, 64) != bytes(state.monitor_line)
 
     def _on_exclusive(self) -> Exit | None:
         """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
