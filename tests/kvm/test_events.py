@@ -175,6 +175,15 @@ def test_saved_events_round_trip() -> None:
     assert save_events(PendingEvents(), CLOSED) == VcpuEvents()
 
 
+def test_a_machine_check_is_saved_as_its_exception() -> None:
+    saved = save_events(PendingEvents(machine_check=True), CLOSED)
+    assert (saved.exception_pending, saved.exception_nr, saved.exception_has_error_code) == (1, 18, 0)
+    assert saved.to_pending() == PendingEvents(machine_check=True)
+    both = save_events(PendingEvents(machine_check=True, exception_injected=QueuedException(PF, 7, 0xDEAD)), CLOSED)
+    assert (both.exception_pending, both.exception_injected, both.exception_nr) == (1, 0, 18)
+    assert VcpuEvents(exception_injected=1, exception_nr=18).to_pending().machine_check
+
+
 @pytest.mark.parametrize(
     "bad",
     [

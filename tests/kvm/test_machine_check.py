@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pellucid.cpu.state import CR4_MCE
-from pellucid.kvm.api import IntrExit, IoExit, ShutdownExit
+from pellucid.kvm.api import IntrExit, IoExit, ShutdownExit, VcpuEvents
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.machine_check import (
     IA32_MC0_CTL,
@@ -68,6 +68,18 @@ def test_an_uncorrected_error_raises_machine_check(guest: Guest, code: str) -> N
     assert vcpu.run() == IoExit(0x99, 1, True, 5)
     assert vcpu.msrs.read(BANK2 + 1) == UNCORRECTED.status and vcpu.msrs.read(BANK2 + 2) == 0x1234
     assert vcpu.msrs.read(IA32_MCG_STATUS) == MCG_STATUS_MCIP
+
+
+def test_one_that_waits_is_saved_and_restored(guest: Guest) -> None:
+    start(guest, "b007 e699", enabled=True)
+    vcpu = guest.vcpus[0]
+    assert vcpu.set_mce(UNCORRECTED) is McOutcome.RAISED
+    saved = vcpu.get_vcpu_events()
+    vcpu.set_vcpu_events(VcpuEvents())
+    assert vcpu.run() == IoExit(0x99, 1, True, 7), "it was taken away"
+    vcpu.set_regs(replace(vcpu.get_regs(), rip=CODE))
+    vcpu.set_vcpu_events(saved)
+    assert vcpu.run() == IoExit(0x99, 1, True, 5)
 
 
 def test_what_cannot_be_taken_shuts_down(guest: Guest) -> None:

@@ -18,6 +18,7 @@ from pellucid.kvm.uapi import UapiStruct, array, u8, u32, u64
 NMI_VECTOR = 2
 DF_VECTOR = 8
 PF_VECTOR = 14
+MC_VECTOR = 18
 
 _CONTRIBUTORY = frozenset((0, 10, 11, 12, 13, 21))  # #DE #TS #NP #SS #GP #CP (SDM vol. 3, table 6-4)
 
@@ -280,6 +281,9 @@ class VcpuEvents(UapiStruct):
         if self.smi_smm_inside_nmi and not self.smi_smm:
             raise StateError("VcpuEvents: smm_inside_nmi is set outside SMM")
 
+    def _is_machine_check(self) -> bool:
+        return bool(self.exception_injected or self.exception_pending) and self.exception_nr == MC_VECTOR
+
     def _exception(self) -> QueuedException:
         return QueuedException(
             self.exception_nr,
@@ -289,9 +293,11 @@ class VcpuEvents(UapiStruct):
 
     def to_pending(self) -> PendingEvents:
         """The pending events that this state describes; shadow, NMI mask and SMM belong to the processor."""
+        machine_check = self._is_machine_check()
         return PendingEvents(
-            exception_pending=self._exception() if self.exception_pending else None,
-            exception_injected=self._exception() if self.exception_injected else None,
+            exception_pending=self._exception() if self.exception_pending and not machine_check else None,
+            exception_injected=self._exception() if self.exception_injected and not machine_check else None,
+            machine_check=machine_check,
             interrupt_injected=(
                 QueuedInterrupt(self.interrupt_nr, bool(self.interrupt_soft)) if self.interrupt_injected else None
             ),
@@ -303,12 +309,18 @@ class VcpuEvents(UapiStruct):
 
 
 def save_events(pending: PendingEvents, guest: Interruptibility, sipi_vector: int = 0) -> VcpuEvents:
-    """The saved form of `pending`, with the processor's shadow, NMI mask and SMM flag; serve KVM_REQ_NMI first."""
+    """The saved form of `pending`, with the processor's shadow, NMI mask and SMM flag; serve KVM_REQ_NMI first.
+
+    A machine check is saved as the exception that it becomes, as KVM has it. Another one that waits is not lost with
+    it: its instruction raises it again behind the handler.
+    """
     raised = pending.exception_injected or pending.exception_pending
+    if pending.machine_check:
+        raised = QueuedException(MC_VECTOR)
     interrupt = pending.interrupt_injected
     return VcpuEvents(
-        exception_injected=int(pending.exception_injected is not None),
-        exception_pending=int(pending.exception_injected is None and pending.exception_pending is not None),
+        exception_injected=int(pending.exception_injected is not None and not pending.machine_check),
+        exception_pending=int(raised is not None and (pending.exception_injected is None or pending.machine_check)),
         exception_nr=raised.vector if raised else 0,
         exception_has_error_code=int(raised is not None and raised.error_code is not None),
         exception_error_code=(raised.error_code or 0) if raised else 0,

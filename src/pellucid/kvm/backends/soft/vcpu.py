@@ -20,10 +20,10 @@ from pellucid.kvm.api import (
 from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
-from pellucid.kvm.backends.soft.msrs import ARCH_CAPABILITIES, Msrs
+from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
 from pellucid.kvm.errors import InvalidRequestError
-from pellucid.kvm.events import EventKind, PendingEvents, accept_apic_events
+from pellucid.kvm.events import MC_VECTOR, EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
 from pellucid.kvm.pv_eoi import PvEoi
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NS, U64 = 10**9, (1 << 64) - 1
 A20 = 1 << 20
-NMI_VECTOR, MC_VECTOR = 2, 18
+NMI_VECTOR = 2
 NOT_EVENTS = ~(1 << KVM_REQ_EVENT | 1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI)
 
 
@@ -59,7 +59,6 @@ class SoftVcpu(VcpuExits):
         self.a20 = True
         self._log: Observer | None = None
         self.cpuid_table: object = None
-        self.arch_capabilities = ARCH_CAPABILITIES
         self.has_lapic = vm.irqchip is not None
         if vm.irqchip is None:
             raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
