@@ -10,6 +10,7 @@ import pytest
 from pellucid.cpu.models import resolve
 from pellucid.cpu.models.leaves import cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
+from pellucid.kvm.api import MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.backends.soft.report import refused_msr
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import MsrAccessError
@@ -159,6 +160,39 @@ def test_split_lock_control(vcpu: SoftVcpu) -> None:
     for index in (0x33, 0xCF):
         with pytest.raises(MsrAccessError):
             vcpu.msrs.read(index)
+
+
+def test_capabilities_are_what_was_set(vcpu: SoftVcpu) -> None:
+    """From outside, and less than all; a guest cannot, and what is not built is refused."""
+    be(vcpu, "max")
+    everything = vcpu.msrs.read(0x10A)
+    assert everything & 0x1FF == 0x1FB and everything & ~0x1FF
+    vcpu.set_msrs({0x10A: 0xA, 0xCF: 0})
+    assert vcpu.msrs.read(0x10A) == 0xA and vcpu.msrs.read(0xCF) == 0
+    for index in (0x33, 0x122):   # what they no longer tell of
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.read(index)
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, 0)
+    for index, value, outside in ((0x10A, 4, True), (0xCF, 1, True), (0x10A, 0, False)):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, value, host_initiated=outside)
+    be(vcpu, "max", **{"arch-capabilities": False})
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.read(0x10A)
+
+
+def test_the_shadow_stack_pointer_is_told_outside_only(vcpu: SoftVcpu) -> None:
+    be(vcpu, "max")
+    vcpu.set_msrs({MSR_KVM_INTERNAL_GUEST_SSP: 0x1238})
+    assert vcpu.state.ssp == 0x1238 and vcpu.get_msrs([MSR_KVM_INTERNAL_GUEST_SSP]) == {0x4B56_4DFF: 0x1238}
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.read(MSR_KVM_INTERNAL_GUEST_SSP)
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(MSR_KVM_INTERNAL_GUEST_SSP, 0)
+    be(vcpu, "max", shstk=False)
+    with pytest.raises(MsrAccessError):
+        vcpu.get_msrs([MSR_KVM_INTERNAL_GUEST_SSP])
 
 
 def test_amd_configuration(vcpu: SoftVcpu) -> None:

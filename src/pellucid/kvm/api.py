@@ -101,6 +101,9 @@ __all__ = [
 ]
 
 
+MSR_KVM_INTERNAL_GUEST_SSP = 0x4B56_4DFF
+"""The shadow-stack pointer among the MSRs of `Vcpu.get_msrs` and `set_msrs`, by KVM's number; no guest has it."""
+
 InterceptIrq = Callable[[int, bool], None]
 """(gsi, level): hears a line in place of the interrupt chips."""
 

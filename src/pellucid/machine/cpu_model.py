@@ -11,6 +11,7 @@ from typing import Any
 from pellucid.cpu.models import CpuModel, find_model, needed_levels, own_models, resolve
 from pellucid.cpu.models.features import UNMIGRATABLE, spelled
 from pellucid.cpu.models.leaves import cpuid_leaves
+from pellucid.cpu.models.msr_features import capabilities
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
@@ -62,6 +63,11 @@ def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: boo
     shown = tsc_hz if stable and _switch(cpu, "vmware-cpuid-freq", True) else 0
     leaves = cpuid_leaves(model, apic_id, topology)
     return [CpuidEntry(*astuple(leaf)) for leaf in leaves] + _kvm_entries(cpu, shown)
+
+
+def capability_msrs(cpu: CpuConfig) -> dict[int, int]:
+    """What IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES say, for a processor whose CPUID has them."""
+    return capabilities(configured_model(cpu, warn=False).features)
 
 
 def tsc_frequency(cpu: CpuConfig) -> int:

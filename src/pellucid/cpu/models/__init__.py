@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pellucid.cpu.models.data import CpuModel, catalog, describe
 from pellucid.cpu.models.features import (
     FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, in_word_order, is_feature)
+from pellucid.cpu.models.msr_features import OTHER_FEATURES
 from pellucid.errors import UserError
 
 DEFAULT_MODEL = "pellucid"
@@ -26,7 +27,7 @@ ACCELERATOR_FEATURES = ("x2apic", "tsc-deadline", "arat", "hypervisor")
 HARMLESS_MODELS = ("qemu64", "kvm64")
 """Models of no real processor: they get arch-capabilities too, lest guests guard against leaks of real ones."""
 
-ACCELERATOR_LEAVES_OUT = ("acpi", "monitor", "svm",
+ACCELERATOR_LEAVES_OUT = ("acpi", "svm",
                           *(name for name, (place, _) in FEATURES.items() if place[0] == SVM_LEAF))
 """What it takes away without a word, as KVM does."""
 
@@ -36,9 +37,10 @@ EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 NOT_AUTOMATIC = ("topoext",)
 """Only where a model or the user asks for it, as in QEMU: its leaves are above those that other features need."""
 
-NOT_IN_DEFAULT = ("la57", "shstk", "ibt")
+NOT_IN_DEFAULT = ("la57", "shstk", "ibt", "monitor", "xop", "fma4", "tbm")
 """Left out of `pellucid`: a fifth level of page tables makes every walk longer, a shadow stack every call, and tracking
-every branch through a register; Linux uses what it finds.
+every branch through a register; Linux uses what it finds. MWAIT wakes later than HLT. The last three no processor has
+had since 2017, and none had beside AVX2's successors.
 """
 
 
@@ -133,7 +135,9 @@ def _added(model: CpuModel) -> list[str]:
         return ["hypervisor"] if model.level else []
     harmless = model.name.removesuffix("-v1") in HARMLESS_MODELS
     names = ACCELERATOR_FEATURES + (("arch-capabilities",) if harmless else ())
-    return [name for name in names if FEATURES[name][0][0] <= model.level]
+    found = [name for name in names if FEATURES[name][0][0] <= model.level]
+    return found + [name for name in OTHER_FEATURES if harmless and OTHER_FEATURES[name][0] == "MSR(10AH)"
+                    and name in built()]
 
 
 __all__ = [

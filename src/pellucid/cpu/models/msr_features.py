@@ -3,6 +3,8 @@
 The places are those that QEMU 7.2 names when it lacks one.
 """
 
+from collections.abc import Collection
+
 _BITS = {
     "MSR(345H)": "full-width-write:13",
     "MSR(48BH)": "vmx-apicv-xapic:0 vmx-ept:1 vmx-desc-exit:2 vmx-rdtscp-exit:3 vmx-apicv-x2apic:4 vmx-vpid:5 "
@@ -42,3 +44,18 @@ OTHER_FEATURES: dict[str, tuple[str, int]] = {
     for place, words in _BITS.items() for word in words.split()
 }
 """Name to place, as QEMU spells it, and bit."""
+
+CAPABILITY_MSRS = {0x10A: "MSR(10AH)", 0xCF: "MSR(CFH)"}
+"""IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES: a processor has of them what its model has."""
+UNNAMED_CAPABILITIES = {0x10A: 0x4000_0000_0D10_E000, 0xCF: 0}
+"""Their bits that QEMU 7.2 has no name for, and that hold here whatever the model: see `kvm.backends.soft.msrs`."""
+
+
+def capabilities(features: Collection[str]) -> dict[int, int]:
+    """What the capability MSRs of a model with these features say."""
+    found = dict(UNNAMED_CAPABILITIES)
+    for index, place in CAPABILITY_MSRS.items():
+        for name in features:
+            where, bit = OTHER_FEATURES.get(name, ("", 0))
+            found[index] |= (1 << bit) * (where == place)
+    return found

@@ -2,6 +2,7 @@
 
 from pellucid.monitor.commands import (
     block,
+    cet,
     chardevs,
     chips,
     cpus,
@@ -21,6 +22,7 @@ from pellucid.monitor.commands import (
 
 __all__ = [
     "block",
+    "cet",
     "chardevs",
     "chips",
     "cpus",

@@ -11,11 +11,10 @@ from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
     CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57,
-    FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM)
+    FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, MISC_ENABLE_MONITOR)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
-from pellucid.kvm.backends.soft.msrs import (
-    AMD_MSRS, FEATURES, IA32_TSX_CTRL, SPEC_CTRL_FEATURES, TSX_CTRL)
+from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATURES
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
 from pellucid.kvm.irqchip.lapic import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
@@ -66,13 +65,13 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
                                        | FEATURE_ERROR_POINTERS * (not amd or has(0x8000_0008, 0, "ebx", 2)))
     hypercalls = HYPERCALL * any(e.function == KVM_CPUID_SIGNATURE for e in entries)
     vcpu.processor.show_features(shown(lambda place, bit: has(*place, bit)) | hypercalls)
+    state.misc_enable = state.misc_enable & ~MISC_ENABLE_MONITOR | MISC_ENABLE_MONITOR * has(1, 0, "ecx", 3)
     vcpu.processor.flush_tlb()
     absent = frozenset(index for index, bits in FEATURES.items() if not any(has(*bit) for bit in bits))
-    tsx_ctrl = has(7, 0, "edx", 29) and has(7, 0, "ebx", 11)
-    vcpu.msrs.absent = absent | (frozenset() if amd else AMD_MSRS) | frozenset(() if tsx_ctrl else (IA32_TSX_CTRL,))
+    vcpu.msrs.absent = absent | (frozenset() if amd else AMD_MSRS)
+    vcpu.msrs.has_transactions = has(7, 0, "ebx", 11)
     vcpu.msrs.spec_ctrl_allowed = sum(
         bit for bit, places in SPEC_CTRL_FEATURES.items() if any(has(*place) for place in places))
-    vcpu.msrs.arch_capabilities = (vcpu.arch_capabilities | TSX_CTRL * tsx_ctrl) if has(7, 0, "edx", 29) else None
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.memtype import valid_pat
 from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
 from pellucid.cpu.shadow import valid_cet, valid_ssp
-from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM
-from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE
+from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR
+from pellucid.isa.features import place_of
+from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE, MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.async_pf import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.machine_check import MACHINE_CHECK_MSRS, MachineCheckRegisters
@@ -30,7 +31,7 @@ X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
 # What IA32_CORE_CAPABILITIES says where CPUID has it: split locks can be made to raise #AC, by a bit of
 # MSR_MEMORY_CTRL (also called MSR_TEST_CTRL).
-IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL = 0xCF, 0x33
+IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL, IA32_ARCH_CAPABILITIES = 0xCF, 0x33, 0x10A
 CORE_CAPABILITIES, SPLIT_LOCK_DISABLE = 1 << 5, 1 << 29
 
 IA32_SPEC_CTRL, IA32_PRED_CMD, AMD_LEAF = 0x48, 0x49, 0x8000_0008
@@ -54,7 +55,7 @@ CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 VALUES = {0x1D9: (0, 0x3), 0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
 # MSRs that only read, with their value.
 CONSTANTS = {**dict.fromkeys(OSVW, 0),
-             0x17: 0, 0x3A: 1, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x1C9: 0}
+             0x17: 0, 0x3A: 1, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: no event can be selected.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
 
@@ -67,15 +68,17 @@ AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES))
 
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
-# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines.
-ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B
+# GDS_NO, RFDS_NO, ITS_NO); IBRS_ALL saves guests their retpolines; TSX_CTRL tells of IA32_TSX_CTRL.
 TSX_CTRL = 1 << 7
-"""Where there are transactions besides: so is IA32_TSX_CTRL."""
+ARCH_CAPABILITIES = 0x4000_0000_0D10_E17B | TSX_CTRL
+SUPPORTED_CAPABILITIES = {IA32_ARCH_CAPABILITIES: ARCH_CAPABILITIES, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES}
 
 IA32_PKRS = 0x6E1
 # MSRs of system-management mode, fields of CpuState: the first is only read by guests, the second not even that.
 IA32_SMI_COUNT, IA32_SMBASE = 0x34, 0x9E
-SMM_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF)}
+# And the shadow-stack pointer, which is no MSR to a guest.
+HIDDEN_FIELDS = {IA32_SMI_COUNT: ("smi_count", U64), IA32_SMBASE: ("smbase", 0xFFFF_FFFF),
+                 MSR_KVM_INTERNAL_GUEST_SSP: ("ssp", U64)}
 # Control-flow enforcement: shadow stacks or branch tracking; the stack pointers with shadow stacks only.
 IA32_U_CET, IA32_S_CET, IA32_SSP_TABLE, IA32_PL_SSP = 0x6A0, 0x6A2, 0x6A8, range(0x6A4, 0x6A8)
 CET = ((7, 0, "ecx", 7), (7, 0, "edx", 20))
@@ -84,10 +87,11 @@ FEATURES = {0x3B: ((7, 0, "ebx", 1),), IA32_SPEC_CTRL: tuple(SPEC_CTRL_PLACES),
             IA32_PRED_CMD: ((7, 0, "edx", 26), (AMD_LEAF, 0, "ebx", 12)),
             **dict.fromkeys(OSVW, ((0x8000_0001, 0, "ecx", 9),)),
             **dict.fromkeys((IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL), ((7, 0, "edx", 30),)),
+            IA32_ARCH_CAPABILITIES: ((7, 0, "edx", 29),),
             IA32_PKRS: ((7, 0, "ecx", 31),), IA32_XSS: ((0xD, 1, "eax", 3),), IA32_PAT: ((1, 0, "edx", 16),),
             **dict.fromkeys((IA32_MTRRCAP, *MTRR_MSRS), ((1, 0, "edx", 12),)),
             IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),), IA32_U_CET: CET, IA32_S_CET: CET,
-            **dict.fromkeys((*IA32_PL_SSP, IA32_SSP_TABLE), CET[:1]),
+            **dict.fromkeys((*IA32_PL_SSP, IA32_SSP_TABLE, MSR_KVM_INTERNAL_GUEST_SSP), CET[:1]),
             **dict.fromkeys(MACHINE_CHECK_MSRS, ((1, 0, "edx", 14),)),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
@@ -97,7 +101,9 @@ class Msrs:
 
     def __init__(self, vcpu: SoftVcpu) -> None:
         self._vcpu = vcpu
-        self.arch_capabilities: int | None = None
+        self.capabilities = {IA32_ARCH_CAPABILITIES: ARCH_CAPABILITIES, IA32_CORE_CAPABILITIES: CORE_CAPABILITIES}
+        """What they say where CPUID has them; a write from outside the guest makes it less (KVM_SET_MSRS)."""
+        self.has_transactions: bool = False
         self.spec_ctrl_allowed: int = VALUES[IA32_SPEC_CTRL][1]
         self.machine_check = MachineCheckRegisters()
         self.absent: frozenset[int] = frozenset()
@@ -114,7 +120,7 @@ class Msrs:
             IA32_U_CET: (lambda: int(vcpu.processor.state.u_cet), lambda v: self._write_cet(IA32_U_CET, "u_cet", v)),
             IA32_S_CET: (lambda: int(vcpu.processor.state.s_cet), lambda v: self._write_cet(IA32_S_CET, "s_cet", v)),
             **{IA32_PL_SSP[n]: (partial(self._read_ssp, n), partial(self._write_ssp, n)) for n in range(4)},
-            IA32_MISC_ENABLE: (lambda: self._misc_enable, self._write_misc_enable),
+            IA32_MISC_ENABLE: (lambda: int(vcpu.processor.state.misc_enable), self._write_misc_enable),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
             MSR_KVM_ASYNC_PF_EN: (lambda: vcpu.async_pf.value, vcpu.async_pf.write_enable),
             MSR_KVM_ASYNC_PF_INT: (lambda: vcpu.async_pf.interrupt, vcpu.async_pf.write_interrupt),
@@ -137,21 +143,23 @@ class Msrs:
         self._mtrrs = dict.fromkeys(MTRR_MSRS, 0)
         self.machine_check.reset()
         self._tsc_adjust = 0
-        self._misc_enable = 1
+        state = self._vcpu.processor.state
+        word, bit = place_of("monitor")
+        state.misc_enable = MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_MONITOR * bool(state.features[word] & bit)
         for name, _ in FIELDS.values():
             setattr(self._vcpu.processor.state, name, 0)
 
     def read(self, index: int, host_initiated: bool = False) -> int:
         """RDMSR; MsrAccessError where the guest gets #GP(0)."""
         special = self._special.get(index)
-        if index in self.absent:
+        if index in self.absent or self._is_refused(index):
             raise MsrAccessError(index)
         if special is not None:
             return special[0]()
         if index in FIELDS:
             return int(getattr(self._vcpu.processor.state, FIELDS[index][0]))
-        if index in SMM_FIELDS and (host_initiated or index == IA32_SMI_COUNT):
-            return int(getattr(self._vcpu.processor.state, SMM_FIELDS[index][0]))
+        if index in HIDDEN_FIELDS and (host_initiated or index == IA32_SMI_COUNT):
+            return int(getattr(self._vcpu.processor.state, HIDDEN_FIELDS[index][0]))
         if index in self._values:
             return self._values[index]
         if index in self._mtrrs:
@@ -166,8 +174,8 @@ class Msrs:
             return self._vcpu.lapic.msr_read(index)
         if index in PVCLOCK_MSRS:
             return self._vcpu.pvclock.msr_read(index)
-        if index == 0x10A and self.arch_capabilities is not None:
-            return self.arch_capabilities
+        if index in self.capabilities:
+            return self._capabilities(index)
         raise MsrAccessError(index)
 
     def write(self, index: int, value: int, host_initiated: bool = False) -> None:
@@ -176,7 +184,7 @@ class Msrs:
             self._vcpu.lapic.msr_write(index, value)
             return
         special = self._special.get(index)
-        if index in self.absent:
+        if self._is_refused(index) or index in self.absent and not (host_initiated and index in self.capabilities):
             raise MsrAccessError(index, value)
         if special is not None:
             (self._restore.get(index, special[1]) if host_initiated else special[1])(value)
@@ -185,8 +193,8 @@ class Msrs:
             if value & ~allowed or index in CANONICAL and not self._canonical(value):
                 raise MsrAccessError(index, value)
             setattr(self._vcpu.processor.state, name, value)
-        elif index in SMM_FIELDS and host_initiated:
-            setattr(self._vcpu.processor.state, SMM_FIELDS[index][0], value & SMM_FIELDS[index][1])
+        elif index in HIDDEN_FIELDS and host_initiated:
+            setattr(self._vcpu.processor.state, HIDDEN_FIELDS[index][0], value & HIDDEN_FIELDS[index][1])
         elif index in self._values:
             if value & ~(self.spec_ctrl_allowed if index == IA32_SPEC_CTRL else VALUES[index][1]):
                 raise MsrAccessError(index, value)
@@ -195,6 +203,10 @@ class Msrs:
             if not valid_mtrr(index, value, int(self._vcpu.processor.state.maxphyaddr)):
                 raise MsrAccessError(index, value)
             self._mtrrs[index] = value
+        elif index in self.capabilities and host_initiated:
+            if value & ~SUPPORTED_CAPABILITIES[index]:
+                raise MsrAccessError(index, value)
+            self.capabilities[index] = value
         elif index in PVCLOCK_MSRS:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
         elif index in MACHINE_CHECK_MSRS:
@@ -204,6 +216,17 @@ class Msrs:
                 raise MsrAccessError(index, value)
         elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect
             raise MsrAccessError(index, value)
+
+    def _capabilities(self, index: int) -> int:
+        """IA32_TSX_CTRL is told of only where there are transactions."""
+        without = index == IA32_ARCH_CAPABILITIES and not self.has_transactions
+        return self.capabilities[index] & ~(TSX_CTRL if without else 0)
+
+    def _is_refused(self, index: int) -> bool:
+        """Whether an MSR is not there because of what the capabilities do not tell of."""
+        if index == IA32_TSX_CTRL:
+            return IA32_ARCH_CAPABILITIES in self.absent or not self._capabilities(IA32_ARCH_CAPABILITIES) & TSX_CTRL
+        return index == MSR_MEMORY_CTRL and not self.capabilities[IA32_CORE_CAPABILITIES] & CORE_CAPABILITIES
 
     def _read_tsc(self) -> int:
         return self._vcpu.guest_tsc()
@@ -277,7 +300,7 @@ class Msrs:
         state.pl_ssp[level] = value
 
     def _write_misc_enable(self, value: int) -> None:
-        self._misc_enable = value
+        self._vcpu.processor.state.misc_enable = value
 
     def _write_steal_time(self, value: int) -> None:
         self._vcpu.steal_time.msr_write(value)
