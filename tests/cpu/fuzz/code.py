@@ -21,8 +21,11 @@ _MNEMONICS = {value: name for name, value in vars(iced.Mnemonic).items() if isin
 _KINDS = {value: name for name, value in vars(iced.OpCodeOperandKind).items()
           if isinstance(value, int) and name.isupper()}
 _MAPS = {0: b"", 1: b"\x0f", 2: b"\x0f\x38", 3: b"\x0f\x3a"}
+_XOP_MAPS = {6: 8, 7: 9, 8: 10}
 _MANDATORY: dict[int, bytes] = {0: b"", 1: b"", 2: b"\x66", 3: b"\xf3", 4: b"\xf2"}
 _VEX_PREFIX = {0: 0, 1: 0, 2: 1, 3: 2, 4: 3}
+_LEADS: dict[int, int] = {
+    iced.EncodingKind.LEGACY: 0, iced.EncodingKind.VEX: 0xC4, iced.EncodingKind.XOP: 0x8F}
 _SEGMENTS = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
 _RANDOM: Any = re.compile(rb"\x0f\xc7[\xf0-\xff]")
 _SEARCH: Any = re.compile(rb"[\xf2\xf3](?=[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]{0,8}[\xa6\xa7\xae\xaf])")
@@ -33,7 +36,7 @@ LONGEST = 15
 class _Recipe:
     """What is fixed of one encoding."""
 
-    vex: bool
+    lead: int            # 0xC4 for VEX, 0x8F for XOP, 0 for neither
     prefix: int          # iced_x86.MandatoryPrefix
     table: int
     opcode: bytes
@@ -57,7 +60,7 @@ def _recipes(bits: int) -> tuple[_Recipe, ...]:
 def _recipe(code: int, bits: int) -> _Recipe | None:
     handle: Any = code
     info: Any = iced.OpCodeInfo(handle)
-    if not info.is_instruction or not info.is_available_in_mode(bits) or info.encoding > 1 or info.table > 3:
+    if not info.is_instruction or not info.is_available_in_mode(bits) or info.encoding not in _LEADS:
         return None
     if TABLE.find(_MNEMONICS[info.mnemonic], _CODES[code]) is None:
         return None
@@ -65,7 +68,8 @@ def _recipe(code: int, bits: int) -> _Recipe | None:
     modrm = info.group_index >= 0 or info.rm_group_index >= 0 or "MEM_OFFS" not in kinds and any(
         kind.startswith("MEM") or kind.endswith(("_REG", "_RM", "_OR_MEM")) for kind in kinds)
     opcode = info.op_code.to_bytes(info.op_code_len, "big")
-    return _Recipe(info.encoding == 1, info.mandatory_prefix, info.table, opcode, modrm and info.op_code_len == 1,
+    table = _XOP_MAPS.get(info.table, info.table)
+    return _Recipe(_LEADS[info.encoding], info.mandatory_prefix, table, opcode, modrm and info.op_code_len == 1,
                    info.group_index, info.rm_group_index, any(kind.startswith("MEM_VSIB") for kind in kinds),
                    info.operand_size, info.address_size, info.w, info.l, info.can_use_lock_prefix,
                    info.can_use_rep_prefix or info.can_use_repne_prefix)
@@ -91,7 +95,7 @@ class Coder:
         """One valid instruction."""
         while True:
             recipe = self.rng.choice(_recipes(self.bits))
-            data = self._vex(recipe) if recipe.vex else self._legacy(recipe)
+            data = self._vex(recipe) if recipe.lead else self._legacy(recipe)
             decoded: Any = iced.Decoder(self.bits, data[:LONGEST]).decode()
             if decoded.code:
                 return data[:decoded.len]
@@ -128,7 +132,7 @@ class Coder:
         if self.bits != 64:
             low |= 0x40
         inverted = rng.choice((0xE0, 0xE0, rng.randrange(8) << 5)) | (0xC0 if self.bits != 64 else 0)
-        return bytes((0xC4, inverted | recipe.table, wide << 7 | low)) + recipe.opcode + self._operands(recipe)
+        return bytes((recipe.lead, inverted | recipe.table, wide << 7 | low)) + recipe.opcode + self._operands(recipe)
 
     def _operands(self, recipe: _Recipe) -> bytes:
         rng, out = self.rng, bytearray()

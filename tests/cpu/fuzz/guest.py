@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
     CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
-    EXIT_PENDING, EXIT_SHUTDOWN,
+    EXIT_PENDING, EXIT_SHUTDOWN, EXIT_WAIT,
     MODE_64, MODE_SIZE, PAGE, PENDING_REQUEST, REPLAY_SLOTS, RFLAGS_IF, RFLAGS_VM, CpuState)
 from pellucid.cpu.undo_log import Transaction
 from pellucid.engine.arrays import Array
@@ -21,7 +21,7 @@ from tests.cpu.guests.machine import Untaught
 from .situation import HIGH, HIGH_SIZE, LOW, ROM, ROM_SIZE, UPPER, UPPER_SIZE, Situation
 
 _EXITS = frozenset(
-    (EXIT_PENDING, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_SHUTDOWN, EXIT_MSR, EXIT_FERR, EXIT_HYPERCALL))
+    (EXIT_PENDING, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_SHUTDOWN, EXIT_MSR, EXIT_FERR, EXIT_HYPERCALL, EXIT_WAIT))
 _SLOTS = ((0, LOW, False), (ROM, ROM_SIZE, True), (UPPER, UPPER_SIZE, False), (HIGH, HIGH_SIZE, False))
 _KICK_SECONDS = 0.02
 _LONGEST_RUN = 400   # exits
@@ -144,6 +144,11 @@ class Guest:
             else:
                 self.processor.complete(0 if s.io_write else value)
             return True
+        if reason == EXIT_WAIT:
+            trace.exits.append((reason, s.io_address, s.io_data, s.io_write))
+            if not s.io_write or rng.randrange(4):   # MWAIT may have to wait on
+                self.processor.complete(0)
+            return True
         trace.exits.append((reason,))
         if reason == EXIT_HLT and s.flags & RFLAGS_IF and len(trace.exits) < 20:
             s.shadow = 0
@@ -188,7 +193,7 @@ class Guest:
                 (s.alone == 0, "CpuState.alone is left set"),
                 (s.tx == 0, "a transaction is under way"),
                 (s.fpu_top < 8 and s.fpu_tags < 256, f"x87 top {s.fpu_top}, tags {s.fpu_tags:#x}"),
-                (s.mxcsr <= 0xFFFF, f"MXCSR {s.mxcsr:#x}"),
+                (not s.mxcsr & ~0x2_FFFF, f"MXCSR {s.mxcsr:#x}"),
                 (s.seg_limit[CS] <= 0xFFFF_FFFF, "CS limit")):
             if not good:
                 raise Broken(text)

@@ -15,11 +15,12 @@ import random
 from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
-    ATTR_UNUSABLE, CR0_AM, CR0_EM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_CET, CR4_DE,
-    CR4_FSGSBASE,
-    CR4_LA57, CR4_MCE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE, CR4_PCE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PSE,
-    CR4_PVI, CR4_SMAP, CR4_SMEP, CR4_TSD, CR4_UMIP, CR4_VME, CS, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, LDTR,
-    RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS, TR)
+    ATTR_UNUSABLE, CR0_AM, CR0_EM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR3_LAM_U48, CR3_LAM_U57,
+    CR4_CET, CR4_DE, CR4_FSGSBASE, CR4_LA57, CR4_LAM_SUP, CR4_MCE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PAE,
+    CR4_PCE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PSE, CR4_PVI, CR4_SMAP, CR4_SMEP, CR4_TSD, CR4_UMIP, CR4_VME, CS,
+    EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, FEATURE_ERROR_POINTERS, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36,
+    LDTR, MISC_ENABLE_MONITOR, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS, TR)
+from pellucid.isa.features import EVERYTHING, words
 from tests.cpu.guests import tables
 
 from .code import Coder, repeatable
@@ -38,8 +39,9 @@ MODES = ("real", "v86", "protected 16", "protected 32", "compatibility", "64-bit
 # Selectors, placed as SYSCALL and SYSRET want them.
 CODE64, DATA0, CODE32, CODE16, DATA16, USER32, USER_DATA, USER64 = 0x08, 0x10, 0x18, 0x20, 0x28, 0x33, 0x3B, 0x43
 USER16, USER_DATA16, TASK, LOCAL, SPARE = 0x4B, 0x53, 0x60, 0x70, 0x80
-CR4_ALLOWED = 0xFF_1FFF
+CR4_ALLOWED = CR4_LAM_SUP | 0xFF_1FFF
 CET_ALLOWED = (1 << 64) - 1 - 0x3C0
+FEATURES = FEATURE_PDPE1GB | FEATURE_PSE36 | FEATURE_ERROR_POINTERS | FEATURE_LAM
 _CODE_BYTES, _HANDLER_BYTES = 0x400, 0x200
 _PLACES = (DATA + 0x100, DATA + 0xFF8, DATA + 0x1000, CODE + 0x40, STACKS + 0x800, TABLES, DEVICE, GDT + 0x40,
            HANDLERS, ROM + 0x10, UPPER, LOW - 4)
@@ -105,7 +107,9 @@ class _Builder:
         return made
 
     def _cr3_bits(self) -> int:
-        return self.rng.choice((0, 0, 8, 0x10)) if not self.tame else 0
+        """What CR3 has beside the table's address; with LAM's bits, registers get addresses with metadata."""
+        bits = self.rng.choice((0, 0, 8, 0x10)) if not self.tame else 0
+        return bits | (self.rng.choice((0, 0, CR3_LAM_U57, CR3_LAM_U48)) if self.long else 0)
 
     # --- memory -------------------------------------------------------------------------------------------
 
@@ -254,10 +258,12 @@ class _Builder:
             cr4 |= CR4_PAE
         if self.long:
             efer |= EFER_LME | EFER_LMA
+            cr4 |= some(0.3, CR4_LAM_SUP)
             cr4 |= (CR4_LA57 if self.paging == 5 else 0) | (some(0.2, CR4_PCIDE) if not self.tame else 0)
         state.update(cr0=cr0, cr3=0, cr4=cr4, efer=efer, xcr0=rng.choice((7, 7, 7, 3, 1)), cpl=self.cpl,
                      cr4_allowed=CR4_ALLOWED, efer_allowed=0xD01, xcr0_allowed=7, cr2=rng.getrandbits(32),
                      pkru=rng.choice((0, 0, rng.getrandbits(32))), maxphyaddr=rng.choice((36, 40, 46, 52)),
+                     features=[FEATURES, *words(EVERYTHING)], misc_enable=rng.choice((0, MISC_ENABLE_MONITOR)),
                      tsc_scale=0, tsc_offset=rng.getrandbits(60), cr8=rng.choice((0, 0, rng.randrange(16))))
         self._enforcement(state)
         if rng.randrange(20) == 0:
@@ -285,7 +291,7 @@ class _Builder:
 
     def _registers(self, state: dict[str, int | list[int]]) -> None:
         rng = self.rng
-        state["gpr"] = [self._value() for _ in range(16)]
+        state["gpr"] = [self._value() ^ self._metadata() for _ in range(16)]
         state["gpr"][4] = rng.choice((STACKS + 0x2900, STACKS + 0x3880, STACKS + 0x1000)) if self.bits != 16 else 0x880
         if self.spoilt():
             state["gpr"][4] = self._value()
@@ -305,6 +311,13 @@ class _Builder:
         state.update(star=CODE64 << 32 | (USER32 & ~3) << 48, lstar=self._address(), cstar=self._address(),
                      sfmask=rng.getrandbits(20), sysenter_cs=rng.choice((CODE64, CODE32, 0)),
                      sysenter_esp=STACKS + 0x2F00, sysenter_eip=self._address(), kernel_gs_base=DATA)
+
+    def _metadata(self) -> int:
+        """Bits that LAM ignores, or one that it does not."""
+        rng = self.rng
+        if self.bits != 64 or rng.randrange(4):
+            return 0
+        return rng.choice((rng.getrandbits(6) << 57, rng.getrandbits(15) << 48, rng.getrandbits(17) << 47, 1 << 63))
 
     def _value(self) -> int:
         rng = self.rng
