@@ -219,7 +219,7 @@ class VcpuExits(VcpuState):
             if self.pace is not None:
                 self.pace.relax()
                 break
-            self._wake.wait(longest)
+            self._sleep(longest)
             self._wake.clear()
             longest = min(longest * 2, LONGEST_LINE_SECONDS)
         if self.requests.word or self._kicked:
@@ -230,7 +230,7 @@ class VcpuExits(VcpuState):
     def _ends_mwait(self) -> bool:
         """A store to the line, an interrupt that is taken or that ECX lets end the wait, an NMI, an SMI."""
         state, word = self.state, self.requests.word
-        if word & (1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI) or self._events.nmi_pending and not state.nmi_blocked:
+        if word & (1 << KVM_REQ_NMI | 1 << KVM_REQ_SMI) or state.nmi_pending and not state.nmi_blocked:
             return True
         if (state.flags & RFLAGS_IF or state.gpr[1] & 1) and self.chips.has_interrupt(self.lapic):
             return True
