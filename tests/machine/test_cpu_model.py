@@ -8,7 +8,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import check_migratable, configured_model, cpuid_entries, tsc_frequency
+from pellucid.machine.cpu_model import check_migratable, check_threads, configured_model, cpuid_entries, tsc_frequency
 
 
 def leaf(cpu: CpuConfig, function: int, index: int | None = None, *, apic_id: int = 0, count: int = 1) -> CpuidEntry:
@@ -139,3 +139,13 @@ def test_physical_addresses_of_the_host() -> None:
         bits(host_phys_bits="on", host_phys_bits_limit="20")
     with pytest.raises(UserError, match="host-phys-bits-limit=300: Parameter 'host-phys-bits-limit' expects uint8_t"):
         bits(host_phys_bits="on", host_phys_bits_limit="300")
+
+
+def test_threads_that_cpuid_cannot_tell_of(caplog: pytest.LogCaptureFixture) -> None:
+    for cpu in (CpuConfig("Nehalem"), CpuConfig("EPYC"), CpuConfig("Opteron_G3", {"topoext": True})):
+        check_threads(cpu, CpuTopology(threads=2))
+    check_threads(CpuConfig("Opteron_G3"), CpuTopology(cores=2))
+    assert not caplog.messages
+    check_threads(CpuConfig("Opteron_G3"), CpuTopology(threads=2))
+    assert caplog.messages == ["This family of AMD CPU doesn't support hyperthreading(2)\n"
+                               "Please configure -smp options properly or try enabling topoext feature."]

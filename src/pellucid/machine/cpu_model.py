@@ -10,7 +10,7 @@ from typing import Any
 
 from pellucid.cpu.models import CpuModel, find_model, needed_levels, own_models, resolve
 from pellucid.cpu.models.features import UNMIGRATABLE, spelled
-from pellucid.cpu.models.leaves import cpuid_leaves
+from pellucid.cpu.models.leaves import AMD_VENDORS, cpuid_leaves
 from pellucid.cpu.models.msr_features import capabilities
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
@@ -101,6 +101,14 @@ def _unmigratable(cpu: CpuConfig) -> bool:
         why = f"Property '{cpu.model}-x86_64-cpu.migratable' not found"
         raise UserError(_refused(cpu, "migratable", why))
     return not _switch(cpu, "migratable", True)
+
+
+def check_threads(cpu: CpuConfig, topology: CpuTopology) -> None:
+    """A warning where AMD's CPUID cannot tell of a core's threads: leaf 0x8000001E comes with topoext."""
+    model = configured_model(cpu, warn=False)
+    if model.vendor in AMD_VENDORS and topology.threads > 1 and "topoext" not in model.features:
+        _log.warning("This family of AMD CPU doesn't support hyperthreading(%d)\n"
+                     "Please configure -smp options properly or try enabling topoext feature.", topology.threads)
 
 
 def check_migratable(cpu: CpuConfig) -> None:

@@ -11,7 +11,7 @@ from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
-from pellucid.machine.cpu_model import check_migratable, configured_model, cpuid_entries, tsc_frequency
+from pellucid.machine.cpu_model import check_migratable, check_threads, configured_model, cpuid_entries, tsc_frequency
 from pellucid.machine.machine import Machine
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
@@ -102,6 +102,7 @@ def _accelerator(progress: Progress | None) -> Accelerator:
         if config.only_migratable:
             check_migratable(config.cpu)
         configured_model(config.cpu)  # A bad -cpu is told before the engine is loaded.
+        check_threads(config.cpu, config.topology)
         cpu = config.cpu
         if config.icount is not None:  # kvmclock and steal time tell of the host's time
             cpu = replace(cpu, properties={**cpu.properties, "kvm": "off"})
