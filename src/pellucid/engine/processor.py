@@ -22,8 +22,8 @@ from pellucid.cpu.code_cache import (
 )
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
-    FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, SOFT_NONE, SPACE_NORMAL, SPACE_SMM, STATE_BYTES, TLB_BYTES,
-    TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry,
+    FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, REPLAY_SLOTS, SOFT_NONE, SPACE_NORMAL, SPACE_SMM,
+    STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry, slot_of,
 )
 from pellucid.cpu.undo_log import LONGEST, Transaction
 from pellucid.engine import image as handler_image
@@ -100,6 +100,9 @@ class Processor:
         self.address = self._state.address
         self.table = memory.join(self._state)
         self.state = CpuState.view(self.address)
+        # The same bytes as state.replay, which makes an object at each use.
+        replay = (ctypes.c_uint64 * REPLAY_SLOTS).from_address(self.address + slot_of("replay"))
+        self._replay = memoryview(replay).cast("B").cast("Q")
         self._jumps = Array(JUMP_SETS * JUMP_WAYS * JumpEntry.size)
         self._code = Array(CodeCache.size)
         self._arena = Array(ARENA_BYTES)
@@ -268,7 +271,9 @@ class Processor:
         if state.io_count:
             self.complete_string(value.to_bytes(state.io_size, "little"))
         else:
-            self._answer(value)
+            count = state.replay_count
+            self._replay[count] = value
+            state.replay_count = count + 1
 
     def complete_string(self, data: bytes) -> None:
         """The INS that left with a count is done for as many elements as `data` has: they are stored here."""
@@ -278,11 +283,7 @@ class Processor:
         host, length = state.io_data, count * state.io_size
         ctypes.memmove(host, data, length)
         self.memory_written([(host, length)])
-        self._answer(count)
-
-    def _answer(self, value: int) -> None:
-        state = self.state
-        state.replay[state.replay_count] = value
+        self._replay[state.replay_count] = count
         state.replay_count += 1
 
     def fail_msr(self) -> None:

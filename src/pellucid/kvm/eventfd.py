@@ -78,6 +78,8 @@ class IoeventfdRegistry:
 
     def signal(self, address: int, size: int, value: int) -> bool:
         """A guest write: signal the eventfd it matches; False when it matches none."""
+        if not self._by_address:
+            return False
         for entry in self._by_address.get(address, ()):
             if entry.length not in (ANY_LENGTH, size):
                 continue

@@ -85,9 +85,6 @@ _OUTCOMES: dict[type, Outcome] = {
     InternalErrorExit: Outcome.FAIL,
 }
 
-_PORT_IO, _MEMORY_IO, _REENTER = Outcome.PORT_IO, Outcome.MEMORY_IO, Outcome.REENTER
-
-
 def outcome_of(exit: Exit) -> Outcome:
     """What the thread must do about `exit`."""
     return _OUTCOMES[type(exit)]
@@ -316,14 +313,11 @@ class VcpuThread:
                 self._left_guest.set()
             if self._coalesced:
                 self._deliver_coalesced()
-            outcome = outcome_of(exit)
-            if outcome is _PORT_IO:
-                assert isinstance(exit, IoExit)
+            if type(exit) is IoExit:
                 self._port_io(exit)
-            elif outcome is _MEMORY_IO:
-                assert isinstance(exit, MmioExit)
+            elif type(exit) is MmioExit:
                 self._memory_io(exit)
-            elif outcome is not _REENTER:
+            elif (outcome := outcome_of(exit)) is not Outcome.REENTER:
                 self._rare_exit(outcome, exit)
 
     def _deliver_coalesced(self) -> None:

@@ -206,22 +206,23 @@ class SoftVcpu(VcpuExits):
     def run(self) -> Exit:
         self._thread = threading.get_ident()
         handlers, processor, gate, pv_eoi = self._handlers, self.processor, self._vm.gate, self.pv_eoi
-        state, lapic = self.state, self.lapic
+        state, lapic, requests, guest_lock, runnable = (
+            self.state, self.lapic, self.requests, self.guest_lock, MpState.RUNNABLE)
         while True:
-            self.state.pending = 0
+            state.pending = 0
             if self.pace is not None:
                 self.pace.advance()
             if self._kicked:
                 self._kicked = False
                 return IntrExit()
-            if self.requests.word and (stop := self._serve_requests()) is not None:
+            if requests.word and (stop := self._serve_requests()) is not None:
                 return stop
-            if self._halted or self._frozen is not None or self._mp_state is not MpState.RUNNABLE:
+            if self._halted or self._frozen is not None or self._mp_state is not runnable:
                 if not self._wait():
                     continue
             if gate.closed:
                 gate.wait()
-            with self.guest_lock:
+            with guest_lock:
                 if gate.closed:
                     continue
                 if pv_eoi.enabled:
