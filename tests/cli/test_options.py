@@ -357,3 +357,11 @@ def test_firmware_and_its_folders(tmp_path: Path) -> None:
         find_firmware("none.bin", config.data_folders)
     with pytest.raises(HelpRequested, match="/usr/share/seabios"):
         parse_options(["-L", "help"])
+
+
+def test_a_cpu_feature_with_a_sign_and_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse_options(["-cpu", "pentium,-fpu,+fpu,-mce,mce=on,+cx8,cx8=off,+sse4_1,sse4_2=on"])
+    assert config.cpu.features == {"fpu": False, "mce": False, "cx8": True, "sse4.1": True, "sse4.2": True}
+    warnings = capsys.readouterr().err
+    assert 'Don\'t mix both "-mce" and "mce=on"' in warnings and 'Don\'t mix both "+cx8" and "cx8=off"' in warnings
+    assert warnings.count("\n") == 3

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -178,9 +178,24 @@ def cpu(draft: Draft, text: str) -> None:
         raise UserError(f"-cpu {model}: no such CPU model: {hint}")
     features: dict[str, bool] = {}
     properties: dict[str, str] = {}
-    for item in items:
+    # +NAME counts more than NAME=VALUE, and -NAME more than both, wherever they stand.
+    for item in sorted(items, key=lambda item: ("+", "-").index(item[0]) + 1 if item[:1] in ("+", "-") else 0):
         _cpu_item(item, features, properties)
+    _tell_ambiguous(items)
     draft.cpu = CpuConfig(model, features, properties)
+
+
+def _tell_ambiguous(items: Sequence[str]) -> None:
+    """Warn, in QEMU's words, of what stands with a sign and with a value."""
+    signed = {canonical_name(item[1:]): item for item in items if item[:1] in ("+", "-")}
+    twice = [(signed[canonical_name(word)], item)
+             for item in items
+             if (word := item.partition("=")[0]) != item and canonical_name(word) in signed]  # fmt: skip
+    for sign, value in twice:
+        print(f'pellucid: warning: Ambiguous CPU model string. Don\'t mix both "{sign}" and "{value}"', file=sys.stderr)
+    if twice:
+        last = "Compatibility of ambiguous CPU model strings won't be kept on future QEMU versions"
+        print(f"pellucid: warning: {last}", file=sys.stderr)
 
 
 def _cpu_help() -> NoReturn:

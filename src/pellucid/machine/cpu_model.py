@@ -8,7 +8,7 @@ import logging
 from dataclasses import astuple, replace
 from typing import Any
 
-from pellucid.cpu.models import CpuModel, find_model, needed_levels, own_models, resolve
+from pellucid.cpu.models import CpuModel, Resolved, find_model, needed_levels, own_models, resolve
 from pellucid.cpu.models.features import UNMIGRATABLE, spelled
 from pellucid.cpu.models.leaves import AMD_VENDORS, cpuid_leaves
 from pellucid.cpu.models.msr_features import capabilities
@@ -79,10 +79,7 @@ def tsc_frequency(cpu: CpuConfig) -> int:
 
 def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
     """The model with the features and properties that were asked for, less what is not built."""
-    changes = {name: on for name, on in cpu.features.items() if name not in KVM_FEATURES}
-    if _unmigratable(cpu):
-        changes = dict.fromkeys(UNMIGRATABLE, True) | changes
-    resolved = resolve(cpu.model, changes)
+    resolved = _resolved(cpu)
     lacking = [*map(spelled, resolved.lacking), *_lacking_kvm_features(cpu)]
     enforce = _switch(cpu, "enforce", False)
     if warn and (enforce or _switch(cpu, "check", True)):
@@ -118,6 +115,18 @@ def check_migratable(cpu: CpuConfig) -> None:
     """
     if "invtsc" in configured_model(cpu, warn=False).features and not tsc_frequency(cpu):
         raise UserError(f"disallowing migration blocker (--only-migratable) for: {BLOCKED}")
+
+
+def _resolved(cpu: CpuConfig) -> Resolved:
+    changes = {name: on for name, on in cpu.features.items() if name not in KVM_FEATURES}
+    if _unmigratable(cpu):
+        changes = dict.fromkeys(UNMIGRATABLE, True) | changes
+    return resolve(cpu.model, changes)
+
+
+def filtered_features(cpu: CpuConfig) -> tuple[str, ...]:
+    """What was asked for, or is the model's, and is not built (QEMU's filtered-features)."""
+    return _resolved(cpu).lacking
 
 
 def _lacking_kvm_features(cpu: CpuConfig) -> list[str]:

@@ -16,8 +16,9 @@ from pellucid.machine.device import Device, Property
 from pellucid.machine.machine import Machine
 from pellucid.machine.pci import PciFunction
 from pellucid.machine.properties import PropertyType
-from pellucid.machine.state import Boolean, Integer, Plain
+from pellucid.machine.state import Boolean, Integer
 from pellucid.machine.streams import Streams
+from pellucid.monitor.cpu_object import cpu_properties
 from pellucid.monitor.errors import DeviceNotFound
 from pellucid.runtime import VcpuThread
 
@@ -32,7 +33,7 @@ class QomProperty:
 
     name: str
     type: str
-    value: Plain = None
+    value: object = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def tree(machine: Machine, streams: Streams) -> QomObject:
     """All objects, as they are now."""
     unattached: dict[str, QomObject] = {}
     children = {UNATTACHED: unattached, PERIPHERAL: {}, f"{PERIPHERAL}-anon": {}}
+    cpu = tuple(QomProperty(*found) for found in cpu_properties(machine.config.cpu))
     for thread in machine.vcpus.threads:
         path = vcpu_path(thread)
-        unattached[path.rpartition("/")[2]] = QomObject(path, machine.config.cpu.model + CPU_TYPE)
+        processor = QomObject(path, machine.config.cpu.model + CPU_TYPE, cpu)
+        unattached[path.rpartition("/")[2]] = processor
     for device in machine.devices:
         path = device_path(machine, device)
         folder, _, name = path.rpartition("/")

@@ -1,5 +1,6 @@
 """Objects and types: what the machine is made of, and what it could be made of."""
 
+import json
 from dataclasses import dataclass
 
 from pellucid.monitor.command import command
@@ -55,9 +56,7 @@ def qom_get(session: Session, path: str, property: str) -> object:
 
 
 def _value_text(value: object) -> str:
-    if isinstance(value, str):
-        return f'"{value}"'
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value, indent=4, ensure_ascii=False)
 
 
 @command("qom-list-types")
