@@ -18,7 +18,7 @@ DEEPEST = 7
 """How deep transactions nest."""
 
 _INSIDE = frozenset(("xbegin", "xend", "ldmxcsr"))
-_OUTSIDE = frozenset(("cpuid", "wbinvd", "clflush", "cli", "swapgs", "wrbase", "umonitor"))
+_OUTSIDE = frozenset(("cpuid", "wbinvd", "clflush", "cli", "swapgs", "wrbase", "monitor", "umonitor"))
 
 
 def runs_inside(row: Row) -> bool:

@@ -99,6 +99,8 @@ def test_commit() -> None:
     ("sti", 0),
     ("popfq", 0),
     ("hlt", 0),
+    ("mov eax, DATA\nxor ecx, ecx\nmonitor", 0),
+    ("mov eax, DATA\numonitor rax", 0),
     ("swapgs", 0),
     ("mov ax, ds\nmov ds, ax", 0),
     ("in al, 0x80", 0),
