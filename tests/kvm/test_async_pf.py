@@ -3,138 +3,49 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from pellucid.engine.arrays import Array
-from pellucid.kvm.api import Exit, IntrExit, IoExit, MmioExit, MpState
+from pellucid.kvm.api import IntrExit, IoExit, MmioExit
 from pellucid.kvm.async_pf import (
-    DELIVERY_AS_INT,
     ENABLED,
-    MOST_FAULTS,
-    MSR_KVM_ASYNC_PF_ACK,
     MSR_KVM_ASYNC_PF_EN,
     MSR_KVM_ASYNC_PF_INT,
     SEND_ALWAYS,
     WAKE_ALL,
-    AsyncPf,
 )
-from pellucid.kvm.backends.soft.vcpu import SoftVcpu
-from pellucid.kvm.cpuid import KvmFeature, kvm_leaves
-from pellucid.kvm.errors import InvalidRequestError, MsrAccessError
+from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.regs import DTable, Segment
-from pellucid.kvm.residency import PAGE_PRESENT, Residency
-from pellucid.kvm.steal_time import KVM_VCPU_FLUSH_TLB, KVM_VCPU_PREEMPTED, MSR_KVM_STEAL_TIME
+from pellucid.kvm.residency import PAGE_PRESENT
 from tests.cpu.guests import tables
-from tests.cpu.guests.asm import assemble
 
-from .fakes import FakeVm, GuestMemory
-from .test_soft_smp import RAM, Guest
-
-DIRECTORY, GDT, IDT, RECORD, FLAG = 0x1000, 0x2000, 0x3000, 0x4040, 0x4000
-CODE, FAULT, READY, TICK, DATA = 0x7000, 0x8000, 0x9000, 0xA000, 0x5_0000
-STACKS = (0x2_0000, 0x3_0000)
-DEVICE = 0x20_0000
-TAKES = RECORD | ENABLED | DELIVERY_AS_INT
-HANDLERS = {
-    FAULT: f"""
-        push eax
-        mov eax, cr2
-        out 0x90, eax
-        mov eax, [{RECORD}]
-        out 0x91, eax
-        mov dword [{RECORD}], 0
-    again: sti
-        hlt
-        cmp byte [{FLAG}], 0
-        je again
-        mov byte [{FLAG}], 0
-        pop eax
-        add esp, 4
-        iretd""",
-    READY: f"""
-        push eax
-        push ecx
-        push edx
-        mov eax, [{RECORD + 4}]
-        out 0x92, eax
-        mov byte [{FLAG}], 1
-        mov dword [{RECORD + 4}], 0
-        mov ecx, {MSR_KVM_ASYNC_PF_ACK}
-        mov eax, 1
-        xor edx, edx
-        wrmsr
-        mov dword [0xFEE000B0], 0
-        pop edx
-        pop ecx
-        pop eax
-        iretd""",
-    TICK: """
-        mov dword [0xFEE000B0], 0
-        out 0x93, eax
-        iretd""",
-}
-
-
-class Held:
-    """A pager that notes what it is asked for; the test lets pages in."""
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.at_once = False
-
-    def missing(self, page: int) -> bool:
-        self.asked.append(page)
-        return self.at_once
-
-
-class PagedGuest(Guest):
-    """vCPUs in 32-bit mode with paging, memory mapped one to one, whose RAM has a pager."""
-
-    def __init__(self, count: int = 1) -> None:
-        super().__init__(count)
-        self.pager = Held()
-        self.residency = self.vm.page_memory(self.ram.address, RAM, self.pager)
-        for page in (0, DEVICE >> 22, 0x3FB):
-            self.put(DIRECTORY + 4 * page, (page << 22 | 0x83).to_bytes(4, "little").hex())
-        for number, descriptor in enumerate((0, tables.segment(tables.CODE), tables.segment(tables.DATA))):
-            self.put(GDT + 8 * number, descriptor.to_bytes(8, "little").hex())
-        for vector, handler in ((14, FAULT), (0xF3, READY), (0x60, TICK)):
-            self.put(IDT + 8 * vector, tables.gate(tables.INT, 8, handler).to_bytes(8, "little").hex())
-            self.assemble(handler, HANDLERS[handler])
-        for vcpu, stack in zip(self.vcpus, STACKS, strict=False):
-            self.prepare(vcpu, stack)
-
-    def prepare(self, vcpu: SoftVcpu, stack: int) -> None:
-        flat = Segment(limit=0xFFFF_FFFF, selector=0x10, type=3, db=True, g=True)
-        sregs = replace(vcpu.get_sregs(), cs=replace(flat, selector=8, type=0xB), ds=flat, es=flat, ss=flat,
-                        gdt=DTable(GDT, 23), idt=DTable(IDT, 0x7FF), cr0=0x8000_0031, cr3=DIRECTORY, cr4=0x10)
-        vcpu.set_sregs(sregs)
-        vcpu.set_mp_state(MpState.RUNNABLE)
-        vcpu.set_regs(replace(vcpu.get_regs(), rip=CODE, rsp=stack, rflags=2))
-        vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0x1FF)
-
-    def assemble(self, at: int, source: str) -> None:
-        assert self.vm.write_guest(at, assemble(source, at, 32).code)
-
-    def put_out(self, *addresses: int) -> None:
-        with self.residency.exclusive() as table:
-            for address in addresses:
-                table[address >> 12] = 0
-
-    def let_in(self, address: int) -> None:
-        self.residency.arrived(address >> 12)
-
-    def enable(self, value: int = TAKES) -> None:
-        for vcpu in self.vcpus:
-            vcpu.set_msrs({MSR_KVM_ASYNC_PF_INT: 0xF3, MSR_KVM_ASYNC_PF_EN: value})
+from .paged_guest import (
+    CODE,
+    DATA,
+    DEVICE,
+    DIRECTORY,
+    FAULT,
+    FLAG,
+    GDT,
+    IDT,
+    READY,
+    RECORD,
+    STACKS,
+    TAKES,
+    TICK,
+    PagedGuest,
+    out,
+    ready_handler,
+    running,
+    wait_for,
+)
+from .test_soft_smp import RAM
 
 
 @pytest.fixture
@@ -142,24 +53,6 @@ def guest() -> Iterator[PagedGuest]:
     made = PagedGuest()
     yield made
     made.close()
-
-
-def running(vcpu: SoftVcpu) -> tuple[threading.Thread, list[Exit]]:
-    exits: list[Exit] = []
-    thread = threading.Thread(target=lambda: exits.append(vcpu.run()), daemon=True)
-    thread.start()
-    return thread, exits
-
-
-def wait_for(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def out(port: int, value: int) -> IoExit:
-    return IoExit(port, 4, True, value)
 
 
 READ_DATA = f"mov eax, [{DATA}]\n out 0x99, eax"
@@ -307,8 +200,7 @@ def test_an_answer_of_a_device_is_kept_while_the_page_comes(guest: PagedGuest) -
     assert exits == [out(0x99, 0xABCD)], "the device was read once"
 
 
-def test_a_switch_of_tasks_or_stacks_waits_in_one_piece(guest: PagedGuest) -> None:
-    """MOV SS and the page behind it: no interrupt comes between the two."""
+def test_no_interrupt_comes_between_mov_ss_and_a_page_that_is_out(guest: PagedGuest) -> None:
     (vcpu,) = guest.vcpus
     guest.assemble(CODE, f"sti\n nop\n mov ax, 0x10\n mov ss, ax\n mov esp, [{DATA}]\n out 0x99, eax")
     guest.put(DATA, STACKS[1].to_bytes(4, "little").hex())
@@ -321,6 +213,33 @@ def test_a_switch_of_tasks_or_stacks_waits_in_one_piece(guest: PagedGuest) -> No
     guest.let_in(DATA)
     thread.join(10)
     assert exits == [out(0x93, 0x10)] and vcpu.get_regs().rsp == STACKS[1] - 12
+
+
+@pytest.mark.parametrize("where", [0x6_0000, 0x6_1000])
+def test_a_task_switch_waits_in_one_piece(guest: PagedGuest, where: int) -> None:
+    """Before the switch a page is waited for; behind it, in the new task's LDT, it is brought in there and then."""
+    (vcpu,) = guest.vcpus
+    old_task, new_task, ldt = 0x6_2000, 0x6_0000, 0x6_1000
+    for number, descriptor in ((3, tables.system_segment(tables.TSS_BUSY, old_task, 0x67)),
+                               (4, tables.system_segment(tables.TSS, new_task, 0x67)),
+                               (5, tables.system_segment(tables.LDT, ldt, 7))):
+        guest.put(GDT + 8 * number, (descriptor & (1 << 64) - 1).to_bytes(8, "little").hex())
+    guest.put(ldt, tables.segment(tables.DATA).to_bytes(8, "little").hex())
+    for offset, value in ((0x1C, DIRECTORY), (0x20, FAULT), (0x24, 2), (0x38, STACKS[1]), (0x48, 0x10), (0x4C, 8),
+                          (0x50, 0x10), (0x54, 4), (0x60, 0x28)):
+        guest.put(new_task + offset, value.to_bytes(4, "little").hex())
+    guest.assemble(FAULT, "out 0x99, eax")
+    guest.assemble(CODE, "jmp 0x20:0")
+    vcpu.set_sregs(replace(vcpu.get_sregs(), gdt=DTable(GDT, 47),
+                           tr=Segment(base=old_task, limit=0x67, selector=0x18, type=11, s=False)))
+    guest.put_out(where)
+    thread, exits = running(vcpu)
+    if where == new_task:
+        wait_for(lambda: guest.pager.asked)
+        guest.let_in(where)
+    thread.join(10)
+    assert exits == [out(0x99, 0)] and vcpu.get_sregs().ds.selector == 4
+    assert guest.residency.is_present(where >> 12) == (where == new_task)
 
 
 def test_writes_of_the_host_to_a_page_that_is_out_stay(guest: PagedGuest) -> None:
@@ -344,181 +263,6 @@ def test_paged_memory_and_slots_match(guest: PagedGuest) -> None:
     assert guest.vm.residency_at(more.address) is None
     residency, page = guest.vm.residency_at(more.address + 0x3FFF) or (None, None)
     assert residency is not None and page == 1
-
-
-# --- the registers, and what a guest may do with them
-
-
-class Alone:
-    """AsyncPf without a processor."""
-
-    def __init__(self) -> None:
-        self.vm, self.memory, self.wakes = FakeVm(), GuestMemory(), 0
-        self.vm.vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0x1FF)
-        self.pf = AsyncPf(0, self.vm.vcpu.lapic, self.memory.write, self.memory.read, self._woken)
-        self.pf.write_interrupt(0xF3)
-        self.residency = Residency(0, MOST_FAULTS * 3 << 12, Held(), nullcontext)
-
-    def _woken(self) -> None:
-        self.wakes += 1
-
-    def words(self) -> tuple[int, int]:
-        data = self.memory.data
-        return tuple(int.from_bytes(data[at:at + 4], "little") for at in (RECORD, RECORD + 4))  # type: ignore[return-value]
-
-    def seen(self) -> int:
-        """The guest takes a 'ready': the token."""
-        token = self.words()[1]
-        self.memory.data[RECORD + 4:RECORD + 8] = bytes(4)
-        self.pf.write_ack(1)
-        return token
-
-
-def test_registers_refuse_what_kvm_refuses() -> None:
-    pf = Alone().pf
-    for bad in (TAKES | 0x10, TAKES | 0x20, TAKES | 4, 1 << 40 | ENABLED | DELIVERY_AS_INT):
-        with pytest.raises(MsrAccessError):
-            pf.write_enable(bad)
-    with pytest.raises(MsrAccessError):
-        pf.write_interrupt(0x100)
-    assert pf.value == 0 and not pf.enabled
-    pf.write_enable(1 << 40 | ENABLED)   # not by interrupt: nothing will be written
-    assert pf.value == 1 << 40 | ENABLED and not pf.enabled
-    pf.write_enable(TAKES)
-    assert pf.enabled and pf.takes_at(3) and not pf.takes_at(0)
-    pf.write_enable(TAKES | SEND_ALWAYS)
-    assert pf.takes_at(0)
-    pf.reset()
-    assert (pf.value, pf.interrupt, pf.under_way) == (0, 0, 0)
-
-
-def test_ready_comes_one_by_one_and_faults_are_bounded() -> None:
-    alone = Alone()
-    pf, residency = alone.pf, alone.residency
-    pf.write_enable(TAKES)
-    pf.serve()
-    assert alone.wakes == 1 and alone.vm.vcpu.requested() == {0xF3} and alone.seen() == WAKE_ALL
-    tokens = [pf.begin(residency, page, True) for page in range(MOST_FAULTS + 5)]
-    assert None not in tokens[:MOST_FAULTS] and tokens[MOST_FAULTS:] == [None] * 5
-    assert len(set(tokens)) == MOST_FAULTS + 1 and alone.words()[0] == 1
-    assert pf.begin(residency, 3, True) is None, "the guest knows already"
-    for page in range(MOST_FAULTS):
-        pf.page_arrived(residency, page)
-    pf.serve()
-    pf.write_ack(1)   # without looking
-    pf.serve()
-    assert alone.words()[1] == tokens[0] and pf.under_way == MOST_FAULTS - 1
-    assert [alone.seen() for _ in tokens] == tokens[:MOST_FAULTS] + [0] * 5
-    assert pf.under_way == 0
-
-
-def test_what_is_under_way_is_forgotten_when_switched_off() -> None:
-    alone = Alone()
-    pf, residency = alone.pf, alone.residency
-    pf.write_enable(TAKES)
-    pf.serve()
-    assert pf.begin(residency, 0, True) is not None
-    pf.write_enable(0)
-    pf.page_arrived(residency, 0)
-    pf.serve()
-    assert pf.under_way == 0 and alone.words()[1] == WAKE_ALL
-    alone.memory.data[RECORD + 4] = 0
-    assert pf.begin(residency, 0, True) is None
-
-
-def test_ready_waits_for_the_apic() -> None:
-    alone = Alone()
-    alone.vm.vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0xFF)
-    alone.pf.write_enable(TAKES)
-    alone.pf.serve()
-    assert alone.words()[1] == 0
-    alone.vm.vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0x1FF)
-    alone.pf.write_ack(1)
-    assert alone.words()[1] == WAKE_ALL
-
-
-def test_enabling_the_apic_brings_what_was_kept_back(guest: PagedGuest) -> None:
-    (vcpu,) = guest.vcpus
-    vcpu.lapic.mmio_write(d.APIC_SPIV, 4, 0xFF)
-    guest.enable()
-    guest.assemble(CODE, "mov dword [0xFEE000F0], 0x1FF\n sti\nagain: jmp again")
-    assert vcpu.run() == out(0x92, WAKE_ALL)
-
-
-@pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize("kicked", [False, True])
-def test_a_halted_processor_flushes_its_tlb_when_asked_in_its_record(
-    guest: PagedGuest, asked: bool, kicked: bool
-) -> None:
-    """A page at 4 MiB gets another place meanwhile; who is not asked for a flush sees the old one."""
-    (vcpu,) = guest.vcpus
-    table, linear, record = 0xB000, 4 << 20, 0x4100
-    guest.put(DIRECTORY + 4, (table | 3).to_bytes(4, "little").hex())
-    guest.put(table, (DATA | 3).to_bytes(4, "little").hex())
-    guest.put(DATA, "01000000")
-    guest.put(DATA + 0x1000, "02000000")
-    vcpu.set_msrs({MSR_KVM_STEAL_TIME: record | 1})
-    read = f"mov eax, [{linear}]\n out 0x99, eax\n"
-    guest.assemble(CODE, f"sti\n{read}hlt\n{read}")
-    assert vcpu.run() == out(0x99, 1)
-
-    def preempted() -> int:
-        return (guest.vm.read_guest(record + 16, 1) or b"")[0]
-
-    def change() -> None:
-        wait_for(lambda: preempted() == KVM_VCPU_PREEMPTED)
-        guest.put(table, (DATA + 0x1000 | 3).to_bytes(4, "little").hex())
-        if asked:
-            assert guest.vm.exchange_guest(record + 16, KVM_VCPU_PREEMPTED | KVM_VCPU_FLUSH_TLB) == KVM_VCPU_PREEMPTED
-
-    thread, exits = running(vcpu)
-    if kicked:
-        wait_for(preempted)
-        vcpu.kick()
-        thread.join(10)
-        assert exits == [IntrExit()] and preempted(), "it is not in the guest"
-    change()
-    vcpu.lapic.deliver(d.DM_FIXED, 0x60)
-    if kicked:
-        exits = [vcpu.run()]
-    thread.join(10)
-    assert exits == [out(0x93, 1)] and preempted() == 0
-    assert vcpu.run() == out(0x99, 2 if asked else 1)
-
-
-def test_the_registers_of_a_vcpu_and_its_reset(guest: PagedGuest) -> None:
-    (vcpu,) = guest.vcpus
-    guest.enable()
-    assert vcpu.get_msrs((MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK)) == {
-        MSR_KVM_ASYNC_PF_EN: TAKES, MSR_KVM_ASYNC_PF_INT: 0xF3, MSR_KVM_ASYNC_PF_ACK: 0}
-    vcpu.lapic.deliver(d.DM_INIT, 0)
-    vcpu._serve_requests()
-    assert vcpu.get_msrs((MSR_KVM_ASYNC_PF_EN,)) == {MSR_KVM_ASYNC_PF_EN: 0}
-    announced = KvmFeature(kvm_leaves()[1].eax)
-    assert KvmFeature.ASYNC_PF | KvmFeature.ASYNC_PF_INT in announced and KvmFeature.ASYNC_PF_VMEXIT not in announced
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_fuzz_registers(seed: int) -> None:
-    """Whatever a guest writes, wherever its record is: an answer, or #GP, and a bounded memory of it."""
-    rng, guest = random.Random(seed), PagedGuest()
-    try:
-        (vcpu,) = guest.vcpus
-        pf = vcpu.async_pf
-        for _ in range(3000):
-            value = rng.choice((rng.getrandbits(64), rng.randrange(RAM) & ~0x3F | rng.getrandbits(4), TAKES,
-                                1 << rng.randrange(64)))
-            try:
-                vcpu.msrs.write(rng.choice((MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK)), value)
-            except MsrAccessError:
-                continue
-            page = rng.randrange(RAM >> 12)
-            if pf.begin(guest.residency, page, rng.random() < 0.9) is not None and rng.random() < 0.8:
-                pf.page_arrived(guest.residency, page)
-            pf.serve()
-            assert pf.under_way <= MOST_FAULTS + 1
-    finally:
-        guest.close()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -546,20 +290,7 @@ def test_fuzz_pages_go_out_under_running_processors(seed: int) -> None:
             pop eax
             add esp, 4
             iretd""")
-        guest.assemble(READY, f"""
-            push eax
-            push ecx
-            push edx
-            mov dword [esi+{RECORD - 60}], 0
-            mov ecx, {MSR_KVM_ASYNC_PF_ACK}
-            mov eax, 1
-            xor edx, edx
-            wrmsr
-            mov dword [0xFEE000B0], 0
-            pop edx
-            pop ecx
-            pop eax
-            iretd""")
+        guest.assemble(READY, ready_handler(f"esi+{RECORD - 64}"))
         for vcpu in guest.vcpus:
             place = 64 * (vcpu.apic_id + 1)
             vcpu.set_regs(replace(vcpu.get_regs(), rsi=place))

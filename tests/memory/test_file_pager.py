@@ -1,6 +1,7 @@
 """RAM in a file: put out, read back, restored lazily; and a pager that keeps to its limit while processors run."""
 
 import ctypes
+import errno
 import os
 import random
 import time
@@ -137,6 +138,25 @@ def test_the_limit_is_kept_and_what_is_used_stays(block: RamBlock, caplog: pytes
     assert waiter.pages == [100] and pager.read >= READ_PAGES
     assert [block.view[page * PAGE_SIZE] for page in range(4096)] == [page % 251 + 1 for page in range(4096)]
     pager.close()
+
+
+def test_a_disk_that_fails_leaves_nobody_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ram"
+    path.write_bytes(b"x" * LEAST_LIMIT)
+    block = RamBlock("ram", LEAST_LIMIT, path=path)
+
+    def fetch(offset: int, length: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(block, "fetch", fetch)
+    pager = made_pager(block)
+    get(pager, 3)
+    get(pager, 300)
+    assert caplog.messages == [f"cannot read RAM back from {path}: Input/output error"] * 2
+    pager.close()
+    block.close()
 
 
 def test_a_file_with_content_is_restored_lazily(tmp_path: Path) -> None:

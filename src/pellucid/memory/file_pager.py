@@ -132,7 +132,10 @@ class FilePager:
         if not self._held[page]:
             first, count = page, 1
         elif not self.residency.is_present(page):
-            self._block.fetch(first * PAGE_SIZE, count * PAGE_SIZE)
+            try:
+                self._block.fetch(first * PAGE_SIZE, count * PAGE_SIZE)
+            except OSError as error:  # who waits goes on, and meets the disk's error himself
+                _log.error("cannot read RAM back from %s: %s", self._block.path, error.strerror)
             self.read += count
         self._present += count
         self.residency.arrived(first, count)

@@ -90,6 +90,8 @@ class RamBlock:
             self._mmap = mmap.mmap(self.fd, self.max_size)
             if self.path is not None:
                 self._mmap.madvise(mmap.MADV_RANDOM)  # else a touch may bring in megabytes
+            if self.kept:
+                self.put_out(0, self.max_size)  # who wrote it may have left all of it in memory
         except (OSError, OverflowError) as error:
             self._close_fd()
             raise _no_memory(self.name, self.max_size, str(error)) from error
