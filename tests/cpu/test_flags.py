@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pellucid.cpu.flags import CC_KINDS, kind_flags, known_flags
 from pellucid.cpu.state import (
     AC, CR0_AM, DB, EXIT_EXCEPTION, EXIT_HLT, GP, RFLAGS_AC, RFLAGS_DF, RFLAGS_ID, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT,
     RFLAGS_RF, RFLAGS_TF, RFLAGS_VIF, RFLAGS_VIP, RFLAGS_VM)
+from pellucid.native import u64
 from tests.cpu.bare import Bare
 
 RAX, RSP = 0, 4
@@ -171,3 +175,16 @@ def test_enter_and_leave_in_real_mode_use_sp_and_bp() -> None:
     s.gpr[RSP], s.gpr[5] = 0xAAAA_0100, 0xBBBB_1234
     assert machine.run(CODE) == EXIT_HLT
     assert (s.gpr[RSP], s.gpr[5]) == (0xAAAA_0100, 0xBBBB_1234)
+
+
+EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1]
+WORDS = st.one_of(st.sampled_from(EDGES), st.integers(0, (1 << 64) - 1))
+
+
+@given(WORDS, WORDS)
+def test_regions_have_the_flags_of_handlers(dst: int, src: int) -> None:
+    """Two ways to compute them: by a kind known when handlers are made, or when LLVM sees what came before."""
+    for kind in range(4, CC_KINDS):
+        mask = (1 << (8 << (kind & 3))) - 1
+        wanted = kind_flags(u64(dst & mask), u64(src & mask), kind >> 2, 1 << (kind & 3))
+        assert known_flags(u64(kind), u64(dst & mask), u64(src & mask)) == wanted, hex(kind)

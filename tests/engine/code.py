@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pellucid.cpu.code_cache import Block, Op
 from pellucid.engine import handlers
 from pellucid.engine.processor import Processor
-from pellucid.engine.region import CompiledRegion, Piece, compile_region
+from pellucid.engine.region import CompiledRegion, Piece, compile_region, region_program
 from pellucid.native.image import Root
-from pellucid.native.program import Program
 from tests.cpu.bare import Bare
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
@@ -33,7 +32,7 @@ def compile_block(processor: Processor, ops: int) -> list[Piece]:
     pieces = hot.source.region(ops)
     assert pieces
     name = f"test_region{_number}"
-    layout = compile_region(Program(), roots(), pieces, name)
+    layout = compile_region(region_program(), roots(), pieces, name)
     region = CompiledRegion(layout, name, processor.engine.image.code)
     hot._install(hot.generation, pieces, region)
     assert Op.view(pieces[0].ops).handler == region.address

@@ -1,5 +1,6 @@
 """Calls: specialization, defaults, keywords, spread arguments, tuples of results, function arguments, recursion."""
 
+import ctypes
 import enum
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.native import NativeException, i64, native, ptr, static, struct, u8, u32, u64, uint
+from pellucid.native import NativeException, i64, is_constant, native, ptr, static, struct, u8, u32, u64, uint
+from pellucid.native.code import Code
 from pellucid.native.image import build
-from pellucid.native.program import Program
+from pellucid.native.linker import lay_out
+from pellucid.native.program import Program, out_of_line
+from pellucid.native.target import compile_object
 from tests.native.harness import Const, Unit, few
 
 unit = Unit()
@@ -177,11 +181,32 @@ def test_recursion_and_raises_around_a_circle(n: int, limit: int) -> None:
 
 
 def test_a_result_of_nothing() -> None:
-    import ctypes
-
     cell = ctypes.c_uint64(5)
     assert POINTER(ptr[Cell](ctypes.addressof(cell))) == 9
     assert passes_pointer(ptr[Cell](ctypes.addressof(cell))) == 13
+
+
+@native(inline=False)
+def known(a: u64) -> u64:
+    if is_constant(a):
+        return u64(1)
+    return u64(2)
+
+
+@native
+def asks_twice(a: u64) -> u64:
+    return known(u64(5)) * 10 + known(a)
+
+
+def test_a_program_may_inline_what_is_out_of_line_elsewhere() -> None:
+    """What the compiler knows is known there alone; and plain Python knows nothing."""
+    assert asks_twice(u64(3)) == 22
+    assert len(out_of_line([Program().request(asks_twice, (u64,))])) == 1
+    program = Program(inlined=(known,))
+    root = program.request(asks_twice, (u64,))
+    assert out_of_line([root], program.inlined) == []
+    library = Code(lay_out([compile_object(program.module([root]))]))
+    assert ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64)(library[root.symbol])(3) == 12
 
 
 def test_each_specialization_is_compiled_once() -> None:

@@ -10,7 +10,7 @@
 """
 
 from pellucid.cpu.state import RFLAGS_AF, RFLAGS_CF, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_STATUS, RFLAGS_ZF
-from pellucid.native import native, popcount, sint, static, u64, u8, uint
+from pellucid.native import is_constant, native, popcount, sint, static, u64, u8, uint
 
 CC_EFLAGS, CC_ADD, CC_SUB, CC_LOGIC, CC_INC, CC_DEC, CC_SHL, CC_SHR, CC_MUL = range(9)
 CC_FAMILIES = 9
@@ -94,9 +94,47 @@ def kind_flags(dst, src, family, w):
     return base | both | (both << 11)
 
 
+@native
+def known_flags(kind, dst, src):
+    """The six flags for a kind that the compiler knows: of what stands here next to nothing is left then."""
+    bits = u64(8) << (kind & 3)
+    top = bits - 1
+    mask = ~u64(0) >> (64 - bits)
+    family = kind >> 2
+    r = dst & mask
+    b = src & mask
+    flags = ((r >> top) << 7) | (u64(r == 0) << 6) | parity(r)
+    if family == CC_EFLAGS:
+        flags = src
+    elif family == CC_ADD:
+        a = (r - b) & mask
+        flags = flags | u64(r < b) | ((((a ^ r) & (b ^ r)) >> top) << 11) | ((a ^ b ^ r) & RFLAGS_AF)
+    elif family == CC_SUB:
+        a = (r + b) & mask
+        flags = flags | u64(a < b) | ((((a ^ b) & (a ^ r)) >> top) << 11) | ((a ^ b ^ r) & RFLAGS_AF)
+    elif family == CC_INC:
+        flags = flags | (src & 1) | (u64(r == u64(1) << top) << 11) | (u64((r & 15) == 0) << 4)
+    elif family == CC_DEC:
+        flags = flags | (src & 1) | (u64(r == (u64(1) << top) - 1) << 11) | (u64((r & 15) == 15) << 4)
+    elif family == CC_SHL:
+        flags = flags | (b >> top) | (((b ^ r) >> top) << 11)
+    elif family == CC_SHR:
+        flags = flags | (b & 1) | (((b ^ r) >> top) << 11)
+    elif family == CC_MUL:
+        flags = flags | (u64(src != 0) << 11) | u64(src != 0)
+    return flags
+
+
 @native(inline=False)
 def status_flags(s) -> u64:
-    """The six status flags, computed from the lazy state."""
+    """The six status flags, computed from the lazy state. Regions contain it, and mostly know the kind."""
+    if is_constant(s.cc_kind):
+        return known_flags(s.cc_kind, s.cc_dst, s.cc_src)
+    return unknown_flags(s)
+
+
+@native(inline=False)
+def unknown_flags(s) -> u64:
     kind = s.cc_kind
     if kind < 4:
         return s.cc_src

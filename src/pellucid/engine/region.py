@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.code_cache import Block, Op
+from pellucid.cpu.flags import status_flags
 from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, CpuState, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.image import roots as handler_roots
@@ -294,6 +295,11 @@ def module_text(program: Program, roots: Mapping[str, Root], regions: Mapping[st
     return "\n".join([program.support(holder), *functions, _METADATA])
 
 
+def region_program() -> Program:
+    """A program for regions: what it inlines is small there, once LLVM knows what the block has done before."""
+    return Program(inlined=(status_flags,))
+
+
 class CompiledRegion:
     """A region in executable memory; `image` is what it calls out to. Keeps its code alive."""
 
@@ -316,7 +322,7 @@ def serve() -> None:
     A process of its own, since translating holds Python's lock for longer than a running guest can wait. Both ends
     are the same program; nothing else writes to the pipe.
     """
-    program, roots = Program(), handler_roots()
+    program, roots = region_program(), handler_roots()
     output = sys.stdout.buffer
     while True:
         try:

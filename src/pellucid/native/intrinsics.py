@@ -282,6 +282,21 @@ def unlikely(c: Any) -> bool:
     return bool(c)
 
 
+def _is_constant(f: Lowering, x: Any) -> Any:
+    if isinstance(x, Const):
+        return Const(True)
+    if not is_int(x.type):
+        f.fail("is_constant takes an integer")
+    kind = ir_type(x.type)
+    return f.emit(bool, f"call i1 @llvm.is.constant.{kind}({kind} {x.ir})")
+
+
+@intrinsic(_is_constant)
+def is_constant(x: Any) -> bool:
+    """Whether the compiler has found out the value; False in plain Python."""
+    return False
+
+
 def _static(f: Lowering, items: Any) -> Any:
     if not isinstance(items, Const):
         f.fail("static takes compile-time data; this is a run-time value")
@@ -395,9 +410,9 @@ def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
     return run_asm(kind, template, constraints, args)
 
 
-__all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and",
-           "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
-           "element_size", "f32", "f64", "f80", "fence", "insert", "invoke", "is_float", "is_int", "is_vec", "likely",
+__all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and", "atomic_load",
+           "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz", "element_size", "f32",
+           "f64", "f80", "fence", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec", "likely",
            "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute", "popcount",
            "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
            "uint", "unlikely", "volatile_load", "volatile_store"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -51,6 +51,10 @@ class Instance:
     def convention(self) -> str:
         return "tailcc " if self.fn.tail else ""
 
+    def inline(self, inlined: Container[NativeFunction]) -> bool:
+        """Whether its callers contain it: those in `inlined` do so though they are out of line elsewhere."""
+        return (self.fn.inline or self.fn in inlined) and not self.fn.tail
+
     def declaration(self) -> str:
         args = ", ".join(ir_type(t) for t in self.run_time)
         return f'declare dso_local {self.convention}{self.returns} @"{self.symbol}"({args}) nounwind'
@@ -63,9 +67,10 @@ def result_ir(result: Any) -> str:
 
 
 class Program:
-    """All instances, compiled to text on first request."""
+    """All instances, compiled to text on first request. `inlined`: functions that are out of line elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, inlined: Iterable[NativeFunction] = ()) -> None:
+        self.inlined = frozenset(inlined)
         self.instances: dict[Any, Instance] = {}
         self._symbols: set[str] = set()
 
@@ -108,7 +113,7 @@ class Program:
             for callee in work.pop().calls:
                 if callee in defined:
                     continue
-                if callee.fn.inline and not callee.fn.tail:
+                if callee.inline(self.inlined):
                     defined[callee] = False
                     work.append(callee)
                 else:
@@ -125,7 +130,7 @@ class Program:
 
         What is declared stands in an image made from another Program: NativeError where its symbol is not unique.
         """
-        for callee in out_of_line([caller]):
+        for callee in out_of_line([caller], self.inlined):
             if "~" in callee.symbol and not callee.fn.tail:
                 raise NativeError(f"{callee.symbol} has no name of its own that another image could link to")
         return self.module([caller]).replace("\n".join(_definition(caller, True)), "")
@@ -139,7 +144,7 @@ def _definition(instance: Instance, exported: bool) -> list[str]:
     return [head, *instance.lines, "}"]
 
 
-def out_of_line(instances: Iterable[Instance]) -> list[Instance]:
+def out_of_line(instances: Iterable[Instance], inlined: Container[NativeFunction] = ()) -> list[Instance]:
     """Every non-inline instance reachable from these, themselves excluded, in a stable order."""
     seen: dict[Instance, None] = dict.fromkeys(instances)
     work, found = list(seen), []
@@ -148,7 +153,7 @@ def out_of_line(instances: Iterable[Instance]) -> list[Instance]:
             if callee not in seen:
                 seen[callee] = None
                 work.append(callee)
-                if not callee.fn.inline or callee.fn.tail:
+                if not callee.inline(inlined):
                     found.append(callee)
     return sorted(found, key=lambda i: i.symbol)
 
