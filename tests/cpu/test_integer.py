@@ -115,7 +115,7 @@ def test_everything_is_built(native: Guest) -> None:
     for bits in (64, 32):
         for code in codes(bits):
             name = catalog.CODE_NAMES[code]
-            assert native.processor.learner.table.find(catalog.mnemonic_name(code), name) is not None, name
+            assert table().find(catalog.mnemonic_name(code), name) is not None, name
 
 
 # --- single cases ----------------------------------------------------------------------------------------
