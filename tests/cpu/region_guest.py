@@ -20,7 +20,7 @@ import iced_x86
 
 from pellucid.cpu.code_cache import Block, Op
 from pellucid.cpu.state import MODE_32, MODE_64
-from pellucid.engine.region import Piece, module_text
+from pellucid.engine.region import Piece, module_text, region_program
 from pellucid.native.code import Code
 from pellucid.native.linker import lay_out
 from pellucid.native.program import Program
@@ -97,7 +97,7 @@ class RegionGuest(NativeGuest):
             for page in CODE_PAGES:
                 self.space.write(page, bytes([layout.INT3]) * layout.PAGE)
         self.processor.hot.close()
-        self.program = Program()
+        self.program = region_program()
         self.code = self.processor.engine.image.code
         self.names = list(self.processor.engine.numbers)
         self.reached: set[int] = set()

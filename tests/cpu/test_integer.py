@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import iced_x86
 import pytest
+from pellucid.engine.image import table
 from tests.cpu.guest import Guest, NativeGuest, PythonGuest
 from tests.cpu.oracle import (
     BASE, Case, HostCpu, Report, UserState, catalog, instructions, layout, random_cases, run_cases, run_family,

@@ -15,7 +15,7 @@ from pellucid.cpu.state import CpuState
 from pellucid.engine import handlers
 from pellucid.engine import run as run_loop
 from pellucid.engine.processor import Engine
-from pellucid.engine.region import CompiledRegion, compile_region
+from pellucid.engine.region import CompiledRegion, compile_region, region_program
 from pellucid.native import TailCall, ptr
 from pellucid.native.image import Root
 from pellucid.native.program import Program
@@ -148,7 +148,7 @@ def interpreter_and_regions(guest: Guest, seed: str) -> bool:
 
 @functools.cache
 def _compiler() -> tuple[Program, Mapping[str, Root]]:
-    return Program(), handlers.roots()
+    return region_program(), handlers.roots()
 
 
 def _compile_regions(guest: Guest, case: Situation) -> int:
