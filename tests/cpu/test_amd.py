@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import iced_x86 as iced
@@ -26,13 +26,6 @@ _R: Any = iced.Register
 _KIND: Any = iced.OpCodeOperandKind
 MEMORY = 0x10
 """Where in DATA a memory operand lies."""
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 @pytest.fixture(scope="module", params=["native", "python"])

@@ -1,7 +1,6 @@
 """AVX, AVX2, FMA, F16C, BMI, ADX, MOVBE, AES, PCLMULQDQ, SHA: every encoding against the host CPU, and their gates."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 from pellucid.cpu.host_sse import HOST
@@ -13,7 +12,7 @@ from pellucid.isa.all import TABLE
 
 from .guest import Guest, NativeGuest, PythonGuest
 from .oracle import Case, HostCpu, Outcome, UserState, catalog, cases, instructions, layout, run_cases, unavailable
-from .test_sse import ExceptForOverflow
+from .test_sse import ExceptForOverflow, vector_of
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -22,27 +21,6 @@ FEATURES = frozenset(getattr(catalog.FEATURE, name) for name in (
 
 VADDPS, VADDPS_YMM, VMOVAPS_LOAD, VMOVUPS_LOAD, VPXOR, ANDN, VZEROUPPER, VPGATHERDD = (bytes.fromhex(code) for code in (
     "c5f058c2", "c5f458c2", "c5fc2806", "c5fc1006", "c5f1efc2", "c4e270f2c2", "c5f877", "c4e269900486"))
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
-
-
-@pytest.fixture
-def bare() -> Iterator[NativeGuest]:
-    """A guest whose control registers and page tables a test may change."""
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 def codes(bits: int) -> list[int]:
@@ -78,12 +56,6 @@ def test_native_agrees_with_the_host(native: NativeGuest, host: HostCpu, bits: i
 @pytest.mark.parametrize("bits", [64, 32])
 def test_plain_python_agrees_with_the_host(host: HostCpu, bits: int) -> None:
     compare(PythonGuest(), host, bits, 1)
-
-
-def vector_of(guest: NativeGuest, code: bytes, state: UserState | None = None) -> int | None:
-    """The exception that one instruction raises, or None."""
-    fault = guest.run(code, state or UserState()).fault
-    return None if fault is None else fault.vector
 
 
 @pytest.mark.parametrize(("cr0", "cr4", "xcr0", "vector"), [

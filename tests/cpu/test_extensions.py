@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -21,19 +21,6 @@ from .oracle.catalog import FEATURE
 needs_host = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 FEATURES = frozenset((FEATURE.GFNI, FEATURE.VAES, FEATURE.VPCLMULQDQ, FEATURE.SSE4A))
 Guest = NativeGuest | PythonGuest
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 def codes(bits: int) -> list[int]:

@@ -37,13 +37,6 @@ UNDEFINED_ANYHOW = {"smap", "pku", "shstk", "monitor"}
 
 
 @pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
-
-
-@pytest.fixture(scope="module")
 def region() -> Iterator[RegionGuest]:
     guest = RegionGuest()
     yield guest

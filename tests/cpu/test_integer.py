@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import iced_x86
 import pytest
 from pellucid.engine.image import table
-from tests.cpu.guest import Guest, NativeGuest, PythonGuest
+from tests.cpu.guest import Guest, PythonGuest
 from tests.cpu.oracle import (
     BASE, Case, HostCpu, Report, UserState, catalog, instructions, layout, random_cases, run_cases, run_family,
     unavailable)
@@ -22,19 +21,6 @@ NOT_HERE = {
     "UD1": "whether its ModRM byte is fetched differs between vendors",
 }
 NON_CANONICAL = 0x8000_0000_0000_0000
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 @pytest.fixture(scope="module")

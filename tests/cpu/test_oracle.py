@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import struct
 from collections import Counter
-from collections.abc import Iterator
 
 import iced_x86
 import pytest
@@ -36,12 +35,6 @@ from tests.cpu.oracle.trampoline import SHARED
 from tests.cpu.oracle.undefined import FLAGS, shift_flags
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
 
 
 def start(**registers: int) -> UserState:

@@ -23,12 +23,6 @@ FAMILIES: dict[str, Callable[[int], list[int]]] = {
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
 def guest() -> Iterator[RegionGuest]:
     made = RegionGuest()
     yield made

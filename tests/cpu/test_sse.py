@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 from pellucid.cpu.state import CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, GP, NM, UD, XM, slot_of
@@ -39,27 +39,6 @@ class ExceptForOverflow:
             if expected.state.mxcsr ^ outcome.state.mxcsr == PE:
                 outcome.state.mxcsr ^= PE
         return outcome
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
-
-
-@pytest.fixture
-def bare() -> Iterator[NativeGuest]:
-    """A guest whose control registers a test may change."""
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 def codes(bits: int) -> list[int]:

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import struct
-from collections.abc import Iterator
 
 import pytest
 from pellucid.cpu.state import (
@@ -27,19 +26,6 @@ MODULES = ("isa.x87", "isa.fxsave", "isa.xsave")
 HLT, PLACE = b"\xf4", 0x3000
 BUFFER = 0x5000
 ONE, PI = 0x3FFF << 64 | 1 << 63, 0x4000_C90F_DAA2_2168_C235
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostCpu]:
-    with HostCpu() as cpu:
-        yield cpu
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeGuest]:
-    guest = NativeGuest()
-    yield guest
-    guest.close()
 
 
 def codes(bits: int) -> list[int]:
