@@ -124,9 +124,12 @@ def write_cr4(s, value: u64) -> None:
 
 @native(inline=False)
 def write_cr8(s, value: u64) -> None:
-    """The task priority, bits 3:0; the interrupt controller looks again where an interrupt waits."""
+    """The task priority, bits 3:0; the interrupt controller looks again where it may let a waiting interrupt through.
+
+    That is VMX's TPR threshold (SDM vol. 3, 29.1.2).
+    """
     if value > 15:
         general_protection(s, 0)
     s.cr8 = value
-    if s.tpr_watch != 0:
+    if value < u64(s.tpr_threshold):
         atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))

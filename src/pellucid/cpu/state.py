@@ -344,7 +344,7 @@ class CpuState(Struct):
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
     exclusive: u32         # 1: no other processor of the VM is in native code
     trace: u32             # TRACE_*
-    tpr_watch: u32         # 1: a write of CR8 leaves: an interrupt is requested that it may let through
+    tpr_threshold: u32     # a write of CR8 below this leaves: it may let the highest requested interrupt through
     pause_window: u64      # TSC ticks that a loop with PAUSE may take before it leaves with EXIT_PAUSE; 0: any
     pause_first: u64       # when that loop began, and its last PAUSE
     pause_last: u64

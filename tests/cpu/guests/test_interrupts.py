@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pellucid.cpu.state import RFLAGS_IF, RFLAGS_TF
+from pellucid.cpu.state import EXIT_PENDING, RFLAGS_IF, RFLAGS_TF
 from pellucid.engine.arrays import Array
-from pellucid.kvm.api import IoExit, MpState
+from pellucid.kvm.api import Exit, IoExit, MpState
 from pellucid.kvm.backends.soft.system import SoftHypervisor
 from pellucid.kvm.irqchip import apicdef
 from tests.kvm.fakes import ManualClock
@@ -223,6 +223,25 @@ def test_task_priority(m: Hosted) -> None:
         RFLAGS_IF | 2,
     )
     assert m.events() == [(VECTOR, m.labels["a"])]
+
+
+def test_only_a_priority_below_the_threshold_leaves_native_code(m: Hosted) -> None:
+    m.begin(
+        "mov edx, 6\nmov cr8, rdx\nmov al, 1\nout SAY, al\nmov ecx, 300\n"
+        "again: mov edx, 9\nmov cr8, rdx\nmov edx, 5\nmov cr8, rdx\ndec ecx\njnz again\n"
+        "mov edx, 4\nmov cr8, rdx\na: nop" + END,
+        RFLAGS_IF | 2,
+    )
+    left, handler = 0, m.vcpu._handlers[EXIT_PENDING]
+
+    def pending() -> Exit | None:
+        nonlocal left
+        left += 1
+        return handler()
+
+    m.vcpu._handlers[EXIT_PENDING] = pending
+    assert m.events() == [(VECTOR, m.labels["a"])]
+    assert left < 20
 
 
 def test_pic(m: Hosted) -> None:

@@ -35,6 +35,11 @@ class ApicVectors:
         else:
             self.ppr = tpr
 
+    @property
+    def requested_class(self) -> int:
+        """The priority class of the highest requested vector, 0 where there is none: a lower TPR may let it through."""
+        return (self.irr.bit_length() - 1) >> 4 if self.irr else 0
+
     def highest_request(self) -> int | None:
         """The highest requested vector whose class exceeds the processor priority's, or None."""
         irr = self.irr

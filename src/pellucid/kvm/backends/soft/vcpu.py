@@ -252,7 +252,7 @@ class SoftVcpu(VcpuExits):
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0 and not self.state.delivering:
                 stop = self._inject()
-                self.state.tpr_watch = int(self.lapic.irr != 0)
+                self.state.tpr_threshold = self.lapic.requested_class
                 return stop
             self._inject_later()
         return None
@@ -264,7 +264,7 @@ class SoftVcpu(VcpuExits):
         state = self.state
         if not (state.delivering or self._events.any_pending):
             state.irq_window = int(self.chips.has_interrupt(self.lapic))
-            state.tpr_watch = int(self.lapic.irr != 0)
+            state.tpr_threshold = self.lapic.requested_class
             return
         state.smi_due = int(self._events.smi_pending and not state.smm)
         self.requests.make(KVM_REQ_EVENT)
