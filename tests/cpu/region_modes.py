@@ -117,7 +117,8 @@ class Modes(Bare):
                 if len(batch) == PROGRAMS:
                     yield batch
                     batch = []
-        yield batch
+        if batch:
+            yield batch
 
     def _program(self, data: bytes, at: int, wanted: set[int]) -> Single | None:
         """The program, if it begins with a wanted handler, which is then not wanted any more."""
