@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pellucid.cli.bench.asm import assemble
+from pellucid.cpu.models import resolve
+from pellucid.cpu.models.leaves import cpuid_leaves
+from pellucid.cpu.models.topology import CpuTopology
 from pellucid.engine.arrays import Array
-from pellucid.kvm.api import InstructionTime, IoExit
+from pellucid.kvm.api import CpuidEntry, InstructionTime, IoExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.runtime import InstructionClock
 
+PMC0, PERFEVTSEL0, GLOBAL_STATUS = 0xC1, 0x186, 0x38E
 CODE, HANDLER, STACK = 0x1000, 0x2000, 0x7000
 TICK, DONE = 0x98, 0x99
 RELOAD = 300
@@ -111,6 +115,27 @@ def test_two_runs_are_the_same(text: str) -> None:
     first = ticks(text, 40)
     assert first == ticks(text, 40)
     assert len({tick.ip for tick in first}) > 1 or text == IDLE
+
+
+def test_performance_counters_change_nothing_and_agree() -> None:
+    """They share the count of instructions with the clock; one that interrupts often, at no vector, only stops it."""
+    plain = ticks(BUSY, 20)
+    vm = made(2, False)
+    vcpu = vm.vcpus[0]
+    leaves = cpuid_leaves(resolve("max").model, 0, CpuTopology())
+    vcpu.set_cpuid([CpuidEntry(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in leaves])
+    instructions, interrupting, ticking = 0x43_00C0, 0x53_00C4, 0x43_013C
+    vcpu.set_msrs({PERFEVTSEL0: instructions, PERFEVTSEL0 + 1: interrupting, PERFEVTSEL0 + 2: ticking,
+                   PMC0 + 1: (1 << 48) - 5000})
+    try:
+        assert list(run(vm, BUSY, 20)) == plain
+        counted = vcpu.get_msrs(range(PMC0, PMC0 + 3))
+        ns = vm.clock.now_ns()
+        assert counted[PMC0] == ns // 4 and counted[PMC0 + 2] == ns, "4 ns an instruction, a tick a nanosecond"
+        assert vcpu.get_msrs([GLOBAL_STATUS]) == {GLOBAL_STATUS: 2}
+    finally:
+        vm.close()
+        vm.clock.close()  # type: ignore[attr-defined]
 
 
 def test_interrupts_come_when_the_clock_says() -> None:

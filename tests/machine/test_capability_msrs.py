@@ -4,7 +4,7 @@ import pytest
 
 from pellucid.cpu.models.msr_features import UNNAMED_CAPABILITIES
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import capability_msrs
+from pellucid.machine.cpu_model import feature_msrs
 
 UNNAMED = UNNAMED_CAPABILITIES[0x10A]
 
@@ -16,7 +16,7 @@ UNNAMED = UNNAMED_CAPABILITIES[0x10A]
     ("Cascadelake-Server-v2", {}, 0x2B, 0), ("Cascadelake-Server-v2", {"mds-no": False}, 0xB, 0),
     ("Snowridge-v1", {}, None, 0x20), ("qemu64", {}, 0x1FB, 0)])
 def test_what_a_model_says(model: str, changes: dict[str, bool], arch: int | None, core: int) -> None:
-    found = capability_msrs(CpuConfig(model, changes))
+    found = feature_msrs(CpuConfig(model, changes))
     assert found[0xCF] == core
     if arch is not None:
         assert found[0x10A] == arch | UNNAMED

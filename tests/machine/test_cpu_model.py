@@ -5,10 +5,17 @@ import logging
 import pytest
 
 from pellucid.cpu.models.topology import CpuTopology
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import check_migratable, check_threads, configured_model, cpuid_entries, tsc_frequency
+from pellucid.machine.cpu_model import (
+    check_migratable,
+    check_threads,
+    configured_model,
+    cpuid_entries,
+    feature_msrs,
+    tsc_frequency,
+)
 
 
 def leaf(cpu: CpuConfig, function: int, index: int | None = None, *, apic_id: int = 0, count: int = 1) -> CpuidEntry:
@@ -65,6 +72,20 @@ def test_properties() -> None:
     assert configured_model(CpuConfig("max", properties=numbers)).signature == 0x00A60F12
 
 
+def test_performance_counters() -> None:
+    """`max` has them, the default and named models only where asked, as in QEMU; AMD's leaf says nothing of them."""
+    counters = leaf(CpuConfig("max"), 0xA)
+    assert (counters.eax, counters.ebx, counters.edx) == (0x0730_0802, 0x58, 0x603)
+    assert feature_msrs(CpuConfig("max"))[0x345] == 1 << 13 and leaf(CpuConfig("max"), 1).ecx >> 15 & 1
+    assert feature_msrs(CpuConfig("max", {"full-width-write": False}))[0x345] == 0
+    none = CpuConfig("max", {}, {"pmu": "off"})
+    assert not leaf(none, 1).ecx >> 15 & 1
+    assert 0x345 not in feature_msrs(none).keys() | feature_msrs(CpuConfig("max", {"pdcm": False})).keys()
+    for cpu in (none, CpuConfig(), CpuConfig("EPYC", {}, {"pmu": "on"}), CpuConfig("Nehalem")):
+        assert 0xA not in [entry.function for entry in cpuid_entries(cpu, 0, CpuTopology())]
+    assert leaf(CpuConfig("Nehalem", {}, {"pmu": "on"}), 0xA) == counters
+
+
 def test_kvmclock_can_be_taken_away() -> None:
     with_clock, without = leaf(CpuConfig("max"), 0x4000_0001), leaf(CpuConfig("max", {"kvmclock": False}), 0x4000_0001)
     assert with_clock.eax & 9 == 9 and without.eax & 9 == 0 and without.eax
@@ -80,7 +101,7 @@ def test_kvmclock_can_be_taken_away() -> None:
         (CpuConfig("max", {}, {"stepping": "16"}), UserError, r"take value 16 \(minimum: 0, maximum: 15\)"),
         (CpuConfig("max", {}, {"vendor": "Intel"}), UserError, "Property '.vendor' doesn't take value 'Intel'"),
         (CpuConfig("max", {}, {"enforce": "maybe"}), UserError, "Parameter 'enforce' expects 'on' or 'off'"),
-        (CpuConfig("max", {}, {"pmu": "on"}), NotBuiltError, "not built yet"),
+        (CpuConfig("max", {}, {"pmu": "perhaps"}), UserError, "Parameter 'pmu' expects 'on' or 'off'"),
     ],
 )
 def test_bad_cpu_options(cpu: CpuConfig, error: type[Exception], text: str) -> None:

@@ -62,6 +62,7 @@ class Block(Struct):
     next2: u64     # next block that crosses a page
     region: u64    # 1: compiled code of a region holds a copy of this block
     reach: u64     # bytes from its start that must lie within the code segment
+    branch: u64    # of its last instruction: IS_BRANCH, IS_CONDITIONAL
 
 
 @struct
@@ -146,3 +147,5 @@ class Template(Struct):
 
 T_JCC = 2                  # a conditional jump of 64-bit mode; its op's src is the condition
 T_ENDS = 1                 # ends the block
+T_BRANCHES = 2             # bits 3:2 are ...
+IS_BRANCH, IS_CONDITIONAL = 1, 2   # ... a branch instruction of whichever kind; which may not be taken

@@ -7,28 +7,37 @@ A block that the budget does not cover is executed one instruction at a time, un
 
 What counts as one: an instruction with all its repetitions, when it is done; INT n, INT3, INTO and INT1 that raise
 their exception. An instruction that faults does not count, and neither does the delivery of an event.
+
+Branch instructions, taken or not, are counted alike: a block has at most one, its last.
 """
 
 from pellucid.cpu.code_cache import OP_BEFORE
 from pellucid.cpu.state import EXIT_EXCEPTION, SOFT_ICEBP, SOFT_INT
-from pellucid.native import i64, native, u64
+from pellucid.native import i64, native, u32, u64
 
 
 @native
-def pay(s, count):
-    """At the start of a block of `count` instructions: whether the budget covers them; they are paid for then."""
+def pay(s, count, branch):
+    """At the start of a block of `count` instructions, the last of them a branch or not (1 or 0): whether the budget
+    covers them; they are paid for then.
+    """
     enough = s.budget >= i64(count)
     if enough:
         s.budget = s.budget - i64(count)
         s.spent_ahead = count
+        s.branches = s.branches + branch
+        s.branch_ahead = u32(branch)
     return enough
 
 
 @native
-def pay_one(s):
+def pay_one(s, branch):
     """Before an instruction that runs alone, whatever the budget: it may become negative by one."""
+    ahead = branch & s.counted
     s.budget = s.budget - i64(s.counted)
     s.spent_ahead = s.counted
+    s.branches = s.branches + ahead
+    s.branch_ahead = u32(ahead)
 
 
 @native
@@ -41,9 +50,12 @@ def not_done(s, o):
 def give_back(s, o):
     """The instruction of op `o` has left before it was done."""
     unused = not_done(s, o)
+    branches = u64(s.branch_ahead)
     if s.exit_reason == EXIT_EXCEPTION and (s.exc_soft == SOFT_INT or s.exc_soft == SOFT_ICEBP):
         unused = unused - s.counted
+        branches = 0
     s.budget = s.budget + i64(unused)
+    s.branches = s.branches - branches
 
 
 @native

@@ -47,6 +47,9 @@ SOFT_NONE, SOFT_INT, SOFT_ICEBP, EXTERNAL, DEBUG_FAULT = range(5)
 DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
 DR7_FIXED, DR7_GD, DR7_LOCAL = 1 << 10, 1 << 13, 0x155
 
+# IA32_DEBUGCTL (SDM vol. 3, 17.4.1).
+DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_FREEZE_PERFMON = 1, 2, 1 << 12
+
 # Page-fault error code (SDM vol. 3, 4.7).
 PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY, PF_SHADOW = (1 << n for n in range(7))
 
@@ -74,6 +77,8 @@ EXIT_NONE, EXIT_PENDING, EXIT_EXCEPTION, EXIT_MMIO, EXIT_IO, EXIT_HLT, EXIT_TRAN
     EXIT_HYPERCALL, EXIT_PAUSE, EXIT_WAIT, EXIT_BUDGET, EXIT_TRANSACTION = range(23)
 EXIT_PAGER = 23             # a page of guest RAM is out: see `residency`
 EXIT_WAKE = 28              # an event was posted to a processor whose thread sleeps
+
+COUNTERS = 1 << 32  # CpuState.io_address of EXIT_MSR: RDPMC of the counter in its low half, not an MSR
 
 # CpuState.shadow. Behind a load of SS the single-step trap waits too (SDM vol. 3, 6.8.3).
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
@@ -384,7 +389,22 @@ class CpuState(Struct):
     transaction: u64       # address of the Transaction
     tsx_ctrl: u64          # IA32_TSX_CTRL: TSX_*
     tx: u32                # how deep transactions nest, 0: none is under way
+    # performance monitoring, see `tally`
+    metered: u32           # 1: what happens is tallied, for the counters
+    level: u32             # of what is being tallied: LEVEL_*
+    level_exit: u32        # 1: leave with EXIT_BUDGET where that changes
+    branch_ahead: u32      # 1: the running block ends in a branch, which `branches` has in advance
+    retired_end: u64       # instructions retired since the start when the budget is used up
+    branches: u64          # branch instructions retired since the start, where instructions are counted
+    tally_from: array[u64, 3]   # by TALLY_*: the total at the last time
+    tally: array[u64, 18]       # by level, then by TALLY_*: what has happened until then
+    debugctl: u64          # IA32_DEBUGCTL: DEBUGCTL_*
 
+
+TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS = range(3)
+TALLIES = 3
+# Levels: CPL 0 or not; LEVEL_INSIDE more in transactions, and LEVEL_ABORTED more in those that were aborted.
+LEVEL_USER, LEVEL_INSIDE, LEVEL_ABORTED, LEVELS = 1, 2, 4, 6
 
 TSC_FRACTION = 48          # bits of tsc_scale behind the point
 

@@ -13,7 +13,7 @@ transaction that then aborts, and what a device stores to the very bytes that th
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
 from pellucid.cpu.memory import drop_write_tags, flush_tlb
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import XMM_BYTES, CpuState, slot_of
+from pellucid.cpu.state import LEVEL_ABORTED, LEVEL_INSIDE, XMM_BYTES, CpuState, slot_of
 from pellucid.cpu.undo_log import ABORT_NESTED, SAVED_BYTES, Transaction, undo_stores
 from pellucid.native import at, memcpy, native, ptr, ref, static, u8, u32, u64
 
@@ -69,5 +69,7 @@ def abort_transaction(s, status: u32) -> None:
     s.rip = t.fallback
     s.db_pending = 0
     s.tx = 0
+    if s.metered != 0:
+        s.level = s.level + (LEVEL_ABORTED - LEVEL_INSIDE)
     flush_tlb(s, True)
     update_mode(s)

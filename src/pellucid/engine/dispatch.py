@@ -273,8 +273,10 @@ def within_limit(s: ptr[CpuState], o: ptr[Op]):
 
 @native
 def beyond_budget(s, o):
-    """Whether the block at RIP has more instructions (imm) than may still retire; else they are paid for."""
-    return not pay(s, o.imm)
+    """Whether the block at RIP has more instructions (imm) than may still retire; else they are paid for. `disp` says
+    whether the last is a branch.
+    """
+    return not pay(s, o.imm, u64(o.disp))
 
 
 @native(tail=True)

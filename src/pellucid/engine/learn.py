@@ -16,8 +16,9 @@ import iced_x86 as iced
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import (
-    MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK, OP_OUTSIDE, OP_RIP_RELATIVE,
-    OP_STACK, OP_STACK_TOO, OP_TAKES_CC, T_ENDS, T_JCC, TRIE_EDGES, TRIE_TERMINAL, CodeCache, Op, Template, TrieEdge,
+    IS_BRANCH, IS_CONDITIONAL, MAX_TEMPLATES, MAX_TEMPLATE_OPS, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK,
+    OP_OUTSIDE, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, TRIE_EDGES, TRIE_TERMINAL, T_BRANCHES, T_ENDS,
+    T_JCC, CodeCache, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET, MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED,
@@ -30,7 +31,7 @@ from pellucid.isa.rtm import runs_inside
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
 log = logging.getLogger("pellucid.translate")
-_R = iced.Register
+_R, _F = iced.Register, iced.FlowControl
 _ZERO = slot_of("zero")
 _SEGMENTS = {_R.ES: ES, _R.CS: CS, _R.SS: SS, _R.DS: DS, _R.FS: FS, _R.GS: GS}
 _VECTORS = range(_R.XMM0, _R.YMM0 + 32)
@@ -90,6 +91,19 @@ def _immediate_at(instr: Any, constants: Any) -> int:
     if constants.has_immediate:
         return int(constants.immediate_offset)
     return int(instr.len) - 1 if forms.has_fourth(instr.code) else 0
+
+
+_BRANCHES = {
+    _F.UNCONDITIONAL_BRANCH, _F.INDIRECT_BRANCH, _F.CONDITIONAL_BRANCH, _F.RETURN, _F.CALL, _F.INDIRECT_CALL,
+    _F.INTERRUPT}
+_OTHER_CALLS = {iced.Code.VMCALL, iced.Code.VMMCALL, iced.Code.RSM}
+
+
+def branch_kind(instr: Any) -> int:
+    """IS_BRANCH and IS_CONDITIONAL of a near or far transfer, a software interrupt or a fast call; 0 of all others."""
+    if instr.flow_control not in _BRANCHES or instr.code in _OTHER_CALLS:
+        return 0
+    return IS_BRANCH | (IS_CONDITIONAL if instr.flow_control == _F.CONDITIONAL_BRANCH else 0)
 
 
 class NeedMoreBytes(Exception):
@@ -182,7 +196,8 @@ class Learner:
         if not immediate:
             template.imm_at = template.imm_size = 0
         jcc = len(ops) == 1 and ops[0]["flags"] & OP_TAKES_CC and ends and mode & MODE_SIZE == MODE_64
-        template.flags, template.cc_out = (T_ENDS if ends else 0) | (T_JCC if jcc else 0), cc_out
+        template.flags = (T_ENDS if ends else 0) | (T_JCC if jcc else 0) | branch_kind(instr) << T_BRANCHES
+        template.cc_out = cc_out
         for fields in ops:
             view = Op.view(self.cache.template_ops + self.ops * Op.size)
             ctypes.memset(ctypes.addressof(view), 0, Op.size)

@@ -23,7 +23,8 @@ from pellucid.cpu.code_cache import (
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
     FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, REPLAY_SLOTS, SOFT_NONE, SPACE_NORMAL, SPACE_SMM,
-    STATE_BYTES, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TLBS, TSC_FRACTION, CpuState, TlbEntry, slot_of,
+    STATE_BYTES, TALLY_BRANCHES, TALLY_INSTRUCTIONS, TLBS, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TSC_FRACTION,
+    CpuState, TlbEntry, slot_of,
 )
 from pellucid.cpu.undo_log import LONGEST, Transaction
 from pellucid.engine import image as handler_image
@@ -38,6 +39,7 @@ from pellucid.native.image import Image
 
 log = logging.getLogger("pellucid.translate")
 ARENA_BYTES = 96 << 20
+U64 = (1 << 64) - 1
 
 
 class Engine:
@@ -318,12 +320,23 @@ class Processor:
         `run` leaves with EXIT_BUDGET behind exactly as many as `grant` allows.
         """
         self.state.counted = int(on)
-        self.state.budget = self.state.spent_ahead = self.state.short = 0
+        self.state.spent_ahead = self.state.branch_ahead = 0
+        self.grant(0)
         self.refresh_mode()
 
     def grant(self, budget: int) -> None:
         """How many instructions may retire from here on. Outside `run`; `CpuState.budget` says what is left."""
-        self.state.budget, self.state.short = budget, 0
+        state = self.state
+        state.retired_end = state.retired_end + budget - state.budget & U64
+        state.budget, state.short = budget, 0
+
+    def meter(self, on: bool) -> None:
+        """Tally what happens from here on, or do not (CpuState.tally): where instructions are counted."""
+        state = self.state
+        state.metered = int(on)
+        state.level = int(state.cpl != 0)
+        state.tally_from[TALLY_INSTRUCTIONS] = state.retired_end - state.budget & U64
+        state.tally_from[TALLY_BRANCHES] = state.branches
 
     def get_rflags(self) -> int:
         """RFLAGS with its lazy status flags."""

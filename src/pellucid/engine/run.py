@@ -14,11 +14,13 @@ from pellucid.cpu.nmi import (
 from pellucid.cpu.physical import host_address
 from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip, update_mode
-from pellucid.cpu.code_cache import OP_OUTSIDE, Block, CodeCache, Op
+from pellucid.cpu.tally import begin_tally, change_level, level_of, settle
+from pellucid.cpu.code_cache import IS_BRANCH, IS_CONDITIONAL, OP_OUTSIDE, Block, CodeCache, Op
 from pellucid.cpu.state import (
-    BP, DB, DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP, EXIT_NONE,
-    EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSACTION, EXIT_TRANSLATE,
-    PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE,
+    BP, DB, DEBUGCTL_BTF, DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP,
+    EXIT_NONE, EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED,
+    EXIT_TRANSACTION, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
+    SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE,
     TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CpuState, Mailbox,
 )
 from pellucid.cpu.transaction import abort_transaction
@@ -57,7 +59,9 @@ def step(s) -> u32:
     s.shadow = 0
     atomic_or(ref(s, "pending"), u64(PENDING_STEP))
     s.exit_reason = EXIT_NONE
-    pay_one(s)
+    block = ptr[Block](ops - Block.size)
+    here = s.rip
+    pay_one(s, block.branch & IS_BRANCH)
     s.alone = 1
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     s.alone = 0
@@ -69,7 +73,7 @@ def step(s) -> u32:
             s.db_pending = 0
     elif ends_instruction(reason):
         end_step(s)
-        if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS:
+        if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS and stops_here(s, block, here):
             s.db_pending = s.db_pending | DR6_BS
         if reason != EXIT_HYPERCALL and (reason != EXIT_HLT or s.db_pending != 0):
             reason = u32(EXIT_STEPPED)
@@ -78,6 +82,19 @@ def step(s) -> u32:
         s.flags = s.flags | resume
         s.shadow = shadow
     return reason
+
+
+@native
+def stops_here(s, block, here):
+    """Whether a single-step trap is due behind the instruction at `here`: with BTF only behind a branch that was taken
+    (SDM vol. 3, 17.4.3). One that goes to the next instruction counts as not taken, unless it has no condition.
+    """
+    stops: bool = True
+    if (s.debugctl & DEBUGCTL_BTF) != 0:
+        stops = (block.branch & IS_BRANCH) != 0
+        if (block.branch & IS_CONDITIONAL) != 0:
+            stops = u32(s.rip) != u32(here) + block.size
+    return stops
 
 
 @native
@@ -239,11 +256,27 @@ def used_up(s):
 
 
 @native
+def changes_level(s):
+    """Whether the level at which things are counted has changed; what happened before is settled then."""
+    now = level_of(s)
+    changed = now != s.level
+    if changed:
+        change_level(s, now, guest_tsc(s, u64(0)))
+    return changed
+
+
+@native
 def loop(s, traced) -> u32:
     enter_guest_float(s)
     reason: u32 = EXIT_NONE
     box = ptr[Mailbox](s.mail)
+    if s.metered != 0:
+        begin_tally(s, guest_tsc(s, u64(0)))
     while True:
+        if unlikely(s.metered != 0):
+            if changes_level(s) and s.level_exit != 0 and s.tx == 0:
+                reason = EXIT_BUDGET
+                break
         if unlikely(atomic_load(ref(box, "posted")) != 0):
             if read_mail(s):
                 ptr[CodeCache](s.code).flush_wanted = 1
@@ -304,6 +337,8 @@ def loop(s, traced) -> u32:
                 if outcome == EXIT_FASTPATH_EXIT_HANDLED:
                     reason = s.exit_reason
                 break
+    if s.metered != 0:
+        settle(s, guest_tsc(s, u64(0)))
     leave_guest_float(s)
     s.exit_reason = reason
     return reason

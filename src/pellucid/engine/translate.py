@@ -13,7 +13,8 @@ from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.code_cache import (
-    OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_ENDS, T_JCC, Block, CodeCache, Op,
+    IS_BRANCH, OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_BRANCHES, T_ENDS,
+    T_JCC, Block, CodeCache, Op,
 )
 from pellucid.cpu.state import (
     CS, EXIT_SMC, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
@@ -162,6 +163,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     previous: u64 = 0
     reach: u64 = 0
     ended: bool = False
+    branch: u64 = 0
     before: u32 = 0
     bounded = limits_code(mode)
     head = u64(bounded)
@@ -202,6 +204,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             before = u32(n) << OP_BEFORE
         known_cc = kind_after(t, known_cc)
         ended = (t.flags & T_ENDS) != 0
+        branch = u64(t.flags >> T_BRANCHES) & 3
         if ip == available:
             break
     if not ended:
@@ -213,9 +216,11 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     if counts:
         closing(c, out + head * Op.size, c.counted_handler, u64(0), u32(0))
         ptr[Op](out + head * Op.size).imm = n
+        ptr[Op](out + head * Op.size).disp = i64(branch & IS_BRANCH)
     done.size = u32(ip)
     done.reach = reach
     done.count = u32(count)
+    done.branch = branch
     done.ops = out
     c.invalid_at = 0
     return out

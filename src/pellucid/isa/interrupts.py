@@ -17,7 +17,7 @@ from pellucid.cpu.state import (
 from pellucid.cpu.tasks import RETURN, switch_task, task_descriptor
 from pellucid.cpu.virtual import (
     check_virtual_pending, enter_8086_handler, redirected, require_vme, sensitive, taken_flags)
-from pellucid.isa.table import JUMP, LEAVE_JUMP, PLAIN, instruction
+from pellucid.isa.table import JUMP, LEAVE, LEAVE_JUMP, instruction
 from pellucid.native import atomic_or, native, ref, u16, u32, u64
 
 RSP = 4
@@ -59,7 +59,7 @@ def int1(s, o, f):
     software_interrupt(s, o, u32(DB), SOFT_ICEBP)
 
 
-@instruction("INTO", ends=PLAIN)
+@instruction("INTO", ends=LEAVE)
 @native
 def into(s, o, f):
     if (status_flags(s) & RFLAGS_OF) != 0:

@@ -5,7 +5,7 @@ from pellucid.cpu.faults import general_protection, undefined
 from pellucid.cpu.memory import check_base
 from pellucid.cpu.outside import outside
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CR4_OSXSAVE, EXIT_MSR
+from pellucid.cpu.state import COUNTERS, CR4_OSXSAVE, CR4_PCE, EXIT_MSR
 from pellucid.cpu.privilege import require_cpl0
 from pellucid.isa.features import shows
 from pellucid.isa.system import set_edx_eax
@@ -23,12 +23,12 @@ def cpuid(s, o, f):
 
 
 @native(inline=False)
-def msr_access(s, index: u32, value: u64, write: u32) -> u64:
-    """Hand an MSR to Python once; #GP(0) when it says so."""
+def msr_access(s, index: u64, value: u64, write: u32) -> u64:
+    """Hand an MSR or a counter to Python once; #GP(0) when it says so."""
     if s.msr_fault != 0:
         s.msr_fault = 0
         general_protection(s, 0)
-    return outside(s, u32(EXIT_MSR), u64(index), value, u64(8), write)
+    return outside(s, u32(EXIT_MSR), index, value, u64(8), write)
 
 
 @instruction("RDMSR")
@@ -43,7 +43,7 @@ def rdmsr(s, o, f):
     elif index == MSR_KERNEL_GS_BASE:
         set_edx_eax(s, s.kernel_gs_base)
     else:
-        set_edx_eax(s, msr_access(s, index, u64(0), u32(0)))
+        set_edx_eax(s, msr_access(s, u64(index), u64(0), u32(0)))
 
 
 @instruction("WRMSR", ends=LEAVE)
@@ -62,7 +62,16 @@ def wrmsr(s, o, f):
         check_base(s, value)
         s.kernel_gs_base = value
     else:
-        msr_access(s, index, value, u32(1))
+        msr_access(s, u64(index), value, u32(1))
+
+
+@instruction("RDPMC")
+@native
+def rdpmc(s, o, f):
+    """A performance counter, beyond all MSRs (COUNTERS), by the same way (SDM vol. 2, RDPMC)."""
+    if (s.cr4 & CR4_PCE) == 0 and s.cpl != 0:
+        general_protection(s, 0)
+    set_edx_eax(s, msr_access(s, COUNTERS | (s.gpr[1] & 0xFFFF_FFFF), u64(0), u32(0)))
 
 
 @instruction("XGETBV")

@@ -7,7 +7,7 @@ from pellucid.cpu.privilege import above_iopl, require_cpl0
 from pellucid.cpu.retire import instruction_time, not_done
 from pellucid.cpu.simd import load_vector
 from pellucid.cpu.state import (
-    CR4_FSGSBASE, CR4_PCE, CR4_PCIDE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS,
+    CR4_FSGSBASE, CR4_PCIDE, CR4_PKE, CR4_TSD, EXIT_HLT, EXIT_HYPERCALL, EXIT_PAUSE, EXIT_RSM, FS, GS,
     MODE_64, MODE_SIZE, RFLAGS_AC, RFLAGS_IF, SHADOW_STI, TSC_FRACTION)
 from pellucid.cpu.virtual import write_virtual_if
 from pellucid.isa.table import LEAVE, instruction
@@ -219,11 +219,3 @@ def rdtscp(s, o, f):
 @native
 def rdpid(s, o, f):
     write(s, o, f, 0, uint(f.widths[0])(s.tsc_aux))
-
-
-@instruction("RDPMC")
-@native
-def rdpmc(s, o, f):
-    if (s.cr4 & CR4_PCE) == 0 and s.cpl != 0:
-        general_protection(s, 0)
-    general_protection(s, 0)

@@ -16,6 +16,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.kvm.cpuid import KVM_CPUID_FEATURES, SUPPORTED_FEATURES, KvmFeature, kvm_leaves
+from pellucid.kvm.pmu import FULL_WIDTH_WRITE, IA32_PERF_CAPABILITIES
 from pellucid.machine.config import CpuConfig
 
 _log = logging.getLogger("pellucid.machine.cpu")
@@ -65,9 +66,13 @@ def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: boo
     return [CpuidEntry(*astuple(leaf)) for leaf in leaves] + _kvm_entries(cpu, shown)
 
 
-def capability_msrs(cpu: CpuConfig) -> dict[int, int]:
-    """What IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES say, for a processor whose CPUID has them."""
-    return capabilities(configured_model(cpu, warn=False).features)
+def feature_msrs(cpu: CpuConfig) -> dict[int, int]:
+    """What says more of a model than CPUID: IA32_ARCH_CAPABILITIES, IA32_CORE_CAPABILITIES, IA32_PERF_CAPABILITIES."""
+    model = configured_model(cpu, warn=False)
+    found = capabilities(model.features)
+    if model.pmu and "pdcm" in model.features and model.vendor not in AMD_VENDORS:
+        found[IA32_PERF_CAPABILITIES] = FULL_WIDTH_WRITE * ("full-width-write" in model.features)
+    return found
 
 
 def tsc_frequency(cpu: CpuConfig) -> int:
@@ -167,6 +172,8 @@ def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:
             if len(text.encode()) != 12:
                 raise UserError(_refused(cpu, name, f"Property '.vendor' doesn't take value '{text}'"))
             changes["vendor"] = text
+        elif name == "pmu":
+            changes["pmu"] = _switch(cpu, name, False)
         elif name not in ELSEWHERE:
             raise NotBuiltError(f"-cpu {cpu.model},{name}={text}: this property is not built yet: leave it out")
     if _switch(cpu, "host-phys-bits", False):

@@ -13,7 +13,7 @@ from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
 from pellucid.machine.calendar import calendar
 from pellucid.machine.config import MachineConfig
-from pellucid.machine.cpu_model import capability_msrs, tsc_frequency
+from pellucid.machine.cpu_model import feature_msrs, tsc_frequency
 from pellucid.machine.device import Device
 from pellucid.machine.devices.intel_iommu import IntelIommu
 from pellucid.machine.drives import Drives
@@ -206,7 +206,7 @@ class Machine:
             vcpu = self.vm.create_vcpu(apic_id)
             leaves = cpuid(apic_id)
             vcpu.set_cpuid(leaves)
-            vcpu.set_msrs(capability_msrs(self.config.cpu))
+            vcpu.set_msrs(feature_msrs(self.config.cpu))
             for leaf in leaves:
                 if leaf.function == 1:  # a reset leaves family, model and stepping in EDX (SDM vol. 3, table 10-1)
                     vcpu.set_regs(replace(vcpu.get_regs(), rdx=leaf.eax))

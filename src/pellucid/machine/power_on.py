@@ -33,6 +33,8 @@ RESET_MSRS = (
     0x9E,  # IA32_SMBASE
     0x17A,  # IA32_MCG_STATUS; the banks keep what they hold
     *range(0x174, 0x177),  # IA32_SYSENTER_CS, _ESP, _EIP
+    *range(0xC1, 0xC9),  # IA32_PMC0 to 7
+    *range(0x186, 0x18E),  # IA32_PERFEVTSEL0 to 7
     0x1A0,  # IA32_MISC_ENABLE
     0x1D9,  # IA32_DEBUGCTL
     *range(0x200, 0x210),  # IA32_MTRR_PHYSBASE0 to PHYSMASK7
@@ -42,6 +44,8 @@ RESET_MSRS = (
     *range(0x268, 0x270),  # the fixed-range MTRRs
     0x277,  # IA32_PAT
     0x2FF,  # IA32_MTRR_DEF_TYPE
+    *range(0x309, 0x30C),  # IA32_FIXED_CTR0 to 2
+    *range(0x38D, 0x390),  # IA32_FIXED_CTR_CTRL, IA32_PERF_GLOBAL_STATUS, _CTRL
     0x6E0,  # IA32_TSC_DEADLINE
     0x6E1,  # IA32_PKRS
     0xDA0,  # IA32_XSS

@@ -37,10 +37,11 @@ EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 NOT_AUTOMATIC = ("topoext",)
 """Only where a model or the user asks for it, as in QEMU: its leaves are above those that other features need."""
 
-NOT_IN_DEFAULT = ("la57", "shstk", "ibt", "monitor", "xop", "fma4", "tbm")
-"""Left out of `pellucid`: a fifth level of page tables makes every walk longer, a shadow stack every call, and tracking
-every branch through a register; Linux uses what it finds. MWAIT wakes later than HLT. The last three no processor has
-had since 2017, and none had beside AVX2's successors.
+NOT_IN_DEFAULT = ("la57", "shstk", "ibt", "monitor", "pdcm", "full-width-write", "xop", "fma4", "tbm")
+"""Left out of `pellucid`: a fifth level of page tables makes every walk longer, a shadow stack every call, tracking
+every branch through a register, a performance counter every block; Linux uses what it finds. MWAIT wakes later than
+HLT.
+The last three no processor has had since 2017, and none had beside AVX2's successors.
 """
 
 
@@ -57,8 +58,8 @@ def own_models() -> dict[str, CpuModel]:
     everything = built() - UNMIGRATABLE - set(NOT_AUTOMATIC)
     return {
         DEFAULT_MODEL: CpuModel(DEFAULT_MODEL, everything - set(NOT_IN_DEFAULT)),
-        "max": CpuModel("max", everything),
-        "host": CpuModel("host", everything),
+        "max": CpuModel("max", everything, pmu=True),
+        "host": CpuModel("host", everything, pmu=True),
         "base": CpuModel("base", frozenset(), "\0" * 12, 0, 0, 0, "", 0, 0),
     }
 

@@ -34,12 +34,13 @@ class CpuModel:
     level: int = 0xD
     xlevel: int = 0x8000_0008
     phys_bits: int = 40
+    pmu: bool = False
     note: str = field(default="", compare=False)
 
     def words(self) -> dict[tuple[int, int, str], int]:
-        """The feature bits, word by word."""
+        """The feature bits, word by word. What tells more of the performance counters is not there without them."""
         words: dict[tuple[int, int, str], int] = {}
-        for name in self.features & FEATURES.keys():
+        for name in self.features & FEATURES.keys() - (set() if self.pmu else {"pdcm"}):
             place, bit = FEATURES[name]
             words[place] = words.get(place, 0) | 1 << bit
         return words

@@ -68,7 +68,7 @@ _BUILT = frozenset(
         "fsgsbase tsc-adjust bmi1 fdp-excptn-only smep bmi2 erms adx zero-fcs-fds smap clflushopt clwb "
         "umip monitor pku shstk ibt pks la57 rdpid fsrm spec-ctrl stibp arch-capabilities core-capability bhi-ctrl "
         "mcdt-no xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid hle rtm "
-        "fzrm fsrs fsrc "
+        "fzrm fsrs fsrc pdcm full-width-write "
         "mmxext fxsr-opt osvw topoext ibpb ibrs amd-stibp amd-ssbd amd-no-ssb ssbd "
         "cmpccxadd tbm cr8legacy misalignsse "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"

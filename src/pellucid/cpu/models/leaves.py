@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pellucid.cpu.models import CpuModel
+from pellucid.cpu.models.counters import EVENT_COUNT, EVENTS_ABSENT, FIXED, GENERAL, VERSION, WIDTH
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.cpu.xstate import AREA, COMPONENTS, SSE, X87, standard_bytes
 from pellucid.native import u64
@@ -81,6 +82,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         CpuidLeaf(5, None, *MONITOR_LEAF) if "monitor" in model.features else CpuidLeaf(5),
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
+        *(_counters() if model.pmu and model.vendor not in AMD_VENDORS else []),
         *_topology(0xB, apic_id, topology, (SMT, CORE)),
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
         *(_topology(0x1F, apic_id, topology, (SMT, CORE, DIE)) if topology.dies > 1 else ()),
@@ -153,6 +155,12 @@ def _extended_topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLea
     ebx = topology.threads - 1 << 8 | core & 0xFF
     node = apic_id >> topology.die_bits & 0xFF
     yield CpuidLeaf(EXTENDED + 0x1E, None, apic_id, ebx, topology.dies - 1 << 8 | node)
+
+
+def _counters() -> Iterator[CpuidLeaf]:
+    """Leaf 0xA: the performance counters (SDM vol. 2, CPUID)."""
+    eax = VERSION | GENERAL << 8 | WIDTH << 16 | EVENT_COUNT << 24
+    yield CpuidLeaf(0xA, eax=eax, ebx=EVENTS_ABSENT, edx=FIXED | WIDTH << 5)
 
 
 def _topology(function: int, apic_id: int, topology: CpuTopology, levels: Sequence[int]) -> Iterator[CpuidLeaf]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.cpu.cpuid import CPUID_HASH_BITS, leaf_hash
 from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
+from pellucid.cpu.models.counters import VERSION
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
     CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57,
@@ -34,6 +35,13 @@ CR4_FEATURES = {0: (1, 0, "edx", 1), 1: (1, 0, "edx", 1), 2: (1, 0, "edx", 4), 3
 CR4_PCE = 1 << 8
 
 _AMD = {struct.unpack("<III", vendor.encode()) for vendor in AMD_VENDORS}
+
+
+def show_counters(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
+    """The performance counters that leaf 0xA tells of (SDM vol. 2, CPUID), where it says version 2."""
+    leaf = next((e for e in entries if e.function == 0xA and e.eax & 0xFF >= VERSION), None)
+    rtm = any(e.function == 7 and not e.index and e.ebx >> 11 & 1 for e in entries)
+    vcpu.pmu.show(*((leaf.eax >> 8 & 0xFF, leaf.edx & 0x1F) if leaf is not None else (0, 0)), rtm)
 
 
 def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
@@ -72,6 +80,7 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
     vcpu.msrs.has_transactions = has(7, 0, "ebx", 11)
     vcpu.msrs.spec_ctrl_allowed = sum(
         bit for bit, places in SPEC_CTRL_FEATURES.items() if any(has(*place) for place in places))
+    show_counters(vcpu, entries)
     vcpu.lapic.set_features(LapicFeatures(x2apic=has(1, 0, "ecx", 21), tsc_deadline=has(1, 0, "ecx", 24),
                                           maxphyaddr=state.maxphyaddr))
 

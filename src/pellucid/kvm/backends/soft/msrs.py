@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 from pellucid.cpu.memtype import valid_pat
 from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
 from pellucid.cpu.shadow import valid_cet, valid_ssp
-from pellucid.cpu.state import FEATURE_LA57, FEATURES_SYSTEM, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR
+from pellucid.cpu.state import (
+    DEBUGCTL_BTF, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR, FEATURE_LA57, FEATURES_SYSTEM, MISC_ENABLE_FAST_STRINGS,
+    MISC_ENABLE_MONITOR)
 from pellucid.isa.features import place_of
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE, MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.async_pf import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.machine_check import MACHINE_CHECK_MSRS, MachineCheckRegisters
+from pellucid.kvm.pmu import IA32_PERF_CAPABILITIES, PMU_MSRS
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
 from pellucid.kvm.pvclock import PVCLOCK_MSRS
 from pellucid.kvm.steal_time import MSR_KVM_STEAL_TIME
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
-IA32_UMWAIT_CONTROL, IA32_TSX_CTRL = 0xE1, 0x122
+IA32_UMWAIT_CONTROL, IA32_TSX_CTRL, IA32_DEBUGCTL = 0xE1, 0x122, 0x1D9
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
@@ -52,12 +55,14 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
 CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x1D9: (0, 0x3), 0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
+VALUES = {0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
 # MSRs that only read, with their value.
 CONSTANTS = {**dict.fromkeys(OSVW, 0),
              0x17: 0, 0x3A: 1, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x1C9: 0}
-# AMD's four event selects, then their counters. None counts: no event can be selected.
+# AMD's four event selects, then their counters. None counts: they take any value, and read as 0, as QEMU's do.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
+# What takes any value and does nothing: updates of microcode, and these.
+WITHOUT_EFFECT = frozenset((0x79, *AMD_COUNTERS))
 
 # AMD's, with their reset value and the bits that may be set: SYSCFG has none of the memory extensions that it could
 # switch (APM vol. 2, 7.9), NB_CFG is kept for a northbridge that no board has, and DE_CFG says that LFENCE serializes
@@ -93,6 +98,7 @@ FEATURES = {0x3B: ((7, 0, "ebx", 1),), IA32_SPEC_CTRL: tuple(SPEC_CTRL_PLACES),
             IA32_UMWAIT_CONTROL: ((7, 0, "ecx", 5),), IA32_U_CET: CET, IA32_S_CET: CET,
             **dict.fromkeys((*IA32_PL_SSP, IA32_SSP_TABLE, MSR_KVM_INTERNAL_GUEST_SSP), CET[:1]),
             **dict.fromkeys(MACHINE_CHECK_MSRS, ((1, 0, "edx", 14),)),
+            IA32_PERF_CAPABILITIES: ((1, 0, "ecx", 15),),
             0xC000_0103: ((0x8000_0001, 0, "edx", 27), (7, 0, "ecx", 22))}
 
 
@@ -120,7 +126,9 @@ class Msrs:
             IA32_U_CET: (lambda: int(vcpu.processor.state.u_cet), lambda v: self._write_cet(IA32_U_CET, "u_cet", v)),
             IA32_S_CET: (lambda: int(vcpu.processor.state.s_cet), lambda v: self._write_cet(IA32_S_CET, "s_cet", v)),
             **{IA32_PL_SSP[n]: (partial(self._read_ssp, n), partial(self._write_ssp, n)) for n in range(4)},
-            IA32_MISC_ENABLE: (lambda: int(vcpu.processor.state.misc_enable), self._write_misc_enable),
+            IA32_MISC_ENABLE: (lambda: int(vcpu.processor.state.misc_enable) | vcpu.pmu.misc_enable,
+                                self._write_misc_enable),
+            IA32_DEBUGCTL: (lambda: int(vcpu.processor.state.debugctl), self._write_debugctl),
             MSR_KVM_PV_EOI_EN: (lambda: vcpu.pv_eoi.value, vcpu.pv_eoi.msr_write),
             MSR_KVM_ASYNC_PF_EN: (lambda: vcpu.async_pf.value, vcpu.async_pf.write_enable),
             MSR_KVM_ASYNC_PF_INT: (lambda: vcpu.async_pf.interrupt, vcpu.async_pf.write_interrupt),
@@ -146,6 +154,7 @@ class Msrs:
         state = self._vcpu.processor.state
         word, bit = place_of("monitor")
         state.misc_enable = MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_MONITOR * bool(state.features[word] & bit)
+        state.debugctl = 0
         for name, _ in FIELDS.values():
             setattr(self._vcpu.processor.state, name, 0)
 
@@ -170,6 +179,10 @@ class Msrs:
             return CONSTANTS[index]
         if index in AMD_COUNTERS:
             return 0
+        if index in PMU_MSRS:
+            return self._vcpu.pmu.read(index)
+        if index == IA32_PERF_CAPABILITIES:
+            return self._vcpu.pmu.capabilities
         if X2APIC_FIRST <= index <= X2APIC_LAST:
             return self._vcpu.lapic.msr_read(index)
         if index in PVCLOCK_MSRS:
@@ -211,10 +224,11 @@ class Msrs:
             self._vcpu.pvclock.msr_write(index, value, host_initiated)
         elif index in MACHINE_CHECK_MSRS:
             self.machine_check.write(index, value, host_initiated)
-        elif index in AMD_COUNTERS:
-            if value:
-                raise MsrAccessError(index, value)
-        elif index != 0x79 and (index != IA32_PRED_CMD or value & ~1):  # a microcode update, an IBPB: without effect
+        elif index in PMU_MSRS:
+            self._vcpu.pmu.write(index, value, host_initiated)
+        elif index == IA32_PERF_CAPABILITIES and host_initiated:
+            self._vcpu.pmu.set_capabilities(value)
+        elif index not in WITHOUT_EFFECT and (index != IA32_PRED_CMD or value & ~1):
             raise MsrAccessError(index, value)
 
     def _capabilities(self, index: int) -> int:
@@ -301,6 +315,12 @@ class Msrs:
 
     def _write_misc_enable(self, value: int) -> None:
         self._vcpu.processor.state.misc_enable = value
+
+    def _write_debugctl(self, value: int) -> None:
+        allowed = DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_FREEZE_PERFMON * self._vcpu.pmu.present
+        if value & ~allowed:
+            raise MsrAccessError(IA32_DEBUGCTL, value)
+        self._vcpu.processor.state.debugctl = value
 
     def _write_steal_time(self, value: int) -> None:
         self._vcpu.steal_time.msr_write(value)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from pellucid.kvm.backends.soft.rate import Rate
 from pellucid.kvm.clock import CountedClock
+from pellucid.kvm.pmu import FARTHEST
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 
-FARTHEST = 1 << 31
-"""Instructions that are executed at a stretch where no deadline is near."""
 SLICE = 100_000
 """Instructions of a turn: some ten times what handing it on costs."""
 NS = 10**9
@@ -60,8 +59,9 @@ class Pace:
         state = self.vcpu.state
         return int(state.clock_end - (state.budget << state.clock_shift))
 
-    def advance(self) -> None:
-        """Before the vCPU executes on: wait for its turn, let happen what is due, grant instructions up to the next.
+    def advance(self, limit: int = FARTHEST) -> None:
+        """Before the vCPU executes on: wait for its turn, let happen what is due, grant instructions up to the next,
+        and at most `limit`.
 
         Returns without the turn where the vCPU is kicked, which is then to leave its loop.
         """
@@ -70,7 +70,7 @@ class Pace:
             now = self.now_ns()
             turns.clock.step_to(now)
             if len(turns.paces) == 1 or now < turns.slice_end or not self.vcpu.between_instructions:
-                self._grant(now)
+                self._grant(now, limit)
                 return
             turns.new_slice(now)
             self._hand_on()
@@ -85,14 +85,14 @@ class Pace:
             vcpu.forget_wake()
         return True
 
-    def _grant(self, now: int) -> None:
+    def _grant(self, now: int, limit: int) -> None:
         turns, state = self._turns, self.vcpu.state
         state.clock_shift = turns.rate.adapt(self.vcpu, now)
         stretch = turns.rate.stretch
         ends = [turns.clock.next_deadline(), turns.slice_end if len(turns.paces) > 1 else None,
                 None if stretch is None else now + stretch]
         nearest = min((end for end in ends if end is not None), default=None)
-        budget = FARTHEST if nearest is None else min(FARTHEST, -(-max(nearest - now, 0) >> state.clock_shift))
+        budget = limit if nearest is None else min(limit, -(-max(nearest - now, 0) >> state.clock_shift))
         self.vcpu.processor.grant(budget)
         state.clock_end = now + (budget << state.clock_shift)
 

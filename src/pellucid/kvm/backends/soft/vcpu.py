@@ -20,12 +20,14 @@ from pellucid.kvm.api import (
 from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
+from pellucid.kvm.backends.soft.meter import ProcessorMeter
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.events import MC_VECTOR, EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
+from pellucid.kvm.pmu import FARTHEST, Pmu
 from pellucid.kvm.pv_eoi import PvEoi
 from pellucid.kvm.pvclock import PvclockVcpu
 from pellucid.kvm.steal_time import StealTime
@@ -77,6 +79,8 @@ class SoftVcpu(VcpuExits):
         """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_targets.address
+        self.measured = False
+        self.pmu = Pmu(ProcessorMeter(self, vm))
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
@@ -210,8 +214,8 @@ class SoftVcpu(VcpuExits):
             self.state, self.lapic, self.requests, self.guest_lock, MpState.RUNNABLE)
         while True:
             state.pending = 0
-            if self.pace is not None:
-                self.pace.advance()
+            if self.measured or self.pace is not None:
+                self._grant()
             if self._kicked:
                 self._kicked = False
                 return IntrExit()
@@ -238,6 +242,14 @@ class SoftVcpu(VcpuExits):
             exit = handler()
             if exit is not None:
                 return exit
+
+    def _grant(self) -> None:
+        """Let happen what falls between the last instruction and the next, and grant those up to what comes then."""
+        limit = self.pmu.update() if self.measured else FARTHEST
+        if self.pace is not None:
+            self.pace.advance(limit)
+        else:
+            self.processor.grant(limit)
 
     def _serve_requests(self) -> Exit | None:
         requests = self.requests

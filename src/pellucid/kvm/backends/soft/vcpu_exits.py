@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import (
-    CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR, EXIT_PAGER,
-    EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, EXIT_WAKE, PENDING_REQUEST, RFLAGS_IF)
+    COUNTERS, CR0_PG, EXIT_BUDGET, EXIT_EXCLUSIVE, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO,
+    EXIT_MSR, EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, EXIT_WAKE, PENDING_REQUEST,
+    RFLAGS_IF)
 from pellucid.kvm.api import (
     KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit)
 from pellucid.kvm.backends.soft import report
@@ -19,6 +20,7 @@ from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.events import PendingEvents
+from pellucid.kvm.pmu import Pmu
 from pellucid.kvm.steal_time import StealTime
 from pellucid.kvm.vcpu_requests import VcpuRequests
 
@@ -50,6 +52,7 @@ class VcpuExits(VcpuState):
     _wake: threading.Event
     steal_time: StealTime
     pace: Pace | None
+    pmu: Pmu
 
     def request(self, request: int) -> None:
         """Make a request and kick the vCPU."""
@@ -125,16 +128,19 @@ class VcpuExits(VcpuState):
         self.processor.complete_string(data)
 
     def _on_msr(self) -> Exit | None:
-        state = self.state
+        state, index = self.state, self.state.io_address
         try:
-            if state.io_write:
-                self.msrs.write(state.io_address, state.io_data)
+            if index >= COUNTERS:
+                self.processor.complete(self.pmu.read_counter(index - COUNTERS))
+            elif state.io_write:
+                self.msrs.write(index, state.io_data)
                 state.cr8 = self.lapic.cr8
                 self.processor.complete(0)
             else:
-                self.processor.complete(self.msrs.read(state.io_address))
+                self.processor.complete(self.msrs.read(index))
         except MsrAccessError as error:
-            report.refused_msr(error)
+            if index < COUNTERS:
+                report.refused_msr(error)
             self.processor.fail_msr()
         return None
 
