@@ -30,6 +30,9 @@ _SEGMENTS = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65)
 _RANDOM: Any = re.compile(rb"\x0f\xc7[\xf0-\xff]")
 _SEARCH: Any = re.compile(rb"[\xf2\xf3](?=[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]{0,8}[\xa6\xa7\xae\xaf])")
 LONGEST = 15
+_WAITS = tuple(bytes.fromhex(code) for code in (
+    "660faef1", "f30faef6 f20faef1", "89f0 0f01c8 0f01c9", "f30faef6 fe06 f20faef1"))
+"""tpause ecx; umonitor rsi and umwait ecx; mov eax, esi, monitor and mwait; and a store to the line in between."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Coder:
         while len(out) < size:
             if self.rng.random() < wild:
                 out += self.rng.randbytes(self.rng.randrange(1, 8))
+            elif self.rng.randrange(100) == 0:
+                out += (b"\x66" if self.bits == 16 else b"") + b"\x31\xc9" + self.rng.choice(_WAITS)  # xor ecx, ecx
             else:
                 out += self.instruction()
         return bytes(out[:size])
