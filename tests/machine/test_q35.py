@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.machine.boards import q35
+from pellucid.machine.devices.acpi_pm import AcpiPm
 from pellucid.machine.devices.ich9_lpc import Ich9Lpc
 from pellucid.machine.devices.ich9_smbus import Ich9Smbus
 from pellucid.machine.devices.ich9_tco import TICK_NS, Ich9Tco
@@ -164,6 +165,24 @@ def test_without_smm_apmc_en_is_set_and_stays(tmp_path: Path) -> None:
         outl_config(machine, LPC, 0x44, 0x80, 1)
         machine.ports.write(0x630, 4, 0)
         assert machine.ports.read(0x630, 4) == 0x20
+
+
+@pytest.mark.parametrize(("board", "devfn", "enable"), [("pc", 1 << 3 | 3, (0x80, 1)), ("q35", LPC, (0x44, 0x80))])
+@pytest.mark.parametrize("smm", ["on", "off"])
+def test_without_smm_acpi_is_always_on(
+    tmp_path: Path, board: str, devfn: int, enable: tuple[int, int], smm: str
+) -> None:
+    with pc_machine(tmp_path, board=board, board_options={"smm": smm}) as machine:
+        power = device(machine, AcpiPm)  # type: ignore[type-abstract]
+        power.reset()
+        outl_config(machine, devfn, 0x40, 0x600)
+        outl_config(machine, devfn, *enable, 1)
+        always = int(smm == "off")
+        assert power.switches == ((0, 0) if always else (power.acpi_enable, power.acpi_disable))
+        assert machine.ports.read(0x604, 2) == always
+        machine.ports.write(0x604, 2, 0)
+        machine.ports.write(0xB2, 1, power.acpi_disable)
+        assert machine.ports.read(0x604, 2) == always
 
 
 def test_smi_and_its_lock() -> None:

@@ -19,6 +19,7 @@ def properties(model: str, features: dict[str, bool] | None = None, **values: st
         ("phenom", {"fsgsbase": True}, "level", 7),
         ("486", {"arat": True}, "level", 6),
         ("486", {"npt": True, "svm": True}, "xlevel", 0x8000_000A),
+        ("athlon", {"svm": True}, "xlevel", 0x8000_000A),
         ("pentium", {}, "family", 5),
         ("Nehalem", {}, "vendor", "GenuineIntel"),
         ("pentium", {"mmx": False}, "mmx", False),

@@ -124,8 +124,9 @@ def resolve(name: str, changes: Mapping[str, bool] | None = None) -> Resolved:
 
 
 def needed_levels(features: Collection[str]) -> tuple[int, int]:
-    """The highest leaf and the highest extended leaf that these features are told in; 0 without any."""
+    """The highest leaf and the highest extended leaf that these features are told in, and SVM's own; 0 without any."""
     leaves = [FEATURES[name][0][0] for name in features if name in FEATURES]
+    leaves += [SVM_LEAF] if "svm" in features else []
     return (max((leaf for leaf in leaves if leaf < EXTENDED), default=0),
             max((leaf for leaf in leaves if EXTENDED <= leaf < CENTAUR), default=0))
 

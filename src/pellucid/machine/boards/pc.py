@@ -105,7 +105,7 @@ def _describe(machine: Machine, memory: PcMemory, bus: PciBus, power: Piix4Pm, *
     isa, slots = isa_aml(machine.parts), bus_slots(bus, ISA_BRIDGE)
     pci, cpu = (port_of(machine.parts, f"acpi-{what}-hotplug") for what in ("pci", "cpu"))
     aml = dsdt(PcDsdt(apic_ids, windows, isa, slots, GPE_BASE, GPE_SIZE, pci, cpu, has_hpet=has_hpet))
-    ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, power.acpi_enable, power.acpi_disable)
+    ports = PowerPorts(power.pm_base & 0xFFC0, GPE_BASE, GPE_SIZE, *power.switches)
     return PcTables(aml, apic_ids, ports, plugged=topology.plugged)
 
 

@@ -127,7 +127,7 @@ def _describe(
     gpe = pm_base + GPE_OFFSET
     pc = PcDsdt(apic_ids, windows, isa, slots, gpe, GPE_SIZE, pci, cpu, has_hpet=has_hpet)
     aml = q35_dsdt.dsdt(pc, q35_dsdt.Ecam(*ecam) if ecam else None)
-    ports = PowerPorts(pm_base, gpe, GPE_SIZE, lpc.acpi_enable, lpc.acpi_disable, reset=(0xCF9, 0x0F))
+    ports = PowerPorts(pm_base, gpe, GPE_SIZE, *lpc.switches, reset=(0xCF9, 0x0F))
     dmar = dmar_body(machine.iommu.features, bus) if machine.iommu is not None else None
     return PcTables(aml, apic_ids, ports, ecam=ecam, dmar=dmar, plugged=topology.plugged)
 

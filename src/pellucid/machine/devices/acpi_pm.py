@@ -45,6 +45,8 @@ class AcpiPm(PciFunction):
     acpi_enable: ClassVar[int]
     acpi_disable: ClassVar[int]
     """What firmware's tables have the guest write to the APM control port; the switch acts at once here."""
+    acpi_only: bool = False
+    """There is no system-management mode to hand the hardware over: SCI_EN always stands, and tables name no switch."""
     regions = ACPI_REGIONS
 
     pm1_status = Register(0, size=2, doc="PM1 status; a written 1 clears")
@@ -101,6 +103,7 @@ class AcpiPm(PciFunction):
 
     def reset(self) -> None:
         super().reset()
+        self.pm1_control |= SCI_EN * self.acpi_only
         self._timer_due.cancel()
         self.overflow_seen = self.count()
         self.place_block()
@@ -126,11 +129,16 @@ class AcpiPm(PciFunction):
         """Whether the guest lets this event end its sleep (PM1 enable); a key and the monitor always do."""
         return reason is WakeReason.OTHER or bool(self.pm1_enable & WAKE_EVENTS[reason])
 
+    @property
+    def switches(self) -> tuple[int, int]:
+        """`acpi_enable` and `acpi_disable` as the tables tell of them; 0 for none."""
+        return (0, 0) if self.acpi_only else (self.acpi_enable, self.acpi_disable)
+
     def apm_command(self, value: int) -> bool:
         """What a write to the APM control port does without firmware's help; whether it did something."""
         if value == self.acpi_enable:
             self.pm1_control |= SCI_EN
-        elif value == self.acpi_disable:
+        elif value == self.acpi_disable and not self.acpi_only:
             self.pm1_control &= ~SCI_EN
         self.update_sci()
         return value in (self.acpi_enable, self.acpi_disable)
@@ -187,7 +195,7 @@ class AcpiPm(PciFunction):
 
     @pm1_control.on_write
     def _write_pm1_control(self, value: int) -> None:
-        self.pm1_control = value & ~SLP_EN
+        self.pm1_control = value & ~SLP_EN | SCI_EN * self.acpi_only
         self.update_sci()
         if value & SLP_EN:
             sleep_type = value >> 10 & 7

@@ -117,6 +117,7 @@ class Ich9Lpc(AcpiPm):
         self._sci_level = False
         self._sci_gsi = SCI_GSI[0]
         self._smi_lock_before = 0
+        self.acpi_only = self._raise_smi is None
         super().__init__(_Sci(self), clock, io, power_off, suspend)
         self._rcrb_region = self._region(RCRB)
         with MemoryTransaction():

@@ -87,6 +87,7 @@ class Piix4Pm(AcpiPm):
         smbus: MemoryRegion | None = None,
     ) -> None:
         self._smbus, self._smi = smbus, smi
+        self.acpi_only = smi is None
         super().__init__(sci, clock, io, power_off, suspend)
         self._reset_apm()
         with MemoryTransaction():

@@ -40,7 +40,10 @@ PC_OVERRIDES = (InterruptOverride(0, 2), *(InterruptOverride(irq, irq, LEVEL_HIG
 
 @dataclass(frozen=True)
 class PowerPorts:
-    """Where power management's registers are. `reset` is (port, value), which only FADT revision 3 can tell."""
+    """Where power management's registers are. `acpi_enable` is 0 where the hardware needs no switching.
+
+    `reset` is (port, value), which only FADT revision 3 can tell.
+    """
 
     pm_base: int
     gpe_base: int
@@ -161,7 +164,7 @@ def fadt_body(pc: PcTables, facs: int, dsdt: int) -> tuple[int, bytes]:
     pm, timer, control = power.pm_base, power.pm_base + 8, power.pm_base + 4
     common = struct.pack(
         "<IIBBHIBBBBIIIIIIIIBBBBBBBBHHHHBBBBBHxI",
-        *(facs, dsdt, 1, 0, SCI, SMI_PORT, power.acpi_enable, power.acpi_disable, 0, 0),
+        *(facs, dsdt, 1, 0, SCI, SMI_PORT if power.acpi_enable else 0, power.acpi_enable, power.acpi_disable, 0, 0),
         *(pm, 0, control, 0, 0, timer, power.gpe_base, 0),
         *(4, 2, 0, 4, power.gpe_size, 0, 0, 0),
         *(NOT_SUPPORTED_C2, NOT_SUPPORTED_C3, 0, 0, 0, 0, 0, 0, RTC_CENTURY),
