@@ -189,9 +189,10 @@ class FakeVm:
         self.clock_registers: list[tuple[bool, int, int, ClockValue]] = []
         self.clocks_set: list[ClockData] = []
 
-    def memory_written(self, hva: int, size: int) -> None:
-        gpa = next(gpa + hva - base for base, (gpa, length) in self.backed.items() if base <= hva < base + length)
-        self.written.append((gpa, size))
+    def memory_written(self, pieces: Sequence[tuple[int, int]]) -> None:
+        for hva, size in pieces:
+            gpa = next(gpa + hva - base for base, (gpa, length) in self.backed.items() if base <= hva < base + length)
+            self.written.append((gpa, size))
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int, readonly: bool = False) -> None:
         if size:
