@@ -23,6 +23,8 @@ class ScatterList:
         self.views: list[memoryview] = []
         self.size = 0
         self._direct: dict[RamBlock, list[tuple[int, int]]] = {}
+        self._last: RamBlock | None = None
+        """The block of the last view; None where that is a copy."""
         self._copies: list[tuple[int, memoryview]] = []
         self._copied = 0
         self._add_all(iter(pieces), most)
@@ -67,19 +69,25 @@ class ScatterList:
         done.append((first, last - first))
         views.append(block.view[first:last])
         self.size = most - left
+        self._last = block
         return piece
 
     def _add(self, address: int, length: int) -> None:
-        """A piece that is no memory, or of more than one kind."""
+        """A piece that is no memory, of more than one kind, or behind an IOMMU, where pages often lie side by side."""
         while length > 0:
             found = self._space.map(address, length, self._to_memory)
             if found is None:
                 self._add_copy(address, length)
                 return
             block, offset, size = found
-            self._direct.setdefault(block, []).append((offset, size))
-            self.views.append(block.view[offset : offset + size])
             self.size += size
+            done, first = self._direct.setdefault(block, []), offset
+            if self._last is block and sum(done[-1]) == offset:
+                first = done.pop()[0]
+                self.views.pop()
+            done.append((first, offset + size - first))
+            self.views.append(block.view[first : offset + size])
+            self._last = block
             address, length = address + size, length - size
 
     def _add_copy(self, address: int, length: int) -> None:
@@ -87,6 +95,7 @@ class ScatterList:
         if length <= 0:
             return
         self._copied += length
+        self._last = None
         content = bytearray(length) if self._to_memory else self._space.try_read_bytes(address, length)[0]
         self._copies.append((address, memoryview(content)))
         self.views.append(memoryview(content))
