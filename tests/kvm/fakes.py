@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.irqchip.irqchip import Irqchip
-from pellucid.kvm.irqchip.lapic import Lapic, LapicFeatures, LapicHooks
+from pellucid.kvm.irqchip.lapic import Lapic
+from pellucid.kvm.irqchip.lapic_hooks import LapicFeatures, LapicHooks
 
 
 class ManualTimer:

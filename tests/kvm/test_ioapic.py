@@ -7,7 +7,7 @@ import pytest
 from pellucid.kvm.errors import StateError
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.irqchip.ioapic import RTE_LEVEL, RTE_LOGICAL, RTE_MASKED, RTE_POLARITY, RTE_REMOTE_IRR
-from pellucid.kvm.irqchip.lapic import LapicFeatures
+from pellucid.kvm.irqchip.lapic_hooks import LapicFeatures
 from pellucid.kvm.irqchip.state import IoapicState
 from tests.kvm.fakes import FakeVm
 

@@ -6,7 +6,7 @@ import pytest
 
 from pellucid.kvm.errors import MsrAccessError, StateError
 from pellucid.kvm.irqchip import apicdef as d
-from pellucid.kvm.irqchip.lapic import LapicFeatures
+from pellucid.kvm.irqchip.lapic_hooks import LapicFeatures
 from pellucid.kvm.irqchip.state import LapicState
 from tests.kvm.fakes import FakeVm
 

@@ -18,7 +18,8 @@ from pellucid.kvm.eventfd import IoeventfdRegistry, IrqfdManager
 from pellucid.kvm.io_bus import BusRange, IoBus
 from pellucid.kvm.irqchip.apic_bus import ApicBus
 from pellucid.kvm.irqchip.ioapic import IOAPIC_VERSION_EOI, IOAPIC_VERSION_KVM, Ioapic
-from pellucid.kvm.irqchip.lapic import Cell, Lapic, LapicFeatures, LapicHooks
+from pellucid.kvm.irqchip.lapic import Lapic
+from pellucid.kvm.irqchip.lapic_hooks import Cell, LapicFeatures, LapicHooks
 from pellucid.kvm.irqchip.pic import PIC_ELCR_BASE, PIC_MASTER_BASE, PIC_SLAVE_BASE, PicPair
 from pellucid.kvm.irqchip.pit import PIT_BASE, PIT_SIZE, SPEAKER_PORT, Pit
 from pellucid.kvm.irqchip.state import (

@@ -17,7 +17,7 @@ from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
 from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATURES
 from pellucid.kvm.cpuid import KVM_CPUID_SIGNATURE
-from pellucid.kvm.irqchip.lapic import LapicFeatures
+from pellucid.kvm.irqchip.lapic_hooks import LapicFeatures
 from pellucid.kvm.regs import CpuidEntry
 from pellucid.native import u32
 

@@ -25,7 +25,8 @@ from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.events import MC_VECTOR, EventKind, PendingEvents, accept_apic_events
-from pellucid.kvm.irqchip.lapic import Lapic, LapicHooks
+from pellucid.kvm.irqchip.lapic import Lapic
+from pellucid.kvm.irqchip.lapic_hooks import LapicHooks
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
 from pellucid.kvm.pmu import FARTHEST, Pmu
 from pellucid.kvm.pv_eoi import PvEoi
