@@ -8,7 +8,7 @@ from pellucid.cpu.flags import CC_KINDS, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import Op
 from pellucid.cpu.state import CpuState
-from pellucid.engine import dispatch, run
+from pellucid.engine import dispatch, entries
 from pellucid.isa import forms, helpers
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, COLD, JUMP, LEAVE, LEAVE_JUMP, Row
@@ -97,5 +97,5 @@ def roots() -> Mapping[str, Root]:
     for row in TABLE.rows:
         result.update(_row_roots(row))
     result.update(_fused_roots())
-    result.update(run.ROOTS)
+    result.update(entries.ROOTS)
     return result

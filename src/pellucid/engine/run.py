@@ -1,35 +1,29 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
-from pellucid.cpu.breakpoints import debug_exception, match_code, update_breakpoints
+from pellucid.cpu.breakpoints import debug_exception, match_code
 from pellucid.cpu.clock_registers import answer_from_clock
-from pellucid.cpu.code_pages import read_mail, written_outside
-from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception, deliver_interrupt
+from pellucid.cpu.code_pages import read_mail
+from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception
 from pellucid.cpu.faults import Stop
-from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
-from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.nmi import (
-    EXIT_FASTPATH_EXIT_HANDLED, EXIT_FASTPATH_REENTER_GUEST, access_icr, collect_nmis, fall_asleep, leave_for_nmi,
-    may_take_nmi, nmi_is_due, nmi_was_sent, post_nmi, take_nmi)
-from pellucid.cpu.physical import host_address
+    EXIT_FASTPATH_EXIT_HANDLED, EXIT_FASTPATH_REENTER_GUEST, access_icr, collect_nmis, leave_for_nmi, may_take_nmi,
+    nmi_is_due, nmi_was_sent, take_nmi)
 from pellucid.cpu.retire import pay_one
-from pellucid.cpu.segments import linear_ip, update_mode
+from pellucid.cpu.segments import linear_ip
 from pellucid.cpu.tally import begin_tally, change_level, level_of, settle
 from pellucid.cpu.code_cache import IS_BRANCH, IS_CONDITIONAL, OP_OUTSIDE, Block, CodeCache, Op
 from pellucid.cpu.state import (
     BP, DB, DEBUGCTL_BTF, DR6_BS, EXIT_BLOCK, EXIT_BUDGET, EXIT_EXCEPTION, EXIT_HLT, EXIT_HYPERCALL, EXIT_LOOKUP,
-    EXIT_NONE, EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED,
-    EXIT_TRANSACTION, EXIT_TRANSLATE, PAGE_MASK, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF,
-    SHADOW_MOV_SS, SOFT_ICEBP, SOFT_NONE,
-    TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CpuState, Mailbox,
-)
+    EXIT_NONE, EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_SHUTDOWN, EXIT_SMC, EXIT_STEPPED, EXIT_TRANSACTION,
+    EXIT_TRANSLATE, PENDING_STEP, PENDING_TRACE, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SHADOW_MOV_SS, SOFT_ICEBP,
+    SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CpuState, Mailbox)
 from pellucid.cpu.transaction import abort_transaction
 from pellucid.cpu.undo_log import ABORT_DEBUG, Transaction
-from pellucid.engine.dispatch import chain_fall, chain_target, lookup, quick_lookup
+from pellucid.engine.dispatch import lookup
 from pellucid.engine.translate import step_block
 from pellucid.isa.system import guest_tsc
-from pellucid.native import (
-    atomic_and, atomic_load, atomic_or, atomic_xchg, invoke, minimum, native, ptr, rdtsc, ref, u8, u32, u64, unlikely)
+from pellucid.native import atomic_and, atomic_load, atomic_or, invoke, native, ptr, ref, u32, u64, unlikely
 
 
 @native(inline=False)
@@ -362,153 +356,3 @@ def undelivered(s, outcome):
     if outcome == INTERRUPTED:
         reason = EXIT_PENDING
     return reason
-
-
-@native
-def flush_all(s: ptr[CpuState]):
-    flush_tlb(s, True)
-
-
-@native
-def flush_non_global(s: ptr[CpuState]):
-    flush_tlb(s, False)
-
-
-@native
-def flush_one(s: ptr[CpuState], address: u64):
-    flush_page(s, address)
-
-
-@native
-def refresh_mode(s: ptr[CpuState]):
-    update_mode(s)
-    if update_breakpoints(s):
-        flush_tlb(s, True)
-
-
-@native
-def forget_code(s: ptr[CpuState], gpa: u64, size: u64):
-    """Memory changed from outside: `memory_written`, on the thread of `s`, which drops its translations at once.
-
-    The bytes are those that `s` sees at guest-physical `gpa` now.
-    """
-    end = gpa + size
-    while gpa < end:
-        here = minimum((gpa & PAGE_MASK) + 4096 - gpa, end - gpa)
-        host = host_address(s, gpa)
-        if host != 0:
-            written_outside(s, host, here)
-        gpa += here
-    if read_mail(s):
-        ptr[CodeCache](s.code).flush_wanted = 1
-
-
-@native
-def memory_written(s: ptr[CpuState], host: u64, size: u64):
-    """Memory changed from outside: no processor of the VM executes translations of these bytes any more.
-
-    `host` is their host address, `s` any of the processors; from any thread. Each drops them before it executes on.
-    """
-    written_outside(s, host, size)
-
-
-@native
-def pieces_written(s: ptr[CpuState], pieces: ptr[u64], count: u64):
-    """`memory_written` for `count` pieces: a host address and a size each."""
-    for i in range(count):
-        written_outside(s, pieces[i * 2], pieces[i * 2 + 1])
-
-
-@native
-def translate_address(s: ptr[CpuState], address: u64, size: u64) -> u64:
-    """1 when a read of `address` with the current privilege would succeed; s.mmio_gpa is then its place."""
-    found: u64 = 1
-    s.bring_in = 1
-    try:
-        probe_read(s, address, size)
-    except Stop:
-        found = 0
-    s.bring_in = 0
-    return found
-
-
-@native
-def interrupt(s: ptr[CpuState], vector: u32) -> u32:
-    """Deliver an external interrupt; 0 is a triple fault."""
-    return u32(deliver_interrupt(s, vector))
-
-
-@native
-def send_nmi_to(s: ptr[CpuState]):
-    """Send the processor an NMI; from any thread."""
-    post_nmi(s)
-
-
-@native
-def take_posted(s: ptr[CpuState]):
-    """What was posted to the processor waits now; on its own thread."""
-    collect_nmis(s)
-
-
-@native
-def go_to_sleep(s: ptr[CpuState]) -> u64:
-    """Before the processor's thread sleeps; 0 where nothing was posted to it."""
-    return fall_asleep(s)
-
-
-@native
-def read_tsc() -> u64:
-    return rdtsc()
-
-
-@native
-def read_guest_tsc(s: ptr[CpuState]) -> u64:
-    """The guest's TSC now, outside blocks."""
-    return guest_tsc(s, u64(0))
-
-
-@native
-def read_rflags(s: ptr[CpuState]) -> u64:
-    return get_rflags(s)
-
-
-@native
-def raise_pending(s: ptr[CpuState], bits: u64):
-    """Make the processor leave at its next block end; from any thread."""
-    atomic_or(ref(s, "pending"), bits)
-
-
-@native
-def drop_pending(s: ptr[CpuState], bits: u64) -> u64:
-    """Clear bits of `pending`; what remains."""
-    return atomic_and(ref(s, "pending"), ~bits) & ~bits
-
-
-@native
-def exchange_byte(address: u64, value: u64) -> u64:
-    """Store a byte at a host address in one step; what was there."""
-    return u64(atomic_xchg(ptr[u8](address), u8(value)))
-
-
-@native
-def current_block(s: ptr[CpuState]) -> u64:
-    """The first op of the block at RIP where it is translated and at hand, else 0."""
-    return quick_lookup(s)
-
-
-_S = (ptr[CpuState],)
-ROOTS = {
-    "run": (run, _S), "run_traced": (run_traced, _S), "deliver": (deliver, _S),
-    "flush_all": (flush_all, _S), "flush_non_global": (flush_non_global, _S),
-    "flush_one": (flush_one, (ptr[CpuState], u64)), "refresh_mode": (refresh_mode, _S),
-    "forget_code": (forget_code, (ptr[CpuState], u64, u64)),
-    "memory_written": (memory_written, (ptr[CpuState], u64, u64)),
-    "pieces_written": (pieces_written, (ptr[CpuState], ptr[u64], u64)),
-    "raise_pending": (raise_pending, (ptr[CpuState], u64)), "drop_pending": (drop_pending, (ptr[CpuState], u64)),
-    "exchange_byte": (exchange_byte, (u64, u64)), "current_block": (current_block, _S),
-    "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
-    "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
-    "send_nmi_to": (send_nmi_to, _S), "take_posted": (take_posted, _S), "go_to_sleep": (go_to_sleep, _S),
-    "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()),
-    "read_guest_tsc": (read_guest_tsc, _S), "read_rflags": (read_rflags, _S),
-    "translate_address": (translate_address, (ptr[CpuState], u64, u64))}
