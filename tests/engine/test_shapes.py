@@ -24,7 +24,7 @@ RAX, RCX = 0, 1
 LOOP = bytes.fromhex("b800000000 b90a000000 4801c8 48894500 4883e901 75f3 f4")
 """RAX = 10 + 9 + ... + 1, stored at [RBP] on the way."""
 MODE_64 = 2
-TEMPLATE, OP, EDGE = 32, 64, 12
+TEMPLATE, OP, EDGE = Template.size, 64, 12
 
 
 class Shapes:
@@ -90,7 +90,7 @@ def test_wrong_numbers_are_refused(learned: Shapes) -> None:
         "length": (24, "B", 16), "no length": (24, "B", 0), "count": (25, "B", 200),
         "no ops": (25, "B", 0), "displacement": (26, "B", 14), "immediate": (24 + 5, "B", 9),
         "first op": (24 + 8, "I", learner.ops), "kind of flags": (24 + 12, "I", 1000),
-        "other template": (24 + 24, "I", learner.templates),
+        "other template": (24 + Template.fields["without"].offset, "I", learner.templates),
         "handler": (ops, "Q", too_far), "handler, far": (ops, "Q", 1 << 60),
         "edge": (places, "I", TRIE_EDGES), "key": (edges, "I", 0), "node": (edges + 4, "I", learner.nodes),
         "leaf for a node": (edges + 4, "I", TRIE_TERMINAL), "node for a leaf": (edges + 8 * inner + 4, "I", 0),

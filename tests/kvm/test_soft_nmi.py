@@ -18,7 +18,7 @@ from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from tests.kvm.test_soft_smp import Guest
 
 CODE, OTHER_CODE, HANDLER = 0x1000, 0x4000, 0x3000
-COUNT_AND_IRET = "55 89e5 8b4602 a30220 ff060020 5d cf"     # keep [bp+2] in [0x2002]; inc word [0x2000]; iret
+COUNT_AND_IRET = "50 55 89e5 8b4604 a30220 ff060020 5d 58 cf"     # keep [bp+4] in [0x2002]; inc word [0x2000]; iret
 APIC, NMI_TO, X2APIC_BASE = 0xFEE0_0000, 0x4400, 0xFEE0_0C00
 
 
