@@ -1,4 +1,4 @@
-"""What is specific to an x86 host: its float control registers. A port to another host replaces this file."""
+"""What is specific to an x86 host: its float control registers and fence. A port to another host replaces this file."""
 
 from pellucid.native import asm, native, ref
 
@@ -33,3 +33,7 @@ def leave_guest_float(s):
     load_mxcsr(ref(s, "host_mxcsr"))
 
 
+@native
+def wait_for_earlier():
+    """Nothing later, RDTSC neither, begins before every instruction until here is done: LFENCE (SDM vol. 2)."""
+    asm(None, "lfence", "~{memory}")

@@ -1,7 +1,7 @@
 """MXCSR, the end of MMX, fences and cache lines."""
 
 from pellucid.cpu.faults import general_protection
-from pellucid.cpu.host import MXCSR_HOST, MXCSR_MM
+from pellucid.cpu.host import MXCSR_HOST, MXCSR_MM, wait_for_earlier
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
 from pellucid.cpu.operands import read, write
 from pellucid.cpu.segments import update_mode
@@ -47,10 +47,18 @@ def emms(s, o, f):
     s.fpu_tags = 0
 
 
-@instruction("SFENCE", "LFENCE", "MFENCE", name="fences")
+@instruction("SFENCE")
+@native
+def sfence(s, o, f):
+    fence()
+
+
+@instruction("LFENCE", "MFENCE", name="fences")
 @native
 def fences(s, o, f):
+    """Loads and stores in order, and RDTSC too, as LFENCE has it everywhere and MFENCE on AMD's processors."""
     fence()
+    wait_for_earlier()
 
 
 @instruction("CLFLUSH", "CLFLUSHOPT", "CLWB")

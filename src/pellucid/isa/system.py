@@ -1,6 +1,7 @@
 """System instructions: CLI, STI, HLT, RSM, INVLPG, caches, protection keys, segment bases, time."""
 
 from pellucid.cpu.faults import general_protection, undefined
+from pellucid.cpu.host import wait_for_earlier
 from pellucid.cpu.memory import check_base, flush_page, flush_tlb, select_tlb
 from pellucid.cpu.operands import address, read, register, write
 from pellucid.cpu.privilege import above_iopl, require_cpl0
@@ -210,7 +211,9 @@ def rdtsc_(s, o, f):
 @instruction("RDTSCP")
 @native
 def rdtscp(s, o, f):
+    """RDTSC that earlier instructions are done before (SDM vol. 2)."""
     require_tsc(s)
+    wait_for_earlier()
     set_edx_eax(s, guest_tsc(s, not_done(s, o)))
     s.gpr[RCX] = s.tsc_aux & 0xFFFF_FFFF
 

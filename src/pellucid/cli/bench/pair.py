@@ -14,7 +14,7 @@ from pellucid.cli.bench.machines import Emulator
 
 LOOP = "integer"
 LENGTH = 5
-"""Times the iterations of the loop's own row: a copy works for a second or two, so that what starts it weighs little."""
+"""Times the iterations of the loop's own row: a copy works for a second or two, so that its start weighs little."""
 COPIES = 3
 """Results that a guest prints: of one copy, and of two."""
 SILENCE = 180.0
