@@ -308,7 +308,7 @@ def test_two_cpus_have_a_limit_from_below_where_two_cores_are_idle(
 
 @pytest.mark.parametrize(
     ("broken", "line"),
-    [("one", "ended without its two loops"), ("apart", "computed 1001, 1003, 1006 of one loop on two CPUs")],
+    [("one", "ended without its two loops"), ("apart", "computed 5001, 5003, 5006 of one loop on two CPUs")],
 )
 def test_two_cpus_that_do_not_do_their_part(fake: Path, tmp_path: Path, broken: str, line: str) -> None:
     emulator = Emulator("fake", (str(fake),), 5, environment={**os.environ, "BROKEN": broken})
