@@ -24,7 +24,7 @@ FLOORS = (
     ("cpu",),
     ("mm",),
     ("native",),
-    ("errors",),
+    ("errors", "records"),
 )
 HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -92,3 +92,13 @@ def test_imports_point_down(path: Path) -> None:
 )
 def test_the_check_itself(source: str, module: tuple[str, ...], count: int) -> None:
     assert len(violations(source, module)) == count
+
+
+def test_records_are_made_in_one_way() -> None:
+    """The standard library's dataclasses cost a quarter of a start (`pellucid.records`)."""
+    users = [path for root in (SOURCE, Path(__file__).parent) for path in root.rglob("*.py")
+             if path.parent.name != "records"
+             and any(isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
+                     or isinstance(node, ast.Import) and any(alias.name == "dataclasses" for alias in node.names)
+                     for node in ast.walk(ast.parse(path.read_text())))]  # fmt: skip
+    assert users == []

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from pellucid.cli.bench.loops import BY_NAME
 from pellucid.cli.bench.machines import Emulator
 from pellucid.cli.bench.results import Row
 from pellucid.cli.bench.runs import Boot, LoopTime, Measurements, Plan, Series
+from pellucid.records import replace
 
 # A machine: prints what a guest would, by the words of its command line. $BROKEN says what it gets wrong.
 MACHINE = """\

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.cpu.state import (
     CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_OSFXSR, CR4_PAE, EFER_LMA, EFER_LME, EXIT_IO, EXIT_MMIO, EXIT_PENDING, PAGE, TR)
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
+from pellucid.records import dataclass
 
 RAM = 0x20_0000
 MMIO = 0x40_0000

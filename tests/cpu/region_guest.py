@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import islice
 
 import iced_x86
@@ -25,6 +24,7 @@ from pellucid.native.code import Code
 from pellucid.native.linker import lay_out
 from pellucid.native.program import Program
 from pellucid.native.target import compile_object
+from pellucid.records import dataclass, replace
 
 from tests.engine.code import roots
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import iced_x86
 
@@ -22,6 +21,7 @@ from pellucid.isa import forms
 from pellucid.isa.all import TABLE
 from pellucid.isa.table import BRANCH, PLAIN
 from pellucid.native.program import Program
+from pellucid.records import dataclass
 
 from .bare import RAM, Bare
 from .oracle.catalog import mnemonic_name, op_info

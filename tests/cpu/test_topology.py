@@ -6,7 +6,6 @@ QEMU 7.2 leaves the dies out of three counts of a package's threads: leaf 1, EBX
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from pellucid.cpu.models.leaves import CpuidLeaf, cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.machine.config import CpuConfig
 from pellucid.machine.cpu_model import cpuid_entries
+from pellucid.records import replace
 
 PLAIN = CpuTopology(cores=3, threads=2)
 WITH_DIES = CpuTopology(sockets=2, dies=2, cores=3, threads=2)

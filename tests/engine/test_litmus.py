@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import pytest
 
 from pellucid.cli.bench.asm import assemble
 from pellucid.cpu.state import EXIT_HLT
+from pellucid.records import dataclass
 
 from .code import RBP, RBX, RCX, RDI, RDX, RSI, RSP, Compiled
 from .test_smp import CODE, STACKS, run_all

@@ -1,12 +1,12 @@
 """A hand-cranked clock, a VM's interrupt chips with vCPUs that only take notes, and guest memory in a dict's place."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.irqchip.lapic import Lapic
 from pellucid.kvm.irqchip.lapic_hooks import LapicFeatures, LapicHooks
+from pellucid.records import dataclass, field
 
 
 class ManualTimer:

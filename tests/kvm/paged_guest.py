@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from pellucid.kvm.api import Exit, IoExit, MpState
 from pellucid.kvm.async_pf import (
@@ -18,6 +17,7 @@ from pellucid.kvm.async_pf import (
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.regs import DTable, Segment
+from pellucid.records import replace
 from tests.cpu.guests import tables
 from tests.cpu.guests.asm import assemble
 

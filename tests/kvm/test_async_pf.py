@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -23,6 +22,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.regs import DTable, Segment
 from pellucid.kvm.residency import PAGE_PRESENT
+from pellucid.records import replace
 from tests.cpu.guests import tables
 
 from .paged_guest import (

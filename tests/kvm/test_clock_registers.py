@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,6 +19,7 @@ from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import MAX_HZ, ClockValue
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.native import u64
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 from pellucid.runtime.clock import SteppedClock
 from tests.kvm.test_soft_smp import Guest

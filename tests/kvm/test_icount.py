@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import pytest
 
@@ -16,6 +15,7 @@ from pellucid.engine.arrays import Array
 from pellucid.kvm.api import CpuidEntry, InstructionTime, IoExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.kvm.errors import InvalidRequestError
+from pellucid.records import dataclass, replace
 from pellucid.runtime import InstructionClock
 
 PMC0, PERFEVTSEL0, GLOBAL_STATUS = 0xC1, 0x186, 0x38E

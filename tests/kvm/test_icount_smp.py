@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import pytest
 
@@ -16,6 +15,7 @@ from pellucid.kvm.api import Exit, InstructionTime, IntrExit, IoExit, MpState
 from pellucid.kvm.backends.soft.pace import SLICE
 from pellucid.kvm.backends.soft.rate import Rate
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
+from pellucid.records import dataclass, replace
 from pellucid.runtime import InstructionClock
 
 RAM, GDT, IDT, STACKS = 0x10000, 0x500, 0x600, 0x7000

@@ -1,7 +1,6 @@
 """What the other floors lean on: KVM's numbers and layouts, and the in-kernel bus."""
 
 import ctypes
-from dataclasses import FrozenInstanceError
 
 import pytest
 
@@ -12,6 +11,7 @@ from pellucid.kvm.errors import InvalidRequestError, MsrAccessError, StateError
 from pellucid.kvm.eventfd import IoeventfdRegistry
 from pellucid.kvm.io_bus import BusRange, IoBus
 from pellucid.kvm.irqchip.state import IoapicState, PicState, PitChannelState, PitState
+from pellucid.records import FrozenInstanceError
 
 
 class KvmPitChannelState(ctypes.Structure):

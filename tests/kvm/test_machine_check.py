@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -25,6 +24,7 @@ from pellucid.kvm.machine_check import (
     MachineCheckRegisters,
     McOutcome,
 )
+from pellucid.records import replace
 
 from .test_soft_msrs import be
 from .test_soft_smp import Guest

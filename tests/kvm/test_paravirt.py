@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import struct
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -17,6 +16,7 @@ from pellucid.kvm.hypercalls import KVM_EINVAL, KVM_ENOSYS, KVM_EPERM, Hypercall
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN, PvEoi
 from pellucid.kvm.steal_time import KVM_VCPU_FLUSH_TLB, KVM_VCPU_PREEMPTED, MSR_KVM_STEAL_TIME, UPDATE_NS, StealTime
+from pellucid.records import replace
 
 from .fakes import FakeVm, GuestMemory, ManualClock
 from .test_soft_cpuid import leaves

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -17,6 +16,7 @@ from pellucid.cli.bench.asm import assemble
 from pellucid.engine.arrays import Array
 from pellucid.kvm.api import Exit, IntrExit, IoExit, MpState
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 from tests.engine.code import compile_block
 

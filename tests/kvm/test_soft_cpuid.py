@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pellucid.cpu.models import resolve
@@ -12,6 +10,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.cpu.state import CR4_OSFXSR, UD
 from pellucid.kvm.api import IoExit
 from pellucid.kvm.regs import CpuidEntry
+from pellucid.records import replace
 
 from .test_soft_smp import Guest
 

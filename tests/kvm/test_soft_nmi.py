@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from pellucid.cpu.state import EXIT_HLT, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_WAKE
 from pellucid.kvm.api import Event, Exit, IoExit, MpState
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
+from pellucid.records import replace
 from tests.kvm.test_soft_smp import Guest
 
 CODE, OTHER_CODE, HANDLER = 0x1000, 0x4000, 0x3000

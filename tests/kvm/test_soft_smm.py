@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.irqchip.apicdef import DM_SMI
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 from tests.cpu.guests.asm import assemble
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.irqchip.apicdef import DM_INIT, DM_STARTUP
 from pellucid.kvm.regs import MpState
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 
 RAM = 0x10_0000

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from pellucid.kvm.api import IoExit
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.records import replace
 from tests.cpu.guests.asm import assemble
 
 from .test_soft_msrs import be

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
 from pellucid.engine.arrays import Array
 from pellucid.kvm.api import IntrExit, IoExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 
 LINE = 0x8000

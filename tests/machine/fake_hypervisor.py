@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from pellucid.kvm.api import (
     ClockData,
@@ -26,6 +25,7 @@ from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.irqchip.state import IoapicState, PicState, PitChannelState, PitState
 from pellucid.kvm.machine_check import MachineCheck, McOutcome
+from pellucid.records import replace
 
 TSC = 0x10
 

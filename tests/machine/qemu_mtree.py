@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from pellucid.records import dataclass
 
 GOLDEN = Path(__file__).parent / "golden" / "mtree"
 QEMU = "qemu-system-x86_64"

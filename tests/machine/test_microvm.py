@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.run import run_machine
 from pellucid.machine.streams import Streams
 from pellucid.memory import info_mtree
+from pellucid.records import replace
 from tests.machine.fake_hypervisor import FakeHypervisor, FakeVm
 from tests.machine.kernels import MiB, bzimage
 

@@ -6,7 +6,6 @@ has set up with the files in `golden/mtree`, which `python -m tests.machine.qemu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from pellucid.memory import AddressSpace, info_mtree, read_mtree
 from pellucid.monitor.attach import attach_control
 from pellucid.monitor.hmp import execute
 from pellucid.monitor.session import Session
+from pellucid.records import replace
 from pellucid.runtime import BigLock, MainLoop, VirtualClock
 from tests.machine.fake_hypervisor import FakeHypervisor
 from tests.machine.mtree_blocks import Blocks, blocks

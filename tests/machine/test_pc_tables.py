@@ -11,7 +11,6 @@ import re
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from pellucid.machine.firmware.pc_acpi import AcpiFiles, PcTables, PowerPorts, b
 from pellucid.machine.firmware.pc_dsdt import PcDsdt, Slot
 from pellucid.machine.firmware.q35_dsdt import Ecam
 from pellucid.machine.firmware.table_loader import ADD_CHECKSUM, ADD_POINTER, ALLOCATE, COMMAND_SIZE, TableLoader
+from pellucid.records import replace
 from tests.machine.pc_machine import device, outl_config, pc_machine
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "qemu-tables.json").read_text())

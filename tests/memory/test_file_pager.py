@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from pellucid.kvm.api import IoExit, Pager, PageWaiter, Residency
 from pellucid.kvm.backends.soft.system import SoftHypervisor, SoftVm
 from pellucid.memory import LEAST_LIMIT, PAGE_SIZE, FilePager, RamBlock
 from pellucid.memory.file_pager import FRESH_PAGES, READ_PAGES
+from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 from tests.cpu.guests.asm import assemble
 

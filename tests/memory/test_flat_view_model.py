@@ -1,6 +1,5 @@
 """Random trees against a model that asks, byte by byte, who answers: it shares no code with the renderer."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from pellucid.memory import AddressSpace, MemoryRegion, MemoryTransaction, RegionKind
 from pellucid.memory.flat_view import FlatRange, _Renderer, flat_view_root, render_flat_view
+from pellucid.records import dataclass, field
 from tests.memory.helpers import Recorder
 
 SPAN = 48

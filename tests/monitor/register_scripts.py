@@ -6,7 +6,8 @@
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 Lines = Iterator[str]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -13,6 +12,7 @@ from pellucid.kvm.api import CodeBlock, Regs, Sregs, Vcpu
 from pellucid.monitor.cpu_changes import CpuChanges, ending
 from pellucid.monitor.page_tables import layout_of
 from pellucid.monitor.page_walk import translate
+from pellucid.records import dataclass
 from tests.cpu.guests.asm import assemble
 from tests.monitor.test_paging import PS, P, Tables, U, W, registers
 

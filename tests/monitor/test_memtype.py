@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pellucid.cpu.state import CR0_CD, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PSE, EF
 from pellucid.monitor.command import INFO_COMMANDS, QMP_COMMANDS
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.memtype import IA32_PAT, MSRS, Source, explain_linear, explain_physical, memtype_text
+from pellucid.records import replace
 from tests.monitor.controlled import controlled_pc, hmp
 from tests.monitor.registers_at_reset import reset_registers
 from tests.monitor.test_paging import PS, P, Tables, U, W, registers

@@ -1,6 +1,5 @@
 """Python's types as QMP's: what is taken, what is refused and in which words, and how it describes itself."""
 
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Literal
 
@@ -9,6 +8,7 @@ import pytest
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.json_stream import JsonValue
 from pellucid.monitor.qapi import OneOf, Schema, check, check_members, members, named, plain
+from pellucid.records import dataclass, field
 
 
 class Colour(Enum):

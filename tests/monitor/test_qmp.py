@@ -4,7 +4,6 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -20,6 +19,7 @@ from pellucid.monitor.json_stream import JsonValue
 from pellucid.monitor.qapi import check_members, members
 from pellucid.monitor.qmp import ENOUGH_OUTPUT, MOST_OUTPUT, QmpServer
 from pellucid.monitor.session import Control
+from pellucid.records import replace
 from pellucid.runtime import PanicAction
 from tests.monitor.controlled import controlled_pc, ringbuf, turn
 

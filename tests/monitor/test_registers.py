@@ -1,12 +1,12 @@
 """`info registers` against text captured from QEMU 7.2 (`-M microvm`): at reset, and idle in a 64-bit Linux kernel."""
 
-from dataclasses import replace
 
 import pytest
 
 from pellucid.kvm.regs import DebugRegs, DTable, Fpu, MpState, Regs, Segment, Sregs
 from pellucid.monitor.guest_state import CpuRegisters
 from pellucid.monitor.registers import descriptor_word, register_value, registers_text
+from pellucid.records import replace
 from tests.monitor.registers_at_reset import NULL, reset_registers
 
 AT_RESET = """

@@ -2,7 +2,6 @@
 
 import ctypes
 import enum
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from pellucid.native.image import build
 from pellucid.native.linker import lay_out
 from pellucid.native.program import Program, out_of_line
 from pellucid.native.target import compile_object
+from pellucid.records import dataclass
 from tests.native.harness import Const, Unit, few
 
 unit = Unit()

@@ -1,7 +1,6 @@
 """The machine's life: requests from any thread, carried out by the main loop in QEMU's order."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -14,6 +13,7 @@ from pellucid.kvm.api import (
     SystemEvent,
     SystemEventExit,
 )
+from pellucid.records import dataclass, field
 from pellucid.runtime import (
     BigLock,
     InvalidTransition,

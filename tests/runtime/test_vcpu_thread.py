@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
@@ -21,6 +20,7 @@ from pellucid.kvm.api import (
     SystemEventExit,
 )
 from pellucid.kvm.coalesced import CoalescedWrite
+from pellucid.records import dataclass
 from pellucid.runtime import BigLock, Outcome, VcpuGroup, VcpuThread, outcome_of
 from pellucid.runtime.vcpu_thread import VcpuGone
 from tests.runtime.fake_vcpu import FakeBus, FakeVcpu

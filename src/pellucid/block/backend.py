@@ -6,13 +6,13 @@ may come before the request's call returns: what is in the host's page cache is 
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from pellucid.block.node import BlockNode
 from pellucid.block.pool import WorkerPool
 from pellucid.block.vectors import Buffers, total
+from pellucid.records import dataclass
 
 Completion = Callable[[int], None]
 

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 from pellucid.block.backend import Policy
 from pellucid.block.file import FileNode
@@ -13,6 +12,7 @@ from pellucid.block.overlay import TemporaryOverlay
 from pellucid.block.probe import BUILT, PROBE_SIZE, probe
 from pellucid.block.raw import RawNode
 from pellucid.errors import NotBuiltError, UserError
+from pellucid.records import dataclass, field, replace
 
 PROTOCOLS_NOT_BUILT = """
 blkdebug blklogwrites blkverify ftp ftps fat gluster http https iscsi json nbd nfs nvme quorum rbd replication ssh vvfat

@@ -9,7 +9,8 @@ process leaves none behind. A file system without locks is used without them, as
 import errno
 import fcntl
 import struct
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 USED_BASE, FORBIDDEN_BASE = 100, 200
 CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)

@@ -8,13 +8,13 @@ and those of -chardev: BACKEND,id=ID,PARAMETER=VALUE,... with the backend null, 
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from pellucid.cli.keyval import parse_keyval, parse_size, parse_switch, split_items, suggestion
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import RINGBUF_SIZE, CharBackend, CharBackendKind
 from pellucid.machine.option_tables import CHARDEV_NOT_BUILT, OPTION_TABLES
+from pellucid.records import replace
 
 PLAIN = {kind.value: kind for kind in (CharBackendKind.NONE, CharBackendKind.NULL, CharBackendKind.STDIO)}
 PLAIN["pty"] = CharBackendKind.PTY

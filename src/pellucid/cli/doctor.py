@@ -10,7 +10,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence, Set
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import which
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pellucid.cli.guest.cache import folder_size, guest_cache
+from pellucid.records import asdict, dataclass
 
 KVM_DEVICE = Path("/dev/kvm")
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0x00)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pellucid.block import DriveOptions
@@ -30,6 +29,7 @@ from pellucid.machine.config import (
     Pairs,
     RtcConfig,
 )
+from pellucid.records import dataclass, field, replace
 from pellucid.runtime import PanicAction
 
 STDIO = CharBackend(CharBackendKind.STDIO)

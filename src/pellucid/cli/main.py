@@ -3,10 +3,10 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pellucid.cli.keyval import suggestion
 from pellucid.errors import PellucidError, UserError
+from pellucid.records import dataclass
 
 EXIT_BAD_INPUT = 1
 EXIT_INTERRUPTED = 130  # what shells report for a process that SIGINT ended

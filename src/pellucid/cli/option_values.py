@@ -5,7 +5,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +28,7 @@ from pellucid.machine.config import (
 )
 from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT, parse_log_ranges
 from pellucid.machine.option_tables import OPTION_TABLES
+from pellucid.records import replace
 from pellucid.runtime import PanicAction
 
 RAM_GRANULARITY = 8192

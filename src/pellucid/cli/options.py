@@ -8,7 +8,6 @@ The table's order is the order in -help. A word that is neither an option nor a 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pellucid.cli import drives, unbuilt
 from pellucid.cli import option_values as values
@@ -19,6 +18,7 @@ from pellucid.cli.overcommit import overcommit
 from pellucid.cli.rtc import rtc
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.config import MachineConfig
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ While native code runs, the host's MXCSR holds the guest's controls with every e
 unmasks one (MODE_FP_STRICT), each operation runs with clear flags, and its own flags decide about #XM.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.faults import fault_plain
@@ -16,6 +15,7 @@ from pellucid.cpu.host import MXCSR_HOST, load_mxcsr, store_mxcsr
 from pellucid.cpu.state import CR4_OSXMMEXCPT, MODE_FP_STRICT, UD, XM
 from pellucid.native import asm, native, ref, static, u32, u64, unlikely, vec
 from pellucid.native.host import flags
+from pellucid.records import dataclass
 
 F: Any = vec[u32, 4]
 HOST = flags()

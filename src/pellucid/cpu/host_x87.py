@@ -10,9 +10,9 @@ guest's own control word, unmasked exceptions included: the host holds those bac
 and FNCLEX, which does not wait, takes them away before.
 """
 
-from dataclasses import dataclass
 
 from pellucid.native import array, asm, likely, local, native, ptr, ref, u16, u64
+from pellucid.records import dataclass
 
 X87_IE, X87_DE, X87_ZE, X87_OE, X87_UE, X87_PE, X87_SF = (1 << n for n in range(7))
 X87_BEFORE = X87_IE | X87_DE | X87_ZE    # found before the operation is computed (SDM vol. 1, 8.5)

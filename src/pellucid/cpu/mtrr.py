@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pellucid.cpu.memtype import MTRR_TYPES, UC, WB, WT, MemoryType
+from pellucid.records import dataclass
 
 IA32_MTRRCAP, IA32_MTRR_DEF_TYPE, IA32_MTRR_PHYSBASE0 = 0xFE, 0x2FF, 0x200
 VARIABLE_RANGES = 8

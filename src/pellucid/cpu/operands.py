@@ -7,11 +7,11 @@ in the `Op`. Operand kinds:
 Reading and writing go by operand number, so that one function serves every form.
 """
 
-from dataclasses import dataclass
 
 from pellucid.cpu.memory import load, load_locked, load_rw, locked_pointer, store
 from pellucid.cpu.state import MODE_64, MODE_SIZE, XMM_BYTES, slot_of
 from pellucid.native import at, cas, native, ptr, u32, u64, uint
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

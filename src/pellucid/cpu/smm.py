@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.flags import CC_EFLAGS
@@ -22,6 +21,7 @@ from pellucid.cpu.state import (
     CR0_WP, CR4_CET, CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME,
     ES, FEATURES_SYSTEM, FEATURE_LAM, FS, GS, LDTR, RFLAGS_FIXED, RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS,
     SHADOW_STI, SS, TR)
+from pellucid.records import dataclass
 
 SMBASE_RESET = 0x3_0000
 ENTRY_POINT, SAVE_MAP, SAVE_SIZE = 0x8000, 0xFE00, 0x200

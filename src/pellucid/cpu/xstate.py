@@ -4,9 +4,9 @@ One row here, and one in `isa.xsave.STATES` that says how a component is saved a
 takes: leaf 0xD of CPUID, IA32_XSS and both formats follow.
 """
 
-from dataclasses import dataclass
 
 from pellucid.native import native, static, u64
+from pellucid.records import dataclass
 
 X87, SSE, AVX, PKRU = 1, 2, 4, 1 << 9
 COMPACTED = 1 << 63

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from pellucid.cpu.state import (
     ADDRESS_SPACES, MAX_PROCESSORS, MAX_SLOTS, PAGE, SLOT_READONLY, SPACE_NORMAL, SPACE_SMM, CpuState, Mailbox,
     PageInfo, Processors, Slot, SlotTable)
 from pellucid.engine.arrays import Array
+from pellucid.records import dataclass
 
 SPACE_SHIFT = 16
 """A slot number's bits above this are the address space (KVM_CAP_MULTI_ADDRESS_SPACE)."""

@@ -15,7 +15,6 @@ import ctypes
 import pickle
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.code_cache import Block, Op
@@ -27,6 +26,7 @@ from pellucid.native import ptr, u64
 from pellucid.native.code import Code, Layout
 from pellucid.native.image import Root
 from pellucid.native.program import Instance, Program
+from pellucid.records import dataclass
 
 MAX_OPS = 400
 MAX_BLOCKS = 32

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from array import array
-from dataclasses import dataclass
 from itertools import compress, repeat
 from operator import add, and_, le
 from typing import Any
@@ -20,6 +19,7 @@ from pellucid.cpu.code_cache import (
     MAX_TEMPLATE_OPS, MAX_TEMPLATES, OP_TAKES_CC, T_JCC, TRIE_EDGES, TRIE_TERMINAL, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import MODE_SHAPE
+from pellucid.records import dataclass
 
 _HEAD = struct.Struct("<6I")
 _INDEX, _WORD = 4, 8   # bytes of an edge: its place in the trie, and what stands there

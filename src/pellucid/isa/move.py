@@ -74,7 +74,7 @@ class _Locked(dict[Any, Any]):
     """A form with LOCK: XCHG with memory always locks (SDM vol. 2)."""
 
     def __missing__(self, form):
-        from dataclasses import replace
+        from pellucid.records import replace
 
         self[form] = replace(form, lock=True)
         return self[form]

@@ -14,8 +14,9 @@ unless `codes` narrows it. What the function gets: the CPU state, the op, the `F
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from pellucid.records import dataclass, field
 
 # How an instruction ends, `Row.ends`.
 PLAIN = ""            # falls through

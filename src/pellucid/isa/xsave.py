@@ -4,7 +4,6 @@ The components beyond x87 and SSE are `STATES`, one row each; where they lie say
 after every fault that the instruction may take.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.faults import general_protection, not_available, undefined
@@ -22,6 +21,7 @@ from pellucid.isa.fxsave import (
     save_halves, save_mxcsr, save_x87, wide_pointers, x87_in_use)
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, static, u32, u64
+from pellucid.records import dataclass
 
 MXCSR_INITIAL = 0x1F80
 

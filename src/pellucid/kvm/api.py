@@ -10,7 +10,6 @@ from any thread.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.cpu.observe import CodeBlock, Event, Observer
@@ -47,6 +46,7 @@ from pellucid.kvm.vcpu_requests import (
     KVM_REQ_TRIPLE_FAULT,
     KVM_REQ_UNBLOCK,
 )
+from pellucid.records import dataclass
 
 __all__ = [
     "KVM_REQ_APF_READY",

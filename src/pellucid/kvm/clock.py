@@ -6,8 +6,9 @@ are in `pellucid.runtime.clock`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from pellucid.records import dataclass
 
 NS = 10**9
 MAX_HZ = 1 << 34

@@ -10,10 +10,10 @@ import os
 import selectors
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.routing import IrqRouting, IrqSource
+from pellucid.records import dataclass
 
 _log = logging.getLogger("pellucid.kvm.eventfd")
 

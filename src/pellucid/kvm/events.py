@@ -8,12 +8,12 @@ kvm_check_and_inject_events).
 """
 
 import threading
-from dataclasses import dataclass, field
 from enum import Enum, IntFlag
 
 from pellucid.kvm.errors import StateError
 from pellucid.kvm.regs import MpState
 from pellucid.kvm.uapi import UapiStruct, array, u8, u32, u64
+from pellucid.records import dataclass, field
 
 NMI_VECTOR = 2
 DF_VECTOR = 8

@@ -4,8 +4,9 @@ Exits are values, which nobody changes. The vCPU thread maps each to an outcome,
 Accesses, nearly all of them, are no frozen dataclasses, since those take three times as long to make.
 """
 
-from dataclasses import dataclass
 from enum import Enum
+
+from pellucid.records import dataclass
 
 
 @dataclass(slots=True)

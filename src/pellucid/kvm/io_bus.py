@@ -7,11 +7,11 @@ and at last to the ring of coalesced writes.
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.kvm.coalesced import CoalescedRing, CoalescedWrite
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import IoeventfdRegistry
+from pellucid.records import dataclass
 
 ReadHandler = Callable[[int, int], int]
 """(offset, size) to the value read."""

@@ -8,10 +8,10 @@ interrupt nobody: CMCI, threshold counters and local machine checks are not anno
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.records import dataclass
 
 U64 = (1 << 64) - 1
 BANKS = 10

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.cpu.models.counters import FIXED, GENERAL, WIDTH
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.records import dataclass
 
 _log = logging.getLogger("pellucid.kvm.pmu")
 

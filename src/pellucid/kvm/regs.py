@@ -1,11 +1,12 @@
 """A vCPU's registers as the Hypervisor interface carries them, grouped as KVM groups them.
 
 Values are unsigned integers of the architectural width. `Regs`, `Sregs` and `Fpu` are meant for the usual round trip
-(get, change a field, set); `Segment` and `DTable` are values: replace them whole (`dataclasses.replace`).
+(get, change a field, set); `Segment` and `DTable` are values: replace them whole (`records.replace`).
 """
 
-from dataclasses import dataclass, field
 from enum import IntEnum
+
+from pellucid.records import dataclass, field
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ pin is masked or unmasked.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
 from pellucid.kvm.errors import InvalidRequestError
@@ -20,6 +19,7 @@ from pellucid.kvm.irqchip.state import (
     KVM_IRQCHIP_PIC_SLAVE,
 )
 from pellucid.kvm.msi import msi_message
+from pellucid.records import dataclass
 
 KVM_MAX_IRQ_ROUTES = 4096
 

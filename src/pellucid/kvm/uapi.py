@@ -6,10 +6,10 @@ width, and `pack`/`unpack`. Saved state and the /dev/kvm backend thereby share o
 """
 
 import struct
-from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self
 
 from pellucid.kvm.errors import StateError
+from pellucid.records import Field, dataclass, field, fields
 
 _RANGES = {
     "B": (0, 0xFF),

@@ -1,12 +1,12 @@
 """The boards by name. A board is a function that fills a `Machine` from its configuration."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 
 from pellucid.errors import UserError
 from pellucid.machine.chardev import Chardev
 from pellucid.machine.machine import Machine
+from pellucid.records import dataclass
 
 BuildBoard = Callable[[Machine, "list[Chardev | None]"], None]
 """`build(machine, serials)`: one chardev for each serial port, None for a port that is to be left out."""

@@ -6,7 +6,6 @@ name that its own bus is to have.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import NotBuiltError, UserError
@@ -33,6 +32,7 @@ from pellucid.machine.ide.plug import plug_drive
 from pellucid.machine.machine import Machine
 from pellucid.machine.pci import Ioh3420, PciePciBridge, PcieRootPort, StandardPciBridge
 from pellucid.memory import MemoryRegion
+from pellucid.records import dataclass
 
 PORT_SPACE = 0x1_0000
 INTEL_IOMMU_BASE = 0xFED9_0000

@@ -5,7 +5,6 @@ options.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pellucid.block import DriveOptions
 from pellucid.cpu.models import DEFAULT_MODEL
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.kvm.api import InstructionTime
+from pellucid.records import dataclass, field
 from pellucid.runtime import PanicAction
 
 MiB = 1 << 20

@@ -5,7 +5,6 @@ asked for and not built is left out with a warning, or refused with `enforce`, a
 """
 
 import logging
-from dataclasses import astuple, replace
 from typing import Any
 
 from pellucid.cpu.models import CpuModel, Resolved, find_model, needed_levels, own_models, resolve
@@ -18,6 +17,7 @@ from pellucid.kvm.api import CpuidEntry
 from pellucid.kvm.cpuid import KVM_CPUID_FEATURES, SUPPORTED_FEATURES, KvmFeature, kvm_leaves
 from pellucid.kvm.pmu import FULL_WIDTH_WRITE, IA32_PERF_CAPABILITIES
 from pellucid.machine.config import CpuConfig
+from pellucid.records import astuple, replace
 
 _log = logging.getLogger("pellucid.machine.cpu")
 

@@ -27,7 +27,6 @@ constructor. All of it runs under the machine's lock.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from pellucid.errors import UserError
@@ -37,6 +36,7 @@ from pellucid.machine.qdev import Gpios, QdevNode
 from pellucid.machine.state import Integer, Kind, Plain, StateError
 from pellucid.memory.access import AccessSizes, Endianness, IoOps
 from pellucid.memory.region import MemoryRegion
+from pellucid.records import dataclass, field
 
 T = TypeVar("T")
 Behaviour = TypeVar("Behaviour", bound=Callable[..., Any])

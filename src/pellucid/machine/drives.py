@@ -7,7 +7,6 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from pellucid.block import (
     BlockBackend,
@@ -28,6 +27,7 @@ from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.pci import PciFunction
 from pellucid.machine.qdev import QdevBus, QdevNode
+from pellucid.records import dataclass, replace
 from pellucid.runtime import MainLoop, RunState, System
 
 _log = logging.getLogger("pellucid.machine.drives")

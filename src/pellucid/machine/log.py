@@ -6,10 +6,10 @@ An item opens its loggers down to DEBUG. Warnings are always shown; everything e
 import logging
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.errors import UserError
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True)

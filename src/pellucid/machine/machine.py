@@ -6,7 +6,6 @@ everything here, except run() and close().
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
@@ -38,6 +37,7 @@ from pellucid.memory import (
     RamList,
     UnassignedIoOps,
 )
+from pellucid.records import replace
 from pellucid.runtime import (
     LockedClock,
     MainLoop,

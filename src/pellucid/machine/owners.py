@@ -6,9 +6,9 @@ and not ours, is written down here for each board. What belongs to the machine i
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from pellucid.memory import AddressSpace, MemoryRegion
+from pellucid.records import dataclass, field
 
 _UNATTACHED = "/machine/unattached"
 _CPUS, _SERIALS, _FLOPPIES, _DISKS = "(processors)", "(serial ports)", "(floppy drives)", "(IDE drives)"

@@ -1,9 +1,9 @@
 """A device in its place: what a board is a list of."""
 
-from dataclasses import dataclass
 
 from pellucid.machine.device import Device
 from pellucid.machine.firmware.aml import Resources
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A hypervisor shaped like KVM has no reset call: whoever owns the VM sets all sta
 processors have just been made when this is taken, so what they hold is their power-on state.
 """
 
-from dataclasses import dataclass
 
 from pellucid.kvm.api import (
     DebugRegs,
@@ -20,6 +19,7 @@ from pellucid.kvm.api import (
     Vm,
 )
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.records import dataclass
 
 IRQCHIPS = (0, 1, 2)
 """KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC."""

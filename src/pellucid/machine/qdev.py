@@ -5,7 +5,8 @@ GPIO lines and properties, and what its bus says of it.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+
+from pellucid.records import dataclass, field
 
 Lines = Callable[[], Iterator[str]]
 Gpios = tuple[tuple[str, str, int], ...]

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
@@ -16,6 +15,7 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
+from pellucid.records import replace
 from pellucid.runtime import BigLock, InstructionClock, MainLoop, ShutdownCause, SteppedClock, VcpuThread, VirtualClock
 from pellucid.runtime.linux import set_process_name
 

@@ -4,10 +4,10 @@ State comes back from files and from other hosts, so a stream is hostile until e
 A kind turns a value into plain data (int, bool, bytes, None) for saving, and plain data into a value or a StateError.
 """
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pellucid.errors import PellucidError
+from pellucid.records import dataclass
 
 T = TypeVar("T")
 

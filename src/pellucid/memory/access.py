@@ -2,10 +2,10 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from pellucid.kvm.clock import ClockValue
+from pellucid.records import dataclass
 
 if TYPE_CHECKING:
     from pellucid.memory.ram_block import RamBlock

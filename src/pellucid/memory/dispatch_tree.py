@@ -10,11 +10,11 @@ One thing is not shown: "[MRU]", which marks the section that QEMU used last.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 
 from pellucid.memory.flat_view import FlatView
 from pellucid.memory.ram_block import PAGE_SIZE
+from pellucid.records import dataclass
 
 _BITS = 9
 _LEVELS = 6

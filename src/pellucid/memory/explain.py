@@ -5,11 +5,11 @@ this walk goes on and notes the reason. The answer is the flat view's, by anothe
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from pellucid.memory.address_space import AddressSpace
 from pellucid.memory.flat_view import FlatRange
 from pellucid.memory.region import MemoryRegion, RegionKind
+from pellucid.records import dataclass
 
 _MOST_CANDIDATES = 500
 """What is worth reading, and a bound for trees whose aliases show each other over and over."""

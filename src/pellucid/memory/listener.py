@@ -1,9 +1,9 @@
 """Memory listeners: told what appears in and vanishes from an address space, in the terms of the flat view."""
 
-from dataclasses import dataclass
 
 from pellucid.memory.access import ClockRegister, IoEventfd
 from pellucid.memory.region import MemoryRegion
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ to the right than they have a reason to be: such a step is read as a disabled co
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pellucid.errors import UserError
 from pellucid.memory.address_space import AddressSpace
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion, RegionKind
 from pellucid.memory.transaction import MemoryTransaction
+from pellucid.records import dataclass, field
 
 _HEADER = re.compile(r"(address-space|memory-region): (.*)")
 _LINE = re.compile(

@@ -6,7 +6,6 @@ is not in a slot exits and comes back through the `AddressSpace`.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.kvm.clock import ClockValue
@@ -14,6 +13,7 @@ from pellucid.memory.access import ClockRegister, IoEventfd
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock
 from pellucid.memory.region import RegionKind
+from pellucid.records import dataclass
 
 ADDRESS_SPACE_SHIFT = 16
 """Slot numbers have the address space in their bits from here on (KVM's)."""

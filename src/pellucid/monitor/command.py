@@ -14,13 +14,13 @@ import inspect
 import logging
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, get_origin
 
 from pellucid.errors import PellucidError
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.qapi import Member, plain_type, qapi_name
+from pellucid.records import dataclass
 
 _log = logging.getLogger("pellucid.monitor")
 

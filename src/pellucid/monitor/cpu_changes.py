@@ -8,7 +8,6 @@ CR0, CR3 and A20; for far transfers (in protected mode) it has lines only where 
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import iced_x86 as iced
@@ -16,6 +15,7 @@ import iced_x86 as iced
 from pellucid.kvm.api import CodeBlock, Vcpu
 from pellucid.monitor.page_tables import ReadTable, layout_of
 from pellucid.monitor.page_walk import translate, walk
+from pellucid.records import dataclass
 
 CR0_PE, RFLAGS_VM = 1, 1 << 17
 _MNEMONICS = {

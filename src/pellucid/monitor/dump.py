@@ -1,12 +1,12 @@
 """Memory dumps and disassembly for `x`, `xp` and `print`, in QEMU's layout."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from iced_x86 import Code, Decoder, Formatter, FormatterSyntax, Instruction
 
 from pellucid.monitor.errors import SyntaxProblem
 from pellucid.monitor.expression import signed
+from pellucid.records import dataclass, replace
 
 Reader = Callable[[int, int], bytes | None]
 """(address, size) -> the bytes, or None when any of them is out of reach."""

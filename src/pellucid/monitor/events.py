@@ -6,11 +6,11 @@ the latest only, and sent when the second is over.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from pellucid.monitor.json_stream import JsonValue
 from pellucid.monitor.qapi import Schema
+from pellucid.records import dataclass
 from pellucid.runtime import MainLoop, ShutdownCause
 
 SECOND = 1_000_000_000

@@ -3,12 +3,12 @@
 A call about a running vCPU interrupts it between two instructions and gives the big lock up meanwhile.
 """
 
-from dataclasses import dataclass
 
 from pellucid.kvm.api import Vcpu
 from pellucid.kvm.regs import DebugRegs, Fpu, MpState, Regs, Sregs
 from pellucid.machine.machine import Machine
 from pellucid.memory import PAGE_SIZE
+from pellucid.records import dataclass
 
 WRAP = (1 << 64) - 1
 

@@ -5,7 +5,6 @@ rules are `pellucid.cpu.memtype`'s and `pellucid.cpu.mtrr`'s (SDM vol. 3, 5.9.2,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pellucid.cpu.memtype import WB, MemoryType, combine, effective_type, pat_index, pat_type
 from pellucid.cpu.mtrr import MTRR_MSRS, MtrrType, mtrr_type
@@ -14,6 +13,7 @@ from pellucid.kvm.regs import Sregs
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.page_tables import Layout, ReadTable, layout_of
 from pellucid.monitor.page_walk import walk
+from pellucid.records import dataclass
 
 IA32_PAT = 0x277
 MSRS = (IA32_PAT, *MTRR_MSRS)

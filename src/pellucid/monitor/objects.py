@@ -9,7 +9,6 @@ An object's properties are those that its class declares.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from pellucid.machine.board import BOARDS
 from pellucid.machine.device import Device, Property
@@ -20,6 +19,7 @@ from pellucid.machine.state import Boolean, Integer
 from pellucid.machine.streams import Streams
 from pellucid.monitor.cpu_object import cpu_properties
 from pellucid.monitor.errors import DeviceNotFound
+from pellucid.records import dataclass, field
 from pellucid.runtime import VcpuThread
 
 UNATTACHED, PERIPHERAL = "/machine/unattached", "/machine/peripheral"

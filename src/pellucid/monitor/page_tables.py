@@ -5,9 +5,9 @@ The tables are read from RAM as they stand; nothing is cached, and no accessed b
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from pellucid.kvm.regs import Sregs
+from pellucid.records import dataclass
 
 PRESENT, WRITABLE, USER, WRITE_THROUGH, NO_CACHE, ACCESSED, DIRTY, LARGE, GLOBAL = (1 << bit for bit in range(9))
 NO_EXECUTE = 1 << 63

@@ -1,9 +1,9 @@
 """The walk of one linear address through the page tables, entry by entry, as they stand (SDM vol. 3, chapter 5)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pellucid.monitor.page_tables import ADDRESS_MASK, LARGE, PRESENT, Layout, ReadTable
+from pellucid.records import dataclass
 
 LEVELS = {12: "PTE", 21: "PDE", 22: "PDE", 30: "PDPTE", 39: "PML4E", 48: "PML5E"}
 

@@ -9,18 +9,17 @@
 An error's text is QEMU's, since programs and people look for it.
 """
 
-import dataclasses
 import functools
 import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.json_stream import JsonValue
+from pellucid.records import MISSING, dataclass, field, fields, is_dataclass
 
 TAG = "type"
 """The member that tells the branches of a union apart."""
@@ -74,18 +73,18 @@ def members(kind: Any) -> tuple[Member, ...]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return tuple(
         Member(
-            field.metadata.get("qapi", qapi_name(field.name)),
-            field.name,
-            plain_type(hints[field.name]),
-            field.default is not MISSING or field.default_factory is not MISSING,
+            each.metadata.get("qapi", qapi_name(each.name)),
+            each.name,
+            plain_type(hints[each.name]),
+            each.default is not MISSING or each.default_factory is not MISSING,
         )
-        for field in dataclasses.fields(kind)
+        for each in fields(kind)
     )
 
 
 def named(name: str) -> Any:
     """A dataclass field whose name in QMP follows no rule (`UUID`)."""
-    return dataclasses.field(metadata={"qapi": name})
+    return field(metadata={"qapi": name})
 
 
 def enum_values(kind: Any) -> tuple[str, ...] | None:
@@ -182,7 +181,7 @@ def plain(value: Any) -> JsonValue:
         return str(value.value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, type):
         pairs = ((member.name, getattr(value, member.attribute)) for member in members(type(value)))
         return {name: plain(item) for name, item in pairs if item is not None}
     return [plain(item) for item in value]

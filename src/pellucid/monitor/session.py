@@ -1,7 +1,6 @@
 """Who talks to a machine: what all monitors of a machine share, and what belongs to one user's conversation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pellucid.machine.machine import Machine
 from pellucid.machine.streams import Streams
@@ -11,6 +10,7 @@ from pellucid.monitor.events import EventBroker
 from pellucid.monitor.expression import evaluate
 from pellucid.monitor.guest_state import CpuRegisters, cpu_registers
 from pellucid.monitor.registers import register_value
+from pellucid.records import dataclass, field
 from pellucid.runtime import VcpuThread
 
 

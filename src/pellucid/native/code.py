@@ -10,9 +10,9 @@ import functools
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from pellucid.native.errors import NativeError
+from pellucid.records import dataclass
 
 HUGE_PAGE = 2 << 20
 _SLOT = 8

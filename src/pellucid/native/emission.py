@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from pellucid.native.errors import NativeError
 from pellucid.native.program import Instance, Program
 from pellucid.native.source import environment, own_names, syntax_tree
 from pellucid.native.values import Binding, Const, Unknown, Val, Variable, ir_type
+from pellucid.records import dataclass, field
 
 Names = dict[str, Binding]
 

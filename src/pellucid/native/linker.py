@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass, field
 
 from pellucid.native.code import Layout
 from pellucid.native.errors import NativeError
+from pellucid.records import dataclass, field
 
 _SYMBOL, _RELOCATION = struct.Struct("<IBBHQQ"), struct.Struct("<QQq")
 _WORD, _SLOT = struct.Struct("<i"), struct.Struct("<Q")

@@ -11,12 +11,12 @@ import enum
 import hashlib
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from pellucid.native.errors import NativeError
 from pellucid.native.function import NativeFunction
 from pellucid.native.values import Const, ir_type
+from pellucid.records import dataclass, field, fields, is_dataclass
 
 
 @dataclass(eq=False, slots=True)

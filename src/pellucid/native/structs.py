@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pellucid.native.types import NativeType, Ptr, Vec, _ArrayType, _Float, _Int, f80
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

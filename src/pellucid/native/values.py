@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.native.types import NativeType, Ptr, Vec, _Float, _Int, f80
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ stop the vCPUs from there. It leaves a request here, and the main loop takes it 
 import enum
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from pellucid.records import dataclass
 from pellucid.runtime.run_state import RunState
 
 

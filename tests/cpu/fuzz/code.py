@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import random
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import iced_x86 as iced
 
 from pellucid.isa.all import TABLE
+from pellucid.records import dataclass
 
 _CODES = {value: name for name, value in vars(iced.Code).items() if isinstance(value, int) and name.isupper()}
 _MNEMONICS = {value: name for name, value in vars(iced.Mnemonic).items() if isinstance(value, int) and name.isupper()}

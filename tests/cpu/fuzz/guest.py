@@ -6,7 +6,6 @@ import ctypes
 import random
 import threading
 import time
-from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
     CR0_PE, CR0_PG, CS, EFER_LMA, EFER_LME, EXIT_FERR, EXIT_HLT, EXIT_HYPERCALL, EXIT_IO, EXIT_MMIO, EXIT_MSR,
@@ -16,6 +15,7 @@ from pellucid.cpu.undo_log import Transaction
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
+from pellucid.records import dataclass, field
 from tests.cpu.guests.machine import Untaught
 
 from .situation import HIGH, HIGH_SIZE, LOW, ROM, ROM_SIZE, UPPER, UPPER_SIZE, Situation

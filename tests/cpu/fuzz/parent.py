@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from .child import PROGRESS, case_seed
 from .situation import situation
+
+from pellucid.records import dataclass
 
 HANG_SECONDS = 60.0
 """A case that takes this long never ends: it is kicked after 20 ms."""

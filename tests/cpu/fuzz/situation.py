@@ -12,7 +12,6 @@ fetch and shows nothing. Physical memory:
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 from pellucid.cpu.state import (
     ATTR_UNUSABLE, CR0_AM, CR0_EM, CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR3_LAM_U48, CR3_LAM_U57,
@@ -21,6 +20,7 @@ from pellucid.cpu.state import (
     EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, FEATURE_ERROR_POINTERS, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36,
     LDTR, MISC_ENABLE_MONITOR, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SS, TR)
 from pellucid.isa.features import EVERYTHING, words
+from pellucid.records import dataclass, field
 from tests.cpu.guests import tables
 
 from .code import Coder, repeatable

@@ -17,10 +17,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import iced_x86 as iced
+
+from pellucid.records import dataclass
 
 KIND: Any = iced.OpCodeOperandKind
 OP: Any = iced.OpKind

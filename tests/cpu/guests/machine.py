@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.cpu.state import (
@@ -49,6 +48,7 @@ from pellucid.cpu.state import (
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine, Processor
+from pellucid.records import dataclass
 
 from . import tables
 from .asm import Assembled, assemble

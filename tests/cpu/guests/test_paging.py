@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 from pellucid.cpu.state import (
@@ -20,6 +19,7 @@ from pellucid.cpu.state import (
     RFLAGS_AC,
     SS,
 )
+from pellucid.records import dataclass, field
 
 from .machine import CODE32, CODE64, DATA, DATA0, DEVICE, STACK0, STACK3, USER32, USER64, USER_DATA, Machine
 from .tables import NX, PS, A, D, G, P, U, W

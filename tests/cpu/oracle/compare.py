@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +20,8 @@ from .hostcpu import HostCpu
 from .outcome import Executor, Outcome
 from .state import FLAG_NAMES, GPR_NAMES, RF, SEGMENT_NAMES, UserState
 from .undefined import Undefined, approximately_equal, pointers_cleared, undefined
+
+from pellucid.records import dataclass, field
 
 COMPARED_FLAGS = (1 << 22) - 1 & ~RF
 """All of RFLAGS but RF, whose image depends on how an exception is delivered."""

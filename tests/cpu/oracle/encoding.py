@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import iced_x86
@@ -16,6 +15,8 @@ import iced_x86
 from . import layout
 from .catalog import REGISTER, mnemonic_name, op_info
 from .values import edge_int
+
+from pellucid.records import dataclass
 
 KIND: Any = iced_x86.OpCodeOperandKind
 OP: Any = iced_x86.OpKind

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import iced_x86
 
@@ -19,6 +18,8 @@ from .safety import stays_inside
 from .situation import Operand, Pool, Situation, situate
 from .special import adjust
 from .state import UserState
+
+from pellucid.records import dataclass
 
 FWAIT = b"\x9b"
 _FCW_MASKS = 0x3F

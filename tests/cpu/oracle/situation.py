@@ -9,7 +9,6 @@ a valid header).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from typing import Any
 
 import iced_x86
@@ -19,6 +18,8 @@ from .catalog import FEATURE, MNEMONIC_NAMES, features_of, op_info
 from .encoding import Variant, random_address
 from .state import AC, NT, RSP, TF, UserState
 from .values import Kind, edge_bytes, edge_int, random_state
+
+from pellucid.records import dataclass, field
 
 _R: Any = iced_x86.Register
 _ACCESS: Any = iced_x86.OpAccess

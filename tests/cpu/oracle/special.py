@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import iced_x86
@@ -17,6 +16,8 @@ from .encoding import random_address, random_selector
 from .situation import Situation
 from .state import RAX, RBP, RCX, RDI, RDX, RSI, RSP, STATUS_FLAGS
 from .values import Kind, edge_bytes, edge_int, random_fcw
+
+from pellucid.records import replace
 
 _REGISTERS: Any = iced_x86.RegisterExt
 Function = Callable[[Situation], None]

@@ -14,12 +14,13 @@ While a case runs, the kernel's syscall user dispatch (when it is there) turns i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from iced_x86 import Code, Encoder, Instruction, MemoryOperand, Register
 
 from . import layout
+
+from pellucid.records import dataclass
 
 SHARED = 0x7000_0000
 """Where the child maps the shared memory.

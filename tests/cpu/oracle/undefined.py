@@ -9,7 +9,6 @@ exempt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import iced_x86
@@ -19,6 +18,8 @@ from .catalog import MNEMONIC_NAMES
 from .generate import Case
 from .outcome import Outcome
 from .state import AF, CF, OF, PF, RCX, RSP, SF, STATUS_FLAGS, ZF, UserState
+
+from pellucid.records import dataclass, field
 
 C0, C1, C2, C3 = 1 << 8, 1 << 9, 1 << 10, 1 << 14
 CONDITION_CODES = C0 | C1 | C2 | C3

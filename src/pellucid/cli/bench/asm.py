@@ -10,7 +10,6 @@ import ast
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,6 +26,7 @@ from iced_x86 import (
 )
 
 from pellucid.errors import PellucidError
+from pellucid.records import dataclass, field
 
 SIZES = {"byte": 1, "word": 2, "dword": 4, "qword": 8, "tword": 10, "oword": 16}
 STRING_OPS = {

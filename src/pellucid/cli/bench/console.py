@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import IO
 
 from pellucid.errors import PellucidError
+from pellucid.records import dataclass, field
 
 END_LIMIT = 30.0
 """Seconds that a machine has for ending after its last line, or after SIGTERM."""

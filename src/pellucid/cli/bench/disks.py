@@ -8,7 +8,6 @@ the row left out.
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 
@@ -17,6 +16,7 @@ from pellucid.cli.bench.console import GuestError, Line, Session, session
 from pellucid.cli.bench.machines import MEMORY, Emulator
 from pellucid.errors import UserError
 from pellucid.machine.board import BOARDS
+from pellucid.records import dataclass, field
 
 FIRMWARE = Path("/usr/share/seabios/bios-256k.bin")
 GRUB = Path("/usr/lib/grub/i386-pc")

@@ -5,7 +5,8 @@ Layouts: System V ABI, "Object Files"; the PVH note: Xen's docs/misc/pvh, XEN_EL
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 PAGE_SIZE = 4096
 NOTE_ALIGNMENT = 4

@@ -10,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pellucid.cli.bench.asm import assemble
 from pellucid.native.cache import folder
+from pellucid.records import dataclass, field
 
 MEMORY = "256M"
 READ_TSC = assemble("rdtsc\nshl rdx, 32\nor rax, rdx\nret", 0).code

@@ -13,10 +13,10 @@ A body is two routines. `setup` is not timed. `body` runs r15 iterations and ret
 every register but r15. The numbers of iterations make QEMU's TCG work for about a third of a second on one loop.
 """
 
-from dataclasses import dataclass, field
 
 from pellucid.cli.bench.asm import assemble
 from pellucid.cli.bench.elf import DATA_ADDRESS, TEXT_ADDRESS, program
+from pellucid.records import dataclass, field
 
 BUFFER = 0x1000
 """Offset of the body's own memory in the data segment; the runtime's variables are below."""

@@ -1,7 +1,6 @@
 """From measurements to rows: medians, ratios to QEMU's, and the limits that the project sets itself."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from math import prod
 from statistics import median
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from pellucid.cli.bench.disks import READ_SIZE, DiskTimes
 from pellucid.cli.bench.loops import BY_NAME
 from pellucid.cli.bench.runs import Boot, LoopTime, Measurements, Series
+from pellucid.records import asdict, dataclass
 
 COLD_BOOT_RATIO = 3.0
 WARM_BOOT_RATIO = 1.5

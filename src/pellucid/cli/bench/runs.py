@@ -7,7 +7,6 @@ with two CPUs.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pellucid.cli.bench import pair, workload
@@ -16,6 +15,7 @@ from pellucid.cli.bench.disks import DiskTimes, Media, measure_disks, prepare
 from pellucid.cli.bench.machines import Emulator, forget_translations, ours, private_cache
 from pellucid.cli.bench.programs import GuestProgram
 from pellucid.cli.guest.scripts import BANNER
+from pellucid.records import dataclass, field
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, percent done)."""

@@ -8,7 +8,6 @@ looks for: scripts.BANNER (the first of user space), those of the programs, PAIR
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pellucid.cli import guest
 from pellucid.cli.bench.asm import assemble
@@ -16,6 +15,7 @@ from pellucid.cli.bench.elf import KERNEL_ADDRESS, pvh_kernel
 from pellucid.cli.bench.loops import PROGRAMS
 from pellucid.cli.bench.programs import GuestProgram
 from pellucid.cli.guest.scripts import BANNER
+from pellucid.records import dataclass
 
 DONE = "bench done"
 PAIR_MARKS = ("one copy", "two copies", "copies done")

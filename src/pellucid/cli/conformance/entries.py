@@ -3,10 +3,10 @@
 import re
 import shlex
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pellucid.errors import UserError
+from pellucid.records import dataclass, replace
 
 CONFIGURATION = "x86/unittests.cfg"
 DEFAULT_TIMEOUT = 90.0

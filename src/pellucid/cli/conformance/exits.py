@@ -7,7 +7,6 @@ median. A line of such a test says what was measured and how many TSC ticks one 
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 from pellucid.cli.conformance.entries import Entry
 from pellucid.cli.conformance.runner import Plan, execute
 from pellucid.errors import UserError
+from pellucid.records import dataclass, replace
 
 GROUP = "vmexit"
 LIMIT = 3.0

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from pellucid.cli.conformance.runner import BEYOND, ERROR, FAIL, PASS, SKIP, TIMEOUT, Result
 from pellucid.errors import UserError
+from pellucid.records import asdict
 
 STYLE = {PASS: "green", FAIL: "red", TIMEOUT: "red", ERROR: "red", SKIP: "yellow", BEYOND: "dim"}
 

@@ -10,10 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.cli.conformance.entries import Entry, words
+from pellucid.records import dataclass
 
 PASS, FAIL, SKIP, TIMEOUT, ERROR, BEYOND = "pass", "fail", "skip", "timeout", "error", "beyond"
 ALL_SKIPPED = 77

@@ -10,13 +10,13 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 from typing import IO, TypeVar
 
 from pellucid.cli.guest.cache import guest_cache
 from pellucid.errors import UserError
+from pellucid.records import dataclass, field
 
 Progress = Callable[[str, float], None]
 """Called with (what is being done, percent done 0..100)."""

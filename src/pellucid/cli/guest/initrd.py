@@ -7,7 +7,8 @@ times, no inode numbers of this machine), so equal inputs give equal bytes.
 import gzip
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 CPIO_MAGIC = b"070701"
 CPIO_TRAILER = "TRAILER!!!"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from pellucid.cpu.models.data import CpuModel, catalog, describe
@@ -18,6 +17,7 @@ from pellucid.cpu.models.features import (
     FEATURES, SVM_LEAF, UNMIGRATABLE, built, canonical_name, feature_names, in_word_order, is_feature)
 from pellucid.cpu.models.msr_features import OTHER_FEATURES
 from pellucid.errors import UserError
+from pellucid.records import dataclass, replace
 
 DEFAULT_MODEL = "pellucid"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pellucid.cpu.models.features import FEATURES
+from pellucid.records import dataclass, field, replace
 
 _FILES = ("generic.toml", "intel.toml", "intel_since_haswell.toml", "amd.toml")
 

@@ -6,13 +6,13 @@ Bits that follow the running processor's state (OSXSAVE, APIC, the current XSAVE
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from pellucid.cpu.models import CpuModel
 from pellucid.cpu.models.counters import EVENT_COUNT, EVENTS_ABSENT, FIXED, GENERAL, VERSION, WIDTH
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.cpu.xstate import AREA, COMPONENTS, SSE, X87, standard_bytes
 from pellucid.native import u64
+from pellucid.records import dataclass
 
 CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57

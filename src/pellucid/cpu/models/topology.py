@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
+
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True)

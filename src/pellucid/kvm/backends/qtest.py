@@ -7,7 +7,6 @@ given, and `run` waits until it is kicked. There are no local APICs: interrupts 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 
 from pellucid.kvm.api import (
     ClockData,
@@ -39,6 +38,7 @@ from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.irqchip.state import KVM_APIC_REG_SIZE
 from pellucid.kvm.machine_check import MachineCheck, McOutcome
 from pellucid.kvm.residency import Pager, Residency
+from pellucid.records import replace
 
 APIC_BASE, APIC_BASE_BSP, APIC_BASE_ENABLED = 0xFEE0_0000, 1 << 8, 1 << 11
 

@@ -1,9 +1,9 @@
 """What a local APIC is made with: its features, the vCPU that it tells of events, and a place for a register."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.kvm.irqchip.apicdef import Notify
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Saved state of the interrupt chips, in the layout of KVM's structures (KVM_GET_IRQCHIP, _LAPIC, _PIT2)."""
 
-from dataclasses import dataclass, field
 
 from pellucid.kvm.errors import StateError
 from pellucid.kvm.uapi import UapiStruct, array, nested, s64, u8, u16, u32, u64
+from pellucid.records import dataclass, field
 
 KVM_IRQCHIP_PIC_MASTER = 0
 KVM_IRQCHIP_PIC_SLAVE = 1

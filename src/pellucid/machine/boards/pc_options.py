@@ -1,11 +1,11 @@
 """The options of `-machine pc` and `-machine q35`: which there are, what they take, and which cannot be had yet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.firmware.pc_acpi import BOCHS
+from pellucid.records import dataclass
 
 DEFAULT_FIRMWARE = "bios-256k.bin"
 SWITCHES = ("acpi", "hpet", "pit", "vmport")

@@ -6,7 +6,6 @@ block; all but the first part of it lies from 4 GiB on. The firmware is seen at 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from pellucid.errors import UserError
@@ -51,6 +50,7 @@ from pellucid.machine.part import Part
 from pellucid.machine.pci import ConfigMechanism1, PciBus
 from pellucid.machine.qdev import Lines, QdevBus, QdevNode, fixed
 from pellucid.memory import AccessSizes, MemoryRegion, MemoryTransaction
+from pellucid.records import dataclass, replace
 
 MiB, FOUR_GIB = 1 << 20, 1 << 32
 GSIS = 24

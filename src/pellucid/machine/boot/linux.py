@@ -9,7 +9,6 @@ below 4 GiB allow, because the kernel spreads out upwards from where it is loade
 """
 
 import struct
-from dataclasses import dataclass
 
 from pellucid.errors import UserError
 from pellucid.machine.boot import cpu_state
@@ -26,6 +25,7 @@ from pellucid.machine.boot.plan import (
     page_down,
     page_up,
 )
+from pellucid.records import dataclass
 
 HEADER_MAGIC = b"HdrS"
 HEADER_START, HEADER_JUMP_TARGET = 0x1F1, 0x202

@@ -6,11 +6,11 @@ module and its words come from -initrd, the others follow it after commas, as QE
 
 import io
 import struct
-from dataclasses import dataclass
 
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.machine.boot.image import MULTIBOOT_MAGIC, MULTIBOOT_SEARCHED
 from pellucid.machine.boot.plan import BootPlan, GuestRam
+from pellucid.records import dataclass
 
 HEADER_MAGIC = int.from_bytes(MULTIBOOT_MAGIC, "little")
 WANTS_VIDEO, HAS_ADDRESSES = 1 << 2, 1 << 16

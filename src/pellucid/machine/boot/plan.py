@@ -4,10 +4,10 @@ Addresses in the first megabyte that all loaders share are here. They lie in mem
 the kernel copies what it needs before it hands that memory out.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from pellucid.kvm.api import Regs, Sregs
+from pellucid.records import dataclass
 
 PAGE_SIZE = 4096
 MiB = 1 << 20

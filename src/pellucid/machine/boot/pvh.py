@@ -6,7 +6,6 @@ a start_info structure that leads to the memory map, the modules and the RSDP.
 
 import io
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pellucid.errors import UserError
@@ -23,6 +22,7 @@ from pellucid.machine.boot.plan import (
     page_down,
     page_up,
 )
+from pellucid.records import dataclass
 
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 START_INFO_MAGIC, START_INFO_VERSION = 0x336E_C578, 1

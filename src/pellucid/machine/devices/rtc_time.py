@@ -5,7 +5,8 @@ the next larger unit, as mktime(3) does, and an alarm that no time of day matche
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 SECONDS_A_DAY = 86_400
 _DAYS_TO_MONTH = (0, 31, 61, 92, 122, 153, 184, 214, 245, 275, 306, 337)

@@ -5,10 +5,10 @@ RSDP.
 """
 
 import struct
-from dataclasses import dataclass, field
 
 from pellucid.machine.firmware import aml
 from pellucid.machine.firmware.madt import InterruptOverride, madt_body
+from pellucid.records import dataclass, field
 
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 HEADER_SIZE = 36

@@ -9,8 +9,9 @@ number (the shortest constant), or a name (the object's value). So `aml.add("CNT
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
+
+from pellucid.records import dataclass
 
 SYSTEM_MEMORY, SYSTEM_IO, PCI_CONFIG = 0, 1, 2
 """Address spaces of an operation region."""

@@ -2,7 +2,8 @@
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 LEGACY_PICS_PRESENT = 1
 ALL_PROCESSORS, ALL_PROCESSORS_X2APIC = 0xFF, 0xFFFF_FFFF

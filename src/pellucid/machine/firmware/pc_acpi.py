@@ -7,11 +7,11 @@ say where it has put the ports of power management.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pellucid.machine.firmware.acpi import HEADER_SIZE, Oem, table
 from pellucid.machine.firmware.madt import LEVEL_HIGH, InterruptOverride, madt_body
 from pellucid.machine.firmware.table_loader import ZONE_FSEG, ZONE_HIGH, TableLoader
+from pellucid.records import dataclass
 
 TABLES_FILE, RSDP_FILE, LOADER_FILE = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
 TABLES_UNIT = 0x2_0000

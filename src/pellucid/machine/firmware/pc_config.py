@@ -6,13 +6,13 @@ PC's own, as AT BIOSes left them (Ralf Brown's CMOS.LST), and those of QEMU for 
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from pellucid.machine.config import BootConfig
 from pellucid.machine.devices.fw_cfg import FwCfg
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.firmware.pc_acpi import HPET_BASE, HPET_ID
 from pellucid.machine.ide.geometry import Geometry
+from pellucid.records import dataclass, field
 
 MiB = 1 << 20
 FW_CFG_RAM_SIZE, FW_CFG_NOGRAPHIC, FW_CFG_NB_CPUS = 0x03, 0x04, 0x05

@@ -6,11 +6,11 @@ not have is left out: its methods would read registers that float.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pellucid.machine.firmware import aml
 from pellucid.machine.firmware.cpu_hotplug_aml import hotplug_processors
 from pellucid.machine.firmware.madt import processor_entry
+from pellucid.records import dataclass
 
 DEBUG_PORT = 0x402
 FW_CFG_PORT, FW_CFG_SIZE = 0x510, 12

@@ -1,9 +1,9 @@
 """The DSDT of the board `q35`: PCI Express root, ICH9's eight PIRQ links and their fixed global interrupts."""
 
-from dataclasses import dataclass
 
 from pellucid.machine.firmware import aml, pc_dsdt, pci_hotplug_aml
 from pellucid.machine.firmware.pc_dsdt import PcDsdt, Slot, slot_name
+from pellucid.records import dataclass
 
 ISA_BRIDGE = 0x1F << 3
 PIRQ_REGISTERS, PIRQ_SIZE = 0x60, 0x0C

@@ -7,7 +7,8 @@ are numbers, and the strings, each ending in a zero and all of them in another. 
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from pellucid.records import dataclass, field
 
 KiB_SHIFT, MiB_SHIFT = 10, 20
 TABLES_FILE, ANCHOR_FILE = "etc/smbios/smbios-tables", "etc/smbios/smbios-anchor"

@@ -3,8 +3,9 @@
 Bits that do not belong to the command are its options: MT (0x80), MFM (0x40), SK (0x20).
 """
 
-from dataclasses import dataclass
 from enum import Enum
+
+from pellucid.records import dataclass
 
 MULTI_TRACK = 0x80
 

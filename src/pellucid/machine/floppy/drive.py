@@ -4,7 +4,6 @@ Disk accesses are waited for: a track is 18 KB, and the controller has nothing e
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 
 from pellucid.block import BlockBackend, Buffers
@@ -13,6 +12,7 @@ from pellucid.machine.device import Property, State
 from pellucid.machine.floppy.formats import LARGEST_DRIVE, SECTOR, Format, find_format
 from pellucid.machine.properties import UINT32, Words
 from pellucid.machine.state import BOOL, U8, Integer
+from pellucid.records import dataclass
 
 ANY_UNIT = 0xFFFF_FFFF
 EMPTY_MOST = 0xFF

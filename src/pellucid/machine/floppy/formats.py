@@ -1,7 +1,8 @@
 """The formats of floppy disks, and which one an image of a given size is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from pellucid.records import dataclass
 
 SECTOR = 512
 KBPS_500, KBPS_300, KBPS_250, KBPS_1000 = range(4)

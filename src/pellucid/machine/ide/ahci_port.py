@@ -9,7 +9,6 @@ What one write to PxCI can cost is bounded: 32 commands, each with at most 65,53
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from pellucid.machine.device import Device, Region, Register, State
 from pellucid.machine.dma import ScatterList
@@ -18,6 +17,7 @@ from pellucid.machine.ide.disk import SECTOR, IdeHd
 from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.state import BOOL, U32
 from pellucid.memory import AccessSizes, AddressSpace, MemTxResult
+from pellucid.records import dataclass
 
 SLOTS = 32
 CMD_ST, CMD_SUD, CMD_POD, CMD_CLO, CMD_FRE = 0x01, 0x02, 0x04, 0x08, 0x10

@@ -1,13 +1,13 @@
 """What firmware is told of drives: the paths of those with a boot index, and the geometry of disks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import AtaDrive
 from pellucid.machine.ide.geometry import Geometry
 from pellucid.machine.pci import PciBus, PciFunction
+from pellucid.records import dataclass
 
 IDE_CLASS, BRIDGE_CLASS = 0x0101, 0x0604
 

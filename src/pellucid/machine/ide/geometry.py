@@ -1,8 +1,8 @@
 """A disk's cylinders, heads and sectors, as QEMU works them out, and the BIOS translation that goes with them."""
 
-from dataclasses import dataclass, replace
 
 from pellucid.errors import UserError
+from pellucid.records import dataclass, replace
 
 SECTORS_PER_TRACK, HEADS, MOST_CYLINDERS = 63, 16, 16383
 NO_TRANSLATION, LBA, LARGE, RECHS = 0, 1, 2, 3

@@ -1,9 +1,9 @@
 """IDENTIFY DEVICE and IDENTIFY PACKET DEVICE: 256 words (ATA8-ACS, 7.16 and 7.17), with QEMU's names and numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.machine.ide.geometry import Geometry
+from pellucid.records import dataclass
 
 MULTIPLE_MOST = 16
 SMART, WRITE_CACHE, NOP = 0x0001, 0x0020, 0x4000

@@ -5,8 +5,9 @@ are big-endian.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pellucid.records import dataclass
 
 if TYPE_CHECKING:
     from pellucid.machine.ide.atapi import IdeCd

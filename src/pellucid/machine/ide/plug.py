@@ -1,7 +1,6 @@
 """`-device ide-hd` and `ide-cd`: a drive that the user puts on a bus, with QEMU's words for what does not fit."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pellucid.block import ErrorAction
@@ -11,6 +10,7 @@ from pellucid.machine.drives import Drive, Drives
 from pellucid.machine.ide.boot import IdePlaces
 from pellucid.machine.ide.disk import IdeHd
 from pellucid.machine.ide.drive import ANY_UNIT, AtaDrive
+from pellucid.records import replace
 
 
 def plug_drive(

@@ -5,10 +5,10 @@ whose enable bit in the command register is off. A BAR over RAM or over another 
 the priorities of the memory tree, as on the bus it would by who decodes first.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 
 from pellucid.memory import MemoryRegion
+from pellucid.records import dataclass
 
 PORT_SPACE_LAST = 0xFFFF
 LAST_32_BIT = 0xFFFF_FFFF

@@ -1,11 +1,11 @@
 """A PCI bus: functions by slot, the spaces they decode in, and where their interrupt pins lead."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pellucid.machine.qdev import QdevBus, QdevNode
 from pellucid.memory import MemoryRegion
+from pellucid.records import dataclass
 
 SLOTS, FUNCTIONS, PINS = 32, 8, 4
 SECONDARY_BUS, SUBORDINATE_BUS = 0x19, 0x1A

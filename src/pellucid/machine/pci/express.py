@@ -4,12 +4,12 @@ The first 256 bytes are as on a conventional bus; extended capabilities begin at
 header of 16 bits of id, four of version, and twelve of the next one's offset.
 """
 
-from dataclasses import dataclass
 
 from pellucid.machine.device import State
 from pellucid.machine.pci import config as cfg
 from pellucid.machine.pci.function import Capability, PciFunction
 from pellucid.machine.state import Memory
+from pellucid.records import dataclass
 
 CAP_EXPRESS, CAP_SUBSYSTEM, CAP_SLOT_ID = 0x10, 0x0D, 0x04
 EXT_CAP_AER, EXT_CAP_ACS = 0x0001, 0x000D

@@ -1,6 +1,6 @@
 """The registers of a remapping unit (11.4): where they are, and which of their bits a guest's write changes."""
 
-from dataclasses import dataclass
+from pellucid.records import dataclass
 
 SIZE = 0x230
 

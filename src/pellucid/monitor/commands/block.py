@@ -1,7 +1,6 @@
 """Drives and their media: `info block`, query-block, change and eject, in QEMU's words."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pellucid.block import BlockBackend, CacheMode
@@ -11,6 +10,7 @@ from pellucid.monitor.command import Filename, Marker, command
 from pellucid.monitor.errors import CommandError, DeviceNotFound
 from pellucid.monitor.objects import device_path
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass, field
 
 UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from dataclasses import dataclass
 from typing import Literal
 
 from pellucid.machine.chardev import ChardevEvent, MemoryChardev, SocketChardev
@@ -10,6 +9,7 @@ from pellucid.machine.config import CharBackendKind
 from pellucid.monitor.command import Line, command
 from pellucid.monitor.errors import CommandError, DeviceNotFound
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 
 DataFormat = Literal["utf8", "base64"]
 

@@ -1,6 +1,5 @@
 """The processors: registers, which there are, which models there could be."""
 
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pellucid.cpu.models import alias_of, describe_models, resolve
@@ -13,6 +12,7 @@ from pellucid.monitor.errors import CommandError, SyntaxProblem
 from pellucid.monitor.objects import vcpu_path
 from pellucid.monitor.registers import registers_text
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass, field
 from pellucid.runtime import VcpuThread
 
 TYPE_SUFFIX = "-x86_64-cpu"

@@ -1,6 +1,5 @@
 """Keys pressed on the guest's keyboard."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pellucid.machine.devices.keyboard_controller import KeyboardController
@@ -9,6 +8,7 @@ from pellucid.monitor.errors import CommandError
 from pellucid.monitor.keycodes import KEYS, key_bytes
 from pellucid.monitor.qapi import OneOf
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 
 HOLD_MS = 100
 MOST_HELD_MS = 60_000

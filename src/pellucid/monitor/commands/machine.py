@@ -1,6 +1,5 @@
 """What machine this is, which program runs it, and which machines there could be."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pellucid.cpu.models import DEFAULT_MODEL
@@ -11,6 +10,7 @@ from pellucid.monitor.commands.cpus import TYPE_SUFFIX
 from pellucid.monitor.identity import QEMU_VERSION, package
 from pellucid.monitor.qapi import named
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 
 ROM_BLOCK = "/rom@"
 

@@ -1,7 +1,6 @@
 """Memory as the guest and the machine have it: dumps, files, address spaces and blocks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pellucid.machine.owners import name_owners
@@ -12,6 +11,7 @@ from pellucid.monitor.errors import CommandError
 from pellucid.monitor.guest_state import WRAP, read_physical, read_virtual
 from pellucid.monitor.registers import code_bits
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass, replace
 
 CHUNK = 1 << 20
 SUM_MOST = 4 << 20

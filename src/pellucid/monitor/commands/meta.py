@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from pellucid.errors import NotBuiltError
@@ -14,6 +13,7 @@ from pellucid.monitor.errors import CommandError, CommandNotFound
 from pellucid.monitor.events import EVENTS, add_to_schema
 from pellucid.monitor.qapi import Schema
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 
 
 @command(hmp="help|?", help="show the help", syntax="[cmd]")

@@ -1,12 +1,12 @@
 """Objects and types: what the machine is made of, and what it could be made of."""
 
 import json
-from dataclasses import dataclass
 
 from pellucid.monitor.command import command
 from pellucid.monitor.errors import CommandError, DeviceNotFound
 from pellucid.monitor.objects import all_types, device_classes, find, is_a, property_type
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 
 
 @dataclass(frozen=True)

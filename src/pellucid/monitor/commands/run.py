@@ -1,12 +1,12 @@
 """The machine's life: what it is doing, stop and go, reset, power, and what happens then."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pellucid.errors import NotBuiltError
 from pellucid.monitor.command import command
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.session import Session
+from pellucid.records import dataclass
 from pellucid.runtime import PanicAction, RunState, ShutdownCause
 
 

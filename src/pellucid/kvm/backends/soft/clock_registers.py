@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.cpu.clock_registers import MAX_REGISTERS, ClockRegister, ClockRegisters
 from pellucid.engine.arrays import Array
 from pellucid.kvm.clock import Clock, ClockValue, HostTimed
 from pellucid.kvm.errors import InvalidRequestError
+from pellucid.records import dataclass
 
 U64 = (1 << 64) - 1
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.state import RFLAGS_IF
 from pellucid.kvm.events import Interruptibility, InterruptShadow, PendingEvents, VcpuEvents, save_events
+from pellucid.records import replace
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.vcpu import SoftVcpu

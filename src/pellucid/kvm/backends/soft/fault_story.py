@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pellucid.cpu.exceptions import RAISED_IN_DELIVERY
+from pellucid.records import dataclass
 
 VECTORS = ("#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "coprocessor overrun", "#TS", "#NP", "#SS",
            "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP")
