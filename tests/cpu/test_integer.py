@@ -50,7 +50,7 @@ def accepted(report: Report) -> Report:
 
 def _locked_verw(case: Case) -> bool:
     """Zen 4 lets VERW have a LOCK prefix; the manual has it raise #UD (SDM vol. 2, VERR/VERW)."""
-    return catalog.CODE_NAMES[case.code] == "VERW_RM16" and b"\xf0" in case.data.partition(b"\x0f\x00")[0]
+    return catalog.mnemonic_name(case.code) == "VERW" and b"\xf0" in case.data.partition(b"\x0f\x00")[0]
 
 
 def _undecided(instruction: iced_x86.Instruction, text: str) -> bool:

@@ -8,7 +8,8 @@ from pellucid.cpu.models import (
     FEATURES, CpuModel, alias_of, built, canonical_name, describe_models, feature_names, find_model, models,
     needed_levels, own_models, resolve)
 from pellucid.cpu.models.features import OTHER_FEATURES, UNMIGRATABLE, in_word_order, spelled
-from pellucid.cpu.models.leaves import CACHES, CpuidLeaf, cpuid_leaves
+from pellucid.cpu.models.caches import CACHE_SETS, LEGACY
+from pellucid.cpu.models.leaves import CpuidLeaf, cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import UserError
 from pellucid.isa import forms
@@ -171,7 +172,9 @@ def test_versions() -> None:
 def test_features_raise_the_highest_leaf() -> None:
     assert resolve("Opteron_G1").model.level == 5 and resolve("Opteron_G1", {"smep": True}).model.level == 7
     assert resolve("qemu32", {"invtsc": True}).model.xlevel == 0x8000_0007
-    assert needed_levels(()) == (0, 0) and needed_levels({"xsaves", "3dnow"}) == (0xD, 0x8000_0001)
+    assert needed_levels(()) == (0, 0, 0)
+    assert needed_levels({"xsaves", "3dnow", "xstore"}) == (0xD, 0x8000_0001, 0xC000_0001)
+    assert resolve("486", {"xstore": True}).model.xlevel2 == 0xC000_0001 and not resolve("486").model.xlevel2
 
 
 def test_places_as_qemu_spells_them() -> None:
@@ -185,14 +188,14 @@ def test_amd_caches_and_cores() -> None:
     """Linux divides by the ways of leaf 0x80000005 on family 0x15."""
     model = resolve("Opteron_G5").model
     caches = leaf(model, 0x8000_0005)
-    for found, cache in ((caches.ecx, CACHES[0]), (caches.edx, CACHES[1])):
+    for found, cache in ((caches.ecx, LEGACY.amd[0]), (caches.edx, LEGACY.amd[1])):
         assert (found >> 24, found >> 16 & 0xFF, found & 0xFF) == (cache.kib, cache.ways, 64)
     l2, l3 = leaf(model, 0x8000_0006).ecx, leaf(model, 0x8000_0006).edx
-    assert (l2 >> 16, l3 >> 18) == (CACHES[2].kib, CACHES[3].kib // 512)
+    assert (l2 >> 16, l3 >> 18) == (LEGACY.amd[2].kib, LEGACY.amd[3].kib // 512)
     assert leaf(model, 0x8000_0008, count=4).ecx == 3 | 2 << 12 and leaf(model, 0x8000_0008).ecx == 0
     assert leaf(model, 0x8000_0001, count=4).ecx & 2 and not leaf(model, 0x8000_0001).ecx & 2
     intel = resolve("Haswell").model
-    assert leaf(intel, 0x8000_0008, count=4).ecx == 0 and not leaf(intel, 0x8000_0001, count=4).ecx & 2
+    assert leaf(intel, 0x8000_0008, count=4).ecx == 3 | 2 << 12 and not leaf(intel, 0x8000_0001, count=4).ecx & 2
 
 
 # --- leaves ----------------------------------------------------------------------------------------------
@@ -204,7 +207,8 @@ def test_extended_topology() -> None:
     caches = [found for found in every if found.function == 0x8000_001D]
     assert [cache.eax & 0x1F for cache in caches] == [1, 2, 3, 3, 0]
     assert [cache.eax >> 14 for cache in caches] == [1, 1, 1, 5, 0]
-    assert [(cache.ecx + 1) * ((cache.ebx >> 22) + 1) * 64 for cache in caches[:4]] == [c.kib << 10 for c in CACHES]
+    assert [(cache.ecx + 1) * ((cache.ebx >> 22) + 1) * 64 for cache in caches[:4]] == [
+        c.kib << 10 for c in CACHE_SETS["zen"].listed]
     (unit,) = [found for found in every if found.function == 0x8000_001E]
     assert (unit.eax, unit.ebx, unit.ecx) == (0b1_01_1, 1 << 8 | 1, 1)
     assert not [found for found in cpuid_leaves(resolve("EPYC", {"topoext": False}).model, 0, CpuTopology())
@@ -230,14 +234,48 @@ def test_signature_of_extended_families() -> None:
 def test_caches() -> None:
     """Leaf 4 (SDM vol. 2, table 3-8): ways x partitions x line x sets is the size."""
     model = resolve("max").model
-    for index, cache in enumerate(CACHES):
+    for index, cache in enumerate(LEGACY.listed):
         found = leaf(model, 4, index, count=4)
         ways, partitions, line = (found.ebx >> 22) + 1, (found.ebx >> 12 & 0x3FF) + 1, (found.ebx & 0xFFF) + 1
         assert ways * partitions * line * (found.ecx + 1) == cache.kib * 1024
         assert (found.eax & 31, found.eax >> 5 & 7) == (cache.kind, cache.level)
         assert (found.eax >> 14 & 0xFFF) == (3 if cache.shared else 0)
         assert found.eax >> 26 == 3
-    assert leaf(model, 4, len(CACHES)) == CpuidLeaf(4, len(CACHES))
+    assert leaf(model, 4, 4) == CpuidLeaf(4, 4)
+
+
+INTEL_LEAVES = {
+    (2, 0): (1, 0, 0x4D, 0x2C307D), (4, 0): (0x121, 0x1C0003F, 0x3F, 1), (4, 1): (0x122, 0x1C0003F, 0x3F, 1),
+    (4, 2): (0x143, 0x3C0003F, 0xFFF, 1), (4, 3): (0x163, 0x3C0003F, 0x3FFF, 6), (4, 4): (0, 0, 0, 0)}
+AMD_LEAVES = {
+    (2, 0): None, (4, 0): None, (0x8000_001D, 0): (0x121, 0x1C0003F, 0x3F, 1),
+    (0x8000_001D, 1): (0x122, 0x1C0003F, 0x3F, 1), (0x8000_001D, 2): (0x43, 0x1C0003F, 0x3FF, 0)}
+SMALL_L3, LARGE_CODE = (0x163, 0x3C0003F, 0x1FFF, 6), (0x122, 0xC0003F, 0xFF, 1)
+HYGON = {(2, 0): (1, 0, 0x4B, 0x2CFF80), (4, 0): (0x121, 0x1C0003F, 0x3F, 1), (4, 1): LARGE_CODE,
+         (4, 2): (0x43, 0x1C0003F, 0x3FF, 0), (4, 3): SMALL_L3}
+
+
+@pytest.mark.parametrize(("name", "first", "upper", "others"), [
+    ("Skylake-Client", (0x40020140, 0x40020140), (0x02008140, 0x00808140), INTEL_LEAVES),
+    ("Conroe", (0x40020140, 0x40020140), (0x02008140, 0x00808140), INTEL_LEAVES),
+    ("phenom", (0x40020140, 0x40020140), (0x02008140, 0x00808140), {(2, 0): None, (4, 0): None}),
+    ("EPYC", (0x20080140, 0x40040140), (0x02006140, 0x00408140), AMD_LEAVES | {(0x8000_001D, 1): LARGE_CODE,
+                                                                               (0x8000_001D, 3): SMALL_L3}),
+    ("EPYC-Rome", (0x20080140, 0x20080140), (0x02006140, 0x00808140),
+     AMD_LEAVES | {(0x8000_001D, 3): (0x163, 0x3C0003F, 0x3FFF, 6)}),
+    ("EPYC-Milan", (0x20080140, 0x20080140), (0x02006140, 0x01008140),
+     AMD_LEAVES | {(0x8000_001D, 3): (0x163, 0x3C0003F, 0x7FFF, 6)}),
+    ("Dhyana", (0x20080140, 0x40040140), (0x02006140, 0x00408140), AMD_LEAVES | {(0x8000_001D, 1): LARGE_CODE} | HYGON),
+])
+def test_a_guest_reads_qemu_s_caches(
+        name: str, first: tuple[int, int], upper: tuple[int, int],
+        others: dict[tuple[int, int], tuple[int, ...] | None]) -> None:
+    """What a guest of QEMU 7.2 reads, with one processor."""
+    found = {(e.function, e.index or 0): (e.eax, e.ebx, e.ecx, e.edx)
+             for e in cpuid_leaves(resolve(name).model, 0, CpuTopology())}
+    assert found[0x8000_0005, 0] == (0x01FF01FF, 0x01FF01FF, *first)
+    assert found[0x8000_0006, 0] == (0, 0x42004200, *upper)
+    assert {place: found.get(place) for place in others} == others
 
 
 def test_topology() -> None:

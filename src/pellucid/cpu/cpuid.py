@@ -1,12 +1,15 @@
 """CPUID: a table in memory that native code searches; Python fills it from a CPU model."""
 
-from pellucid.cpu.state import CR4_OSXSAVE, CR4_PKE, MISC_ENABLE_MONITOR, TSX_CPUID_CLEAR
+from pellucid.cpu.state import (
+    CR4_OSXSAVE, CR4_PKE, FEATURE_AMD, FEATURES_SYSTEM, MISC_ENABLE_MONITOR, TSX_CPUID_CLEAR)
 from pellucid.cpu.xstate import compacted_bytes, standard_bytes
 from pellucid.native import native, ptr, struct, u32, u64
 from pellucid.native.layout import Struct
 
 
 HLE_AND_RTM = 1 << 4 | 1 << 11
+EXTENDED, CENTAUR, HYPERVISOR, HYPERVISOR_END = 0x8000_0000, 0xC000_0000, 0x4000_0000, 0x5000_0000
+"""The ranges of leaves beside the basic ones; a hypervisor's come in runs of 256, each with a highest leaf."""
 
 
 @struct
@@ -43,6 +46,25 @@ def find_leaf(s, leaf: u32, subleaf: u32) -> ptr[CpuidEntry]:
     return ptr[CpuidEntry](u64(0))
 
 
+@native(inline=False)
+def answering_leaf(s, leaf: u32) -> u32:
+    """The leaf that answers for one without an entry: beyond the highest of its range, or in a range that is not
+    there, Intel's processors give the highest basic leaf's data (SDM vol. 2, CPUID); AMD's give zeros.
+    """
+    first = leaf & EXTENDED
+    if leaf >= HYPERVISOR and leaf < HYPERVISOR_END:
+        first = leaf & 0xFFFF_FF00
+    elif leaf >= CENTAUR:
+        first = u32(CENTAUR)
+    basic = find_leaf(s, u32(0), u32(0))
+    highest = find_leaf(s, first, u32(0))
+    if u64(basic) == 0 or (s.features[FEATURES_SYSTEM] & FEATURE_AMD) != 0:
+        return leaf
+    if u64(highest) != 0 and leaf <= highest.eax:
+        return leaf
+    return basic.eax
+
+
 @native
 def xsave_bytes(s, compacted):
     """The size of an image with what is enabled now: by XCR0, in the compacted format by IA32_XSS too (SDM vol. 2)."""
@@ -56,6 +78,9 @@ def xsave_bytes(s, compacted):
 def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
     """Execute CPUID: EAX, EBX, ECX and EDX with the bits that mirror CR4 and some MSRs."""
     e = find_leaf(s, leaf, subleaf)
+    if u64(e) == 0:
+        leaf = answering_leaf(s, leaf)
+        e = find_leaf(s, leaf, subleaf)
     eax: u32 = 0
     ebx: u32 = 0
     ecx: u32 = 0
@@ -65,6 +90,11 @@ def cpuid_values(s, leaf: u32, subleaf: u32) -> None:
         ebx = e.ebx
         ecx = e.ecx
         edx = e.edx
+    elif leaf == 0xB or leaf == 0x1F:  # no level: EDX is valid all the same (SDM vol. 2, CPUID)
+        level = find_leaf(s, leaf, u32(0))
+        if u64(level) != 0:
+            ecx = subleaf & 0xFF
+            edx = level.edx
     if leaf == 1:
         ecx = ecx & ~u32(1 << 27)
         if (s.cr4 & CR4_OSXSAVE) != 0:

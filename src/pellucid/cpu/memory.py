@@ -67,10 +67,16 @@ def load_locked(s, lin, T):
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
         return volatile_load(ptr[T](e.addend + lin))
-    probe_write(s, lin, u64(T.size))
-    if (lin & 0xFFF) + T.size > 4096:
-        exclude_others(s)
+    prepare_lock(s, lin, u64(T.size))
     return T(slow_load(s, lin, T, s.tlb_index))
+
+
+@native(inline=False)
+def prepare_lock(s, lin: u64, size: u64) -> None:
+    """Fault as the store would; where no host instruction is atomic, across pages and on a device, hold others out."""
+    host = probe_write(s, lin, size)
+    if host == 0 or (lin & 0xFFF) + size > 4096:
+        exclude_others(s)
 
 
 @native(inline=False)
@@ -82,10 +88,7 @@ def check_split_lock(s, lin: u64) -> None:
 
 @native(inline=False)
 def exclude_others(s) -> None:
-    """Leave, so that the instruction is executed while every other processor of the VM is outside native code.
-
-    No host instruction is atomic across two pages that need not be neighbours.
-    """
+    """Leave, so that the instruction is executed while every other processor of the VM is outside native code."""
     if s.exclusive == 0 and ptr[Processors](s.processors).count > 1:
         s.exit_reason = EXIT_EXCLUSIVE
         raise Stop
@@ -326,12 +329,13 @@ def linear_wrap(s, lin):
 
 
 @native(inline=False)
-def probe_write(s, lin: u64, size: u64) -> None:
-    """Fault as a store of `size` bytes would, without storing."""
+def probe_write(s, lin: u64, size: u64) -> u64:
+    """Fault as a store of `size` bytes would, without storing; what `fill` says of the first page."""
     check_alignment(s, lin, size, s.tlb_index)
-    fill(s, lin, u32(WRITE), s.tlb_index)
+    host = fill(s, lin, u32(WRITE), s.tlb_index)
     if (lin & 0xFFF) + size > 4096:
         fill(s, linear_wrap(s, (lin + size - 1) & PAGE_MASK), u32(WRITE), s.tlb_index)
+    return host
 
 
 @native(inline=False)

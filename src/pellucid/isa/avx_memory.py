@@ -1,11 +1,13 @@
 """Masked moves and gathers: lanes of memory of which each is accessed only where its mask is set."""
 
-from pellucid.cpu.faults import undefined
+from pellucid.cpu.breakpoints import debug_exception
+from pellucid.cpu.faults import Stop, undefined
 from pellucid.cpu.memory import linear_wrap, load, store
 from pellucid.cpu.operands import register, slot_pointer
 from pellucid.cpu.segments import check_segment
 from pellucid.cpu.simd import clear_above, put, require_writable, source_lanes
-from pellucid.cpu.state import MODE_64, MODE_SIZE, slot_of
+from pellucid.cpu.state import (
+    DEBUGCTL_BTF, DR6_BS, EXIT_EXCEPTION, MODE_64, MODE_SIZE, RFLAGS_RF, SOFT_NONE, slot_of)
 from pellucid.isa.simd import avx, by_mnemonic
 from pellucid.native import array, at, local, memset, movemask, native, ptr, sint, u8, u32, u64, uint, vec
 
@@ -87,15 +89,37 @@ def gather_lanes(s, o, asize, S, T, count) -> None:
 
     For the same reason a lane that is done empties the log of outside accesses: it is not executed again.
     """
+    done: bool = False
     for lane in range(u64(count)):
         mask = at(s, u64(o.src2) + lane * T.size, T)
         if (mask[0] >> (T.bits - 1)) != 0:
             index = at(s, u64(o.index) + lane * S.size, S)[0]
-            lin = lane_address(s, o, asize, u64(index), u64(0), T.size, False)
-            at(s, u64(o.dst) + lane * T.size, T)[0] = load(s, lin, T)
+            try:
+                lin = lane_address(s, o, asize, u64(index), u64(0), T.size, False)
+                at(s, u64(o.dst) + lane * T.size, T)[0] = load(s, lin, T)
+            except Stop:
+                if done:
+                    trap_for_lanes(s)
+                raise
             s.replay_count = 0
             s.replay_at = 0
+            done = True
         mask[0] = 0
+
+
+@native(inline=False)
+def trap_for_lanes(s) -> None:
+    """A fault behind lanes that are done: their traps come in its place, and RF is set so that no instruction
+    breakpoint comes twice (SDM vol. 2, VPGATHERDD). Processors take the single step for one of these traps.
+    """
+    if s.exit_reason == EXIT_EXCEPTION and s.alone != 0:
+        traps = s.db_pending
+        if s.step_trap != 0 and (s.debugctl & DEBUGCTL_BTF) == 0:
+            traps = traps | DR6_BS
+        if traps != 0:
+            s.exc_access = 0
+            debug_exception(s, traps, u32(SOFT_NONE))
+            s.flags = s.flags | RFLAGS_RF
 
 
 @avx(*_GATHERS, extra=gathered, asize=True)

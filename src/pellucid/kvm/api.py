@@ -18,6 +18,7 @@ from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.events import VcpuEvents
 from pellucid.kvm.exits import (
     DebugExit,
+    ExclusiveExit,
     Exit,
     FailEntryExit,
     FerrExit,
@@ -65,6 +66,7 @@ __all__ = [
     "DebugExit",
     "DebugRegs",
     "Event",
+    "ExclusiveExit",
     "Exit",
     "FailEntryExit",
     "FerrExit",
@@ -134,6 +136,14 @@ class Vcpu(Protocol):
         """Run the guest until it needs something from the machine; the reason why it stopped.
 
         After an exit that reads (`data is None`), `complete_read` comes first.
+        """
+        ...
+
+    def run_exclusive(self, access: Callable[[MmioExit], None]) -> Exit | None:
+        """After `ExclusiveExit`: execute that instruction. No other vCPU is within `run` meanwhile, nor in a device.
+
+        `access` makes each of its accesses, with `complete_read` for a load. The result is an exit of another kind that
+        the instruction ended in, if it did.
         """
         ...
 

@@ -41,6 +41,14 @@ class MmioExit:
 
 
 @dataclass(frozen=True, slots=True)
+class ExclusiveExit:
+    """An instruction with LOCK meets a device (no KVM_EXIT_*: KVM's is not atomic there).
+
+    Nothing of it is done yet: the caller holds the other vCPUs out, and has `Vcpu.run_exclusive` execute it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class HltExit:
     """KVM_EXIT_HLT: the guest halted, and nothing in the hypervisor will wake it (no in-kernel irqchip)."""
 
@@ -112,6 +120,7 @@ class InternalErrorExit:
 Exit = (
     IoExit
     | MmioExit
+    | ExclusiveExit
     | HltExit
     | FerrExit
     | IntrExit

@@ -42,7 +42,9 @@ KVM_FEATURES = {
 PHYS_BITS = (32, 52)
 INTEL, DIES_LEAF = "GenuineIntel", 0x1F
 U32 = 0xFFFF_FFFF
-LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32}
+LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32,
+           "xlevel2": U32}
+LEVELS = ("level", "xlevel", "xlevel2")
 ELSEWHERE = ("migratable", "host-phys-bits", "host-phys-bits-limit", "full-cpuid-auto-level", "tsc-frequency",
              "vmware-cpuid-freq", "enforce", "check", "kvm")
 """Properties that are looked at elsewhere than in the order of the command line."""
@@ -155,12 +157,12 @@ def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:
     changes: dict[str, Any] = {}
     if not _switch(cpu, "full-cpuid-auto-level", True):
         base = find_model(cpu.model)
-        changes |= {"level": base.level, "xlevel": base.xlevel}
-    needed = dict(zip(("level", "xlevel"), needed_levels(model.features), strict=True))
+        changes |= {name: getattr(base, name) for name in LEVELS}
+    needed = dict(zip(LEVELS, needed_levels(model.features), strict=True))
     for name, text in cpu.properties.items():
         if name in LARGEST:
             changes[name] = _number(cpu, name, 0, LARGEST[name])
-        elif name in ("min-level", "min-xlevel"):
+        elif name.removeprefix("min-") in LEVELS:
             level = name.removeprefix("min-")
             if level not in cpu.properties:
                 changes[level] = max(_number(cpu, name, 0, U32), needed[level])

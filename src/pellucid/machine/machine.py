@@ -221,6 +221,7 @@ class Machine:
                     index=index,
                     debug_threads=self.config.debug_threads,
                     smm_memory=self.smm.memory if self.smm is not None else None,
+                    alone=self.vcpus.exclusive,
                 )
             )
         if apic_ids:

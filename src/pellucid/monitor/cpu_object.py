@@ -6,7 +6,7 @@ from pellucid.cpu.models import FEATURES
 from pellucid.cpu.models.data import CpuModel
 from pellucid.cpu.models.features import ALIASES
 from pellucid.machine.config import CpuConfig
-from pellucid.machine.cpu_model import configured_model, filtered_features
+from pellucid.machine.cpu_model import LEVELS, configured_model, filtered_features
 
 SUBLEAVES = frozenset((0x7, 0xD))
 """Leaves of feature words that depend on ECX."""
@@ -18,7 +18,7 @@ def cpu_properties(cpu: CpuConfig) -> Iterator[tuple[str, str, object]]:
     model = configured_model(cpu, warn=False)
     yield from (("family", "int", model.family), ("model", "int", model.model), ("stepping", "int", model.stepping))
     yield from (("vendor", "string", model.vendor), ("model-id", "string", model.model_id))
-    yield from (("level", "uint32", model.level), ("xlevel", "uint32", model.xlevel))
+    yield from ((name, "uint32", getattr(model, name)) for name in LEVELS)
     yield "phys-bits", "uint32", model.phys_bits
     yield "feature-words", "X86CPUFeatureWordInfo", feature_words(model)
     lacking = filtered_features(cpu)

@@ -16,11 +16,13 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, Protocol, TypeVar
 
 from pellucid.errors import PellucidError
 from pellucid.kvm.api import (
     DebugExit,
+    ExclusiveExit,
     Exit,
     FailEntryExit,
     FerrExit,
@@ -63,6 +65,7 @@ class Outcome(enum.Enum):
 
     PORT_IO = "port I/O"
     MEMORY_IO = "memory-mapped I/O"
+    LOCKED_IO = "memory-mapped I/O by an instruction with LOCK"
     REENTER = "nothing: go on"
     HALT = "wait for an interrupt"
     COPROCESSOR_ERROR = "the FERR# line: an x87 exception for the interrupt controller"
@@ -75,6 +78,7 @@ class Outcome(enum.Enum):
 _OUTCOMES: dict[type, Outcome] = {
     IoExit: Outcome.PORT_IO,
     MmioExit: Outcome.MEMORY_IO,
+    ExclusiveExit: Outcome.LOCKED_IO,
     IntrExit: Outcome.REENTER,
     HltExit: Outcome.HALT,
     FerrExit: Outcome.COPROCESSOR_ERROR,
@@ -100,7 +104,7 @@ class VcpuThread:
     `on_event(thread, outcome, exit)` is called on this thread, under the big lock, for every exit that is neither an
     access nor a plain re-entry; for RESET and FAIL the thread has paused itself before, so that the guest does not go
     on until the machine has decided. `smm_memory` answers what is accessed in system-management mode, where that sees
-    other memory.
+    other memory. `alone` is a context in which no other vCPU executes guest code (`VcpuGroup.exclusive`).
 
     `coalesced` is the VM's ring of writes that made no exit: they are delivered before the next exit is handled.
     """
@@ -117,6 +121,7 @@ class VcpuThread:
         index: int = 0,
         debug_threads: bool = False,
         smm_memory: Bus | None = None,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.vcpu = vcpu
         self.index = index
@@ -129,6 +134,7 @@ class VcpuThread:
         self._smm_memory = smm_memory if smm_memory is not None else memory
         self._bql = bql
         self._on_event = on_event
+        self._alone = alone
         self._coalesced = CoalescedRing() if coalesced is None else coalesced
         self._debug_threads = debug_threads
         self._changed = bql.condition()
@@ -355,6 +361,12 @@ class VcpuThread:
 
     def _rare_exit(self, outcome: Outcome, exit: Exit) -> None:
         with self._bql:
+            if outcome is Outcome.LOCKED_IO:
+                with self._alone():
+                    ended = self.vcpu.run_exclusive(self._memory_io)
+                if ended is None or (outcome := outcome_of(ended)) is Outcome.REENTER:
+                    return
+                exit = ended
             if outcome is Outcome.HALT:
                 # The interrupt may have come between the HLT and this lock; one needless turn is harmless.
                 self.halted = self._attention = not self._wake_pending

@@ -118,17 +118,19 @@ def resolve(name: str, changes: Mapping[str, bool] | None = None) -> Resolved:
     on, off = ({word for word, state in asked.items() if state is wanted} for wanted in (True, False))
     wanted = base.features - set(ACCELERATOR_LEAVES_OUT) | set(_added(base))
     wanted = (wanted | on) - off
-    level, xlevel = needed_levels(wanted)
-    model = replace(base, features=wanted & built(), level=max(base.level, level), xlevel=max(base.xlevel, xlevel))
+    level, xlevel, xlevel2 = needed_levels(wanted)
+    model = replace(base, features=wanted & built(), level=max(base.level, level), xlevel=max(base.xlevel, xlevel),
+                    xlevel2=max(base.xlevel2, xlevel2))
     return Resolved(model, in_word_order(wanted - built()))
 
 
-def needed_levels(features: Collection[str]) -> tuple[int, int]:
-    """The highest leaf and the highest extended leaf that these features are told in, and SVM's own; 0 without any."""
+def needed_levels(features: Collection[str]) -> tuple[int, int, int]:
+    """The highest leaf, extended leaf (SVM's own too) and Centaur's that these features are told in; 0 without any."""
     leaves = [FEATURES[name][0][0] for name in features if name in FEATURES]
     leaves += [SVM_LEAF] if "svm" in features else []
     return (max((leaf for leaf in leaves if leaf < EXTENDED), default=0),
-            max((leaf for leaf in leaves if EXTENDED <= leaf < CENTAUR), default=0))
+            max((leaf for leaf in leaves if EXTENDED <= leaf < CENTAUR), default=0),
+            max((leaf for leaf in leaves if leaf >= CENTAUR), default=0))
 
 
 def _added(model: CpuModel) -> list[str]:

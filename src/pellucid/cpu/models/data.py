@@ -22,7 +22,10 @@ DEFAULT_VERSION = 1
 
 @dataclass(frozen=True)
 class CpuModel:
-    """What CPUID is made from: identity, lowest values of the highest leaves, and features by canonical name."""
+    """What CPUID is made from: identity, lowest values of the highest leaves, and features by canonical name.
+
+    The highest leaf of each range: `level`, `xlevel` (0x80000000), `xlevel2` (Centaur's, 0xC0000000; 0: none).
+    """
 
     name: str
     features: frozenset[str]
@@ -33,8 +36,10 @@ class CpuModel:
     model_id: str = "Pellucid Virtual CPU"
     level: int = 0xD
     xlevel: int = 0x8000_0008
+    xlevel2: int = 0
     phys_bits: int = 40
     pmu: bool = False
+    caches: str = ""
     note: str = field(default="", compare=False)
 
     def words(self) -> dict[tuple[int, int, str], int]:

@@ -8,27 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pellucid.cpu.models import CpuModel
+from pellucid.cpu.models.caches import CACHE_SETS, LINE, descriptors, first_level, listed, upper_levels
 from pellucid.cpu.models.counters import EVENT_COUNT, EVENTS_ABSENT, FIXED, GENERAL, VERSION, WIDTH
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.cpu.xstate import AREA, COMPONENTS, SSE, X87, standard_bytes
 from pellucid.native import u64
 from pellucid.records import dataclass
 
-CLFLUSH_BYTES = 64
 LINEAR_BITS, LINEAR_BITS_LA57 = 48, 57
-EXTENDED = 0x8000_0000
+EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 HTT = 1 << 28
 XSAVEC_OR_XSAVES = 1 << 1 | 1 << 3
-AMD_VENDORS = ("AuthenticAMD", "HygonGenuine")
+AMD, AMD_VENDORS = "AuthenticAMD", ("AuthenticAMD", "HygonGenuine")
 CMP_LEGACY = 1 << 1
 SMT, CORE, DIE = 1, 2, 5
 """Types of levels in leaves 0xB and 0x1F."""
-MONITOR_LEAF = (CLFLUSH_BYTES, CLFLUSH_BYTES, 3, 0)
-"""Leaf 5: the smallest and the largest line that MONITOR watches; its extensions are told of, and masked interrupts can
-end MWAIT. No C-state is told of: all are the same.
+MWAIT_EXTENSIONS = 3
+"""Leaf 5, ECX: they are told of, and masked interrupts can end MWAIT. No C-state is told of: all are the same."""
+TLBS, SECOND_TLBS = 0x01FF_01FF, 0x4200_4200
+"""Leaf 0x80000005: direct-mapped, with the most entries that the field can say, for data and for code; leaf 0x80000006:
+512 entries, four ways. QEMU's numbers.
 """
-AMD_TLBS = 0x01FF_01FF
-"""Leaf 0x80000005: direct-mapped, with the most entries that the field can say, for data and for code."""
 AMD_ALIASES = 0x0183_F3FF
 """Bits of leaf 1, EDX that leaf 0x80000001 repeats on AMD's processors (APM vol. 3, appendix E)."""
 
@@ -45,28 +45,10 @@ class CpuidLeaf:
     edx: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """A cache as leaf 4 tells of it: kind 1 is data, 2 instructions, 3 both."""
-
-    kind: int
-    level: int
-    kib: int
-    ways: int
-    shared: bool = False
-
-    @property
-    def sets(self) -> int:
-        return self.kib * 1024 // (self.ways * CLFLUSH_BYTES)
-
-
-CACHES = (Cache(1, 1, 32, 8), Cache(2, 1, 32, 8), Cache(3, 2, 4096, 16), Cache(3, 3, 16384, 16, shared=True))
-"""What guests are told; nothing is cached here. The second-level size is also that of leaf 0x80000006."""
-
-
 def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[CpuidLeaf]:
     """Every leaf that the processor with `apic_id` answers."""
     several = topology.package_threads > 1
+    monitored = LINE if "monitor" in model.features else 0
     words = model.words()
     last = max((index for function, index, _ in words if function == 7), default=0)
 
@@ -77,9 +59,8 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
     basic = [
         _identity(model, 0, model.level),
         leaf(1, eax=model.signature, ebx=_package(apic_id, topology), edx=HTT if several else 0),
-        CpuidLeaf(2, eax=0xFF01),  # descriptor FF: leaf 4 tells of the caches
-        *_caches(topology),
-        CpuidLeaf(5, None, *MONITOR_LEAF) if "monitor" in model.features else CpuidLeaf(5),
+        *_caches(model, topology),
+        CpuidLeaf(5, None, monitored, monitored, MWAIT_EXTENSIONS),
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
         *(_counters() if model.pmu and model.vendor not in AMD_VENDORS else []),
@@ -90,17 +71,20 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
     linear = LINEAR_BITS_LA57 if "la57" in model.features else LINEAR_BITS
     amd = model.vendor in AMD_VENDORS
     aliases = words.get((1, 0, "edx"), 0) & AMD_ALIASES if amd else 0
-    together = topology.package_threads - 1 | topology.package_bits << 12 if amd and several else 0
+    together = topology.package_threads - 1 | topology.package_bits << 12 if several else 0
+    caches = CACHE_SETS[model.caches]
     extended = [
         _identity(model, EXTENDED, model.xlevel),
         leaf(EXTENDED + 1, eax=model.signature, ecx=CMP_LEGACY if amd and several else 0, edx=aliases),
         *_brand(model.model_id),
-        *_extended_caches(amd),
+        CpuidLeaf(EXTENDED + 5, None, TLBS, TLBS, *first_level(caches)),
+        CpuidLeaf(EXTENDED + 6, None, 0, SECOND_TLBS, *upper_levels(caches)),
         leaf(EXTENDED + 7),
         leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits, ecx=together),
-        *(_extended_topology(apic_id, topology) if "topoext" in model.features else []),
+        *(_extended_topology(model, apic_id, topology) if "topoext" in model.features else []),
     ]
-    limits = ((basic, model.level), (extended, model.xlevel))
+    centaur = [CpuidLeaf(CENTAUR, eax=model.xlevel2), leaf(CENTAUR + 1, eax=model.signature)]
+    limits = ((basic, model.level), (extended, model.xlevel), (centaur, model.xlevel2))
     return [found for leaves, highest in limits for found in leaves if found.function <= highest]
 
 
@@ -116,41 +100,29 @@ def _package(apic_id: int, topology: CpuTopology) -> int:
     The power of two that holds the second says how many APIC ids the package has (SDM vol. 2, table 3-8).
     """
     several = topology.package_threads if topology.package_threads > 1 else 0
-    return (apic_id & 0xFF) << 24 | min(several, 255) << 16 | CLFLUSH_BYTES // 8 << 8
+    return (apic_id & 0xFF) << 24 | min(several, 255) << 16 | LINE // 8 << 8
 
 
-def _caches(topology: CpuTopology) -> Iterator[CpuidLeaf]:
-    """Leaf 4, one subleaf a cache, and an empty one behind (SDM vol. 2, table 3-8)."""
-    cores = (1 << topology.package_bits - topology.thread_bits) - 1
-    for index, cache in enumerate(CACHES):
-        sharing = min((1 << (topology.die_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
-        eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14 | min(cores, 63) << 26
-        ebx = CLFLUSH_BYTES - 1 | cache.ways - 1 << 22
-        yield CpuidLeaf(4, index, eax, ebx, cache.sets - 1, 0)
-    yield CpuidLeaf(4, len(CACHES))
-
-
-def _extended_caches(amd: bool) -> Iterator[CpuidLeaf]:
-    """Leaves 0x80000005 and 6; Intel's processors tell of the second level only (APM vol. 3, appendix E.4)."""
-    data, code, l2, l3 = CACHES
-    sixteen_ways, one_line = 8 << 12, 1 << 8  # a line for each tag
-    second = l2.kib << 16 | sixteen_ways | CLFLUSH_BYTES
-    if not amd:
-        yield CpuidLeaf(EXTENDED + 6, ecx=second)
+def _caches(model: CpuModel, topology: CpuTopology) -> Iterator[CpuidLeaf]:
+    """Leaves 2 and 4, of that one subleaf a cache and an empty one behind (SDM vol. 2, CPUID). AMD's have neither."""
+    if model.vendor == AMD:
         return
-    first = [cache.kib << 24 | cache.ways << 16 | one_line | CLFLUSH_BYTES for cache in (data, code)]
-    yield CpuidLeaf(EXTENDED + 5, None, AMD_TLBS, AMD_TLBS, *first)
-    third = l3.kib // 512 << 18 | sixteen_ways | one_line | CLFLUSH_BYTES
-    yield CpuidLeaf(EXTENDED + 6, ecx=second | one_line, edx=third)
+    caches = CACHE_SETS[model.caches]
+    yield CpuidLeaf(2, None, *descriptors(caches))
+    cores = min((1 << topology.package_bits - topology.thread_bits) - 1, 63)
+    for index, cache in enumerate(caches.listed):
+        sharing = min((1 << (topology.die_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
+        yield CpuidLeaf(4, index, *listed(cache, sharing, cores))
+    yield CpuidLeaf(4, len(caches.listed))
 
 
-def _extended_topology(apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
+def _extended_topology(model: CpuModel, apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:
     """Leaves 0x8000001D, a subleaf for each cache, and 0x8000001E: unit and node (APM vol. 3, appendix E.4.15)."""
-    for index, cache in enumerate(CACHES):
+    caches = CACHE_SETS[model.caches].listed
+    for index, cache in enumerate(caches):
         sharing = (topology.cores if cache.shared else 1) * topology.threads - 1
-        eax = cache.kind | cache.level << 5 | 1 << 8 | sharing << 14
-        yield CpuidLeaf(EXTENDED + 0x1D, index, eax, CLFLUSH_BYTES - 1 | cache.ways - 1 << 22, cache.sets - 1)
-    yield CpuidLeaf(EXTENDED + 0x1D, len(CACHES))
+        yield CpuidLeaf(EXTENDED + 0x1D, index, *listed(cache, sharing))
+    yield CpuidLeaf(EXTENDED + 0x1D, len(caches))
     core = (apic_id & (1 << topology.die_bits) - 1) >> topology.thread_bits
     ebx = topology.threads - 1 << 8 | core & 0xFF
     node = apic_id >> topology.die_bits & 0xFF

@@ -20,6 +20,7 @@ from pellucid.kvm.api import (
     IntrExit,
     IoapicState,
     LapicState,
+    MmioExit,
     MpState,
     Observer,
     PicState,
@@ -88,6 +89,9 @@ class QtestVcpu:
         self._kicked.wait()
         self._kicked.clear()
         return IntrExit()
+
+    def run_exclusive(self, access: Callable[[MmioExit], None]) -> Exit | None:
+        raise AssertionError("a vCPU that executes nothing has no instruction")
 
     def complete_read(self, value: int) -> None:
         raise AssertionError("a vCPU that executes nothing reads nothing")

@@ -6,7 +6,7 @@ from pellucid.cpu.models import alias_of, describe_models, resolve
 from pellucid.cpu.models.features import feature_names
 from pellucid.errors import PellucidError
 from pellucid.machine.config import CPU_PROPERTIES, CpuConfig, MachineConfig
-from pellucid.machine.cpu_model import configured_model
+from pellucid.machine.cpu_model import LEVELS, configured_model
 from pellucid.monitor.command import Marker, command
 from pellucid.monitor.errors import CommandError, SyntaxProblem
 from pellucid.monitor.objects import vcpu_path
@@ -212,7 +212,7 @@ def query_cpu_model_expansion(
         raise CommandError(str(error)) from None
     props: dict[str, object] = {name: name in resolved.features for name in feature_names()}
     props |= {"family": resolved.family, "model": resolved.model, "stepping": resolved.stepping}
-    props |= {"level": resolved.level, "xlevel": resolved.xlevel}
+    props |= {name: getattr(resolved, name) for name in LEVELS}
     props |= {"vendor": resolved.vendor.strip("\0"), "model-id": resolved.model_id, "phys-bits": resolved.phys_bits}
     return CpuModelExpansionInfo(CpuModelInfo("base" if type == "static" else model.name, props))
 

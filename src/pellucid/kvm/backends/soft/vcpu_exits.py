@@ -14,7 +14,8 @@ from pellucid.cpu.state import (
     EXIT_MSR, EXIT_PAGER, EXIT_PAUSE, EXIT_PENDING, EXIT_RSM, EXIT_SHUTDOWN, EXIT_WAIT, EXIT_WAKE, PENDING_REQUEST,
     RFLAGS_IF)
 from pellucid.kvm.api import (
-    KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, Exit, FerrExit, IoExit, MmioExit, ShutdownExit)
+    KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, KVM_REQ_STEAL_UPDATE, KVM_REQ_TLB_FLUSH, ExclusiveExit, Exit, FerrExit,
+    IoExit, MmioExit, ShutdownExit)
 from pellucid.kvm.backends.soft import report
 from pellucid.kvm.backends.soft.hypercall_exit import answer
 from pellucid.kvm.backends.soft.vcpu_state import VcpuState
@@ -42,6 +43,7 @@ class VcpuExits(VcpuState):
     """The handlers; the vCPU that this is a part of makes what they lie in."""
 
     _vm: SoftVm
+    guest_lock: threading.Lock
     chips: Irqchip
     requests: VcpuRequests
     _events: PendingEvents
@@ -243,14 +245,37 @@ class VcpuExits(VcpuState):
         return self._vm.read_guest(state.io_address - 1, 64) != bytes(state.monitor_line)
 
     def _on_exclusive(self) -> Exit | None:
-        """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code."""
-        state = self.state
+        """LOCK across two pages: the instruction is executed while all other vCPUs are outside native code.
+
+        Where it meets a device, whoever has the devices must take their lock before that.
+        """
         with self._vm.stopped(flush=False):
-            state.exclusive = state.step_once = 1
-            state.pending = PENDING_REQUEST  # nothing behind that instruction
-            reason = self.processor.run()
-            state.exclusive = 0
+            reason = self._execute_alone()
+        if reason == EXIT_MMIO:
+            return ExclusiveExit()
         return None if reason == EXIT_EXCLUSIVE else self._handlers[reason]()
+
+    def _execute_alone(self) -> int:
+        """The instruction at RIP; all other vCPUs are outside native code."""
+        state = self.state
+        state.exclusive = state.step_once = 1
+        state.pending = PENDING_REQUEST  # nothing behind that instruction
+        reason = self.processor.run()
+        state.exclusive = 0
+        return reason
+
+    def run_exclusive(self, access: Callable[[MmioExit], None]) -> Exit | None:
+        while True:
+            with self.guest_lock:
+                if self.requests.word & 1 << KVM_REQ_TLB_FLUSH:  # the device changed what memory is where
+                    self.processor.flush_tlb()
+                reason = self._execute_alone()
+            if reason != EXIT_MMIO:
+                break
+            exit = self._on_mmio()
+            if isinstance(exit, MmioExit):
+                access(exit)
+        return None if reason == EXIT_PAGER else self._handlers[reason]()  # it meets that page again, without the lock
 
     def _on_ferr(self) -> Exit:
         """Before a waiting x87 instruction: FERR# is asserted, and the processor waits (SDM vol. 1, D.2.1.1)."""
