@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
 from pellucid.engine.arrays import Array
 from pellucid.kvm.api import ExclusiveExit, Exit, IoExit, MmioExit, MpState
+from pellucid.records import replace
 from pellucid.runtime import BigLock, Outcome, VcpuGroup, VcpuThread
 
 from .test_soft_smp import RAM, Guest

@@ -6,7 +6,7 @@ leaves and another in AMD's; AMD's newer ones have caches of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pellucid.records import dataclass
 
 LINE = 64
 """Bytes of a line."""
