@@ -182,7 +182,9 @@ def set_xcr0(cpu: Processor, value: int) -> None:
 
 def reset(cpu: Processor, *, init: bool = False) -> None:
     """Registers after RESET or, with `init`, INIT, which leaves floating-point and vector state, XCR0, PKRU and the
-    MSRs, and CR0.CD and NW, as they were (SDM vol. 3, table 10-1).
+    MSRs, and CR0.CD and NW, as they were (SDM vol. 3, table 10-1). The x87 unit is as FNINIT leaves it, as KVM's and
+    QEMU's guests find it: what the manual says of it, full registers and every exception unmasked, stops a guest that
+    relies on them at its second load.
     """
     s = cpu.state
     cr0 = s.cr0 & CR0_CACHE | CR0_ET if init else CR0_CACHE | CR0_ET
@@ -206,7 +208,7 @@ def reset(cpu: Processor, *, init: bool = False) -> None:
         s.pat = 0x0007_0406_0007_0406
         s.pkru = s.pkrs = 0
         ctypes.memset(cpu.address + _XMM, 0, 16 * XMM_BYTES)
-        set_fpu(cpu, Fpu(fcw=0x40, ftw=0x5555))
+        set_fpu(cpu, Fpu(fcw=0x37F, ftw=0xFFFF))
     cpu.refresh_mode()
 
 
