@@ -86,6 +86,40 @@ def test_performance_counters() -> None:
     assert leaf(CpuConfig("Nehalem", {}, {"pmu": "on"}), 0xA) == counters
 
 
+def test_last_branch_records(caplog: pytest.LogCaptureFixture) -> None:
+    """By lbr-fmt=; else the models that follow this processor have its format where they need not run elsewhere."""
+
+    def shown(model: str, **properties: str) -> int:
+        cpu = CpuConfig(model, {}, {name.replace("_", "-"): value for name, value in properties.items()})
+        assert leaf(cpu, 1).ecx >> 15 & 1 or not feature_msrs(cpu).get(0x345)
+        return feature_msrs(cpu).get(0x345, 0)
+
+    assert shown("max", lbr_fmt="5") == shown("host", lbr_fmt="0x5", migratable="no") == 1 << 13 | 5
+    assert shown("max", migratable="off") == shown("host", migratable="no") == 1 << 13 | 4
+    assert shown("max", migratable="off", lbr_fmt="0") == shown("max") == 1 << 13
+    assert shown("max", migratable="off", pmu="off") == shown("Nehalem", pmu="on") == 0
+    assert feature_msrs(CpuConfig("Nehalem", {"pdcm": True}, {"pmu": "on", "lbr-fmt": "3"}))[0x345] == 3
+    configured_model(CpuConfig("Nehalem", {}, {"pmu": "on", "lbr-fmt": "3"}))
+    assert "add +pdcm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "properties", "text"),
+    [
+        ("qemu64", {"lbr-fmt": "0x40"}, "lbr-fmt=0x40: Property value for 'lbr-fmt' has bits outside mask '0x3f'"),
+        ("qemu64", {"lbr-fmt": "-1"}, "lbr-fmt=-1: Property value for 'lbr-fmt' has bits outside mask '0x3f'"),
+        ("qemu64", {"lbr-fmt": "five"}, "lbr-fmt=five: Parameter 'lbr-fmt' expects uint64"),
+        ("qemu64", {"lbr-fmt": "5"}, "^vPMU: LBR is unsupported without pmu=on$"),
+        ("max", {"lbr-fmt": "0x3f"}, r"^vPMU: the lbr-fmt value \(0x3f\) does not match the host value \(0x4\)\.$"),
+        ("EPYC", {"pmu": "on", "lbr-fmt": "5"}, r"the lbr-fmt value \(0x5\) does not match the host value \(0x0\)"),
+    ],
+)
+def test_refused_formats_of_records(model: str, properties: dict[str, str], text: str) -> None:
+    """With QEMU's words, the last three as under KVM."""
+    with pytest.raises(UserError, match=text):
+        configured_model(CpuConfig(model, {}, properties))
+
+
 def test_kvmclock_can_be_taken_away() -> None:
     with_clock, without = leaf(CpuConfig("max"), 0x4000_0001), leaf(CpuConfig("max", {"kvmclock": False}), 0x4000_0001)
     assert with_clock.eax & 9 == 9 and without.eax & 9 == 0 and without.eax

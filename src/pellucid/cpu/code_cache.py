@@ -109,6 +109,7 @@ class CodeCache(Struct):
     next_handler: u64
     leave_handler: u64
     counted_handler: u64
+    record_handler: u64
     dead_handler: u64
     fused: u64             # address of u32[]: handler number -> first of its sixteen fused with a jump, or 0
     blocks: u64            # blocks translated, for statistics
@@ -149,3 +150,4 @@ T_JCC = 2                  # a conditional jump of 64-bit mode; its op's src is 
 T_ENDS = 1                 # ends the block
 T_BRANCHES = 2             # bits 3:2 are ...
 IS_BRANCH, IS_CONDITIONAL = 1, 2   # ... a branch instruction of whichever kind; which may not be taken
+T_KIND = 4                 # bits 7:4: its bit in MSR_LBR_SELECT, or 0 (see `lbr`)

@@ -10,12 +10,13 @@ from pellucid.cpu.descriptors import in_long_mode, in_real_mode
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.gates import deliver_long, deliver_protected, return_address
 from pellucid.cpu.flags import get_rflags
+from pellucid.cpu.lbr import branch_address, record_event
 from pellucid.cpu.memory import load_sys
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer
 from pellucid.cpu.state import (
-    CP, CS, DB, DEBUGCTL_BTF, DEBUGCTL_LBR, DF, EXIT_MMIO, EXIT_PAGER, EXTERNAL, PF, RFLAGS_AC, RFLAGS_IF,
-    RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
+    CP, CS, DB, DEBUGCTL_BTF, DEBUGCTL_LBR, DF, EXIT_MMIO, EXIT_PAGER, EXTERNAL, MODE_LBR, PF, RFLAGS_AC,
+    RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, SOFT_INT, SOFT_NONE)
 from pellucid.native import local, native, u16, u32, u64
 
 RSP = 4
@@ -73,9 +74,14 @@ def deliver_until_done(s) -> u32:
         try:
             if vector == PF and soft == SOFT_NONE:
                 s.cr2 = s.exc_address
+            source = branch_address(s, s.rip)
+            recorded = (s.mode & MODE_LBR) != 0
             deliver_event(s, vector, s.exc_error, s.exc_has_error != 0, soft)
             if vector == DB and soft != SOFT_INT:  # SDM vol. 3, 17.4.2 and 17.4.3
                 s.debugctl = s.debugctl & ~u64(DEBUGCTL_LBR | DEBUGCTL_BTF)
+                update_mode(s)
+            elif recorded:
+                record_event(s, source)
             if s.delivering == UNDER_WAY:  # else a task that was switched to begins with a fault
                 s.delivering = IDLE
             s.replay_count = 0

@@ -1,12 +1,13 @@
 """Segmentation: limits and types of an access outside 64-bit mode, and what follows from a segment change."""
 
 from pellucid.cpu.faults import general_protection, stack_fault
+from pellucid.cpu.lbr import records_branches
 from pellucid.cpu.memory import select_tlb
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, CET_SHADOW, CET_TRACK, CET_WAIT, CR0_EM, CR0_PE, CR0_TS, CR4_CET,
-    CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA, ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_COUNTED, MODE_FPU_TRAP,
-    MODE_FP_STRICT, MODE_SEGMENTED, MODE_SIZE, MODE_SSE_UD, MODE_ENDBRANCH, MODE_SHADOW, MODE_STACK32, MODE_STEP,
-    MODE_TRACK, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
+    CR4_OSFXSR, CR4_OSXSAVE, CS, DS, EFER_LMA, ES, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_COUNTED,
+    MODE_FPU_TRAP, MODE_FP_STRICT, MODE_LBR, MODE_SEGMENTED, MODE_SIZE, MODE_SSE_UD, MODE_ENDBRANCH, MODE_SHADOW,
+    MODE_STACK32, MODE_STEP, MODE_TRACK, MODE_VEX_UD, RFLAGS_TF, RFLAGS_VM, SS, XCR0_AVX, XCR0_SSE)
 from pellucid.native import native, static, u32, u64, unlikely
 
 
@@ -149,5 +150,7 @@ def update_mode(s) -> None:
         mode = mode | MODE_FP_STRICT
     if s.counted != 0:
         mode = mode | MODE_COUNTED
+    if unlikely(records_branches(s)):
+        mode = mode | MODE_LBR
     s.mode = mode
     select_tlb(s)

@@ -48,7 +48,7 @@ DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
 DR7_FIXED, DR7_GD, DR7_LOCAL = 1 << 10, 1 << 13, 0x155
 
 # IA32_DEBUGCTL (SDM vol. 3, 17.4.1).
-DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_FREEZE_PERFMON = 1, 2, 1 << 12
+DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON = 1, 2, 1 << 11, 1 << 12
 
 # Page-fault error code (SDM vol. 3, 4.7).
 PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY, PF_SHADOW = (1 << n for n in range(7))
@@ -69,6 +69,7 @@ MODE_TRACK = 1 << 12       # indirect branches are tracked at this CPL ...
 MODE_ENDBRANCH = 1 << 13   # ... and the next instruction must be ENDBR
 MODE_CET = MODE_SHADOW | MODE_TRACK
 MODE_COUNTED = 1 << 14     # blocks spend CpuState.budget
+MODE_LBR = 1 << 15         # branches that are taken are recorded: see `lbr`
 MODE_SHAPE = (1 << 14) - 1  # the bits on which a shape's meaning may depend: each has tries of its own
 
 # Why native code returned: CpuState.exit_reason.
@@ -399,6 +400,17 @@ class CpuState(Struct):
     tally_from: array[u64, 3]   # by TALLY_*: the total at the last time
     tally: array[u64, 18]       # by level, then by TALLY_*: what has happened until then
     debugctl: u64          # IA32_DEBUGCTL: DEBUGCTL_*
+    # last-branch records, see `lbr`
+    lbr_depth: u32         # entries of the stack, a power of 2; 0: there are no such records
+    lbr_linear: u32        # 1: they hold linear addresses; 0: offsets into the code segment
+    lbr_tos: u64           # MSR_LASTBRANCH_TOS: the latest entry
+    lbr_select: u64        # MSR_LBR_SELECT: SELECT_*
+    lbr_clock: u64         # instructions retired when the stack last changed, where instructions are counted
+    lbr_from: array[u64, 32]
+    lbr_to: array[u64, 32]
+    lbr_info: array[u64, 32]   # INFO_*, in the layout of MSR_LBR_INFO_0
+    ler_from: u64          # MSR_LER_FROM_LIP and MSR_LER_TO_LIP
+    ler_to: u64
 
 
 TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS = range(3)
@@ -407,6 +419,7 @@ TALLIES = 3
 LEVEL_USER, LEVEL_INSIDE, LEVEL_ABORTED, LEVELS = 1, 2, 4, 6
 
 TSC_FRACTION = 48          # bits of tsc_scale behind the point
+LBR_ENTRIES = 32           # entries of the deepest stack of last-branch records
 
 
 TLB_OFFSET = -(-CpuState.size // 4096) * 4096

@@ -11,6 +11,7 @@ transaction that then aborts, and what a device stores to the very bytes that th
 """
 
 from pellucid.cpu.host_sse import guest_mxcsr, set_guest_mxcsr
+from pellucid.cpu.lbr import branch_address, record_abort
 from pellucid.cpu.memory import drop_write_tags, flush_tlb
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import LEVEL_ABORTED, LEVEL_INSIDE, XMM_BYTES, CpuState, slot_of
@@ -66,7 +67,9 @@ def abort_transaction(s, status: u32) -> None:
         memcpy(at(s, offset, u8), ptr[u8](copies(s) + copy), u64(size))
     set_guest_mxcsr(s, u32(t.mxcsr))
     s.gpr[0] = u64(status)
+    source = branch_address(s, s.rip)
     s.rip = t.fallback
+    record_abort(s, source)
     s.db_pending = 0
     s.tx = 0
     if s.metered != 0:

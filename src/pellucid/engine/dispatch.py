@@ -8,6 +8,7 @@ and target share a page (then no mapping can part them).
 from pellucid.cpu.breakpoints import on_watched_page
 from pellucid.cpu.code_pages import jump_entry
 from pellucid.cpu.faults import Stop, general_protection
+from pellucid.cpu.lbr import DIRECT, INFO_IN_TX, SELECT_FAR_BRANCH, SELECT_JCC, branch_address, record_branch
 from pellucid.cpu.memory import fill, tlb_entry
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.retire import give_back, pay
@@ -15,11 +16,11 @@ from pellucid.cpu.segments import branch_target, check_near, linear_ip
 from pellucid.cpu.shadow import shadow_enabled
 from pellucid.cpu.code_cache import OP_CALL, OP_STACK, OP_STACK_TOO, Op
 from pellucid.cpu.state import (
-    CS, EXIT_BUDGET, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH, GP, MODE_64,
-    MODE_SIZE, PAGE_MASK, SS_FAULT, CpuState,
+    CS, EXIT_BUDGET, EXIT_COLD, EXIT_EXCEPTION, EXIT_LOOKUP, EXIT_NONE, EXIT_PENDING, EXIT_SMC, EXIT_STEPPED, FETCH,
+    GP, MODE_64, MODE_SIZE, PAGE_MASK, PENDING_STEP, SS_FAULT, CpuState,
 )
 from pellucid.engine.translate import alone, check_fetch, find_block
-from pellucid.native import likely, native, ptr, tail, u32, u64, unlikely
+from pellucid.native import atomic_and, atomic_or, invoke, likely, native, ptr, ref, tail, u32, u64, unlikely
 
 RSP = 4
 
@@ -181,7 +182,10 @@ def branch(s: ptr[CpuState], o: ptr[Op], fn, f, kind):
 
 @native
 def follow(s, o, f, source, taken):
-    """Move RIP past a branch and find the next block; 0, with the exit reason set, when the run loop must."""
+    """Move RIP past a branch and find the next block; 0, with the exit reason set, when the run loop must. Where that
+    is because someone wants the processor, a branch that is taken leaves with EXIT_PENDING, and one that is not with
+    EXIT_LOOKUP.
+    """
     ops: u64 = 0
     if taken:
         s.rip = branch_target(source, o.imm, f)
@@ -194,7 +198,7 @@ def follow(s, o, f, source, taken):
     else:
         s.rip = next_rip(source, u64(o.next_ip), f)
         if unlikely(s.pending != 0):
-            s.exit_reason = EXIT_PENDING
+            s.exit_reason = EXIT_LOOKUP
         else:
             ops = o.fall
             if unlikely(ops == 0):
@@ -287,6 +291,51 @@ def counted(s: ptr[CpuState], o: ptr[Op]):
         return
     following = ptr[Op](u64(o) + Op.size)
     tail(following.handler, s, following)
+
+
+@native
+def left_behind_branch(s, kind):
+    """Whether the branch instruction that has just left was taken; with PENDING_STEP set (see `follow`)."""
+    return s.exit_reason == EXIT_PENDING or (s.exit_reason == EXIT_LOOKUP and kind != SELECT_JCC)
+
+
+@native(inline=False)
+def execute_branch(s, o: ptr[Op]) -> None:
+    """Execute the branch instruction that follows op `o`, which says its kind, and record it if it is taken."""
+    following = ptr[Op](u64(o) + Op.size)
+    start = s.rip
+    source = branch_address(s, within_mode(s, start + u64(o.ip)))
+    info: u64 = 0
+    if s.tx != 0:
+        info = INFO_IN_TX
+    if s.alone == 0:
+        atomic_or(ref(s, "pending"), u64(PENDING_STEP))
+    s.exit_reason = EXIT_NONE
+    invoke(following.handler, s, following)
+    if s.alone == 0:
+        atomic_and(ref(s, "pending"), ~u64(PENDING_STEP))
+    if left_behind_branch(s, o.imm):
+        if (o.imm & DIRECT) != 0 and (s.mode & MODE_SIZE) == MODE_64 and not canonical(s, s.rip):
+            take_back(s, following, start)
+        else:
+            record_branch(s, o.imm, source, info)
+
+
+@native(tail=True)
+def recorded(s: ptr[CpuState], o: ptr[Op]):
+    """Before a branch instruction whose branch is recorded (MODE_LBR); goes on behind it."""
+    execute_branch(s, o)
+    left = s.exit_reason != EXIT_PENDING and s.exit_reason != EXIT_LOOKUP
+    if left or s.alone != 0 or (o.imm & SELECT_FAR_BRANCH) != 0:
+        return
+    if unlikely(s.pending != 0):
+        s.exit_reason = EXIT_PENDING
+        return
+    ops = quick_lookup(s)
+    if unlikely(ops == 0):
+        s.exit_reason = EXIT_LOOKUP
+        return
+    tail(ptr[u64](ops)[0], s, ptr[Op](ops))
 
 
 @native(tail=True)

@@ -76,7 +76,8 @@ def _engine_roots() -> dict[str, Root]:
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS),
         "within_limit": (dispatch.within_limit, _OPS),
-        "counted": (dispatch.counted, _OPS)}
+        "counted": (dispatch.counted, _OPS),
+        "recorded": (dispatch.recorded, _OPS)}
     for wide in (True, False):
         form = Form(m64=wide)
         roots[f"endbranch:{form.name}"] = (dispatch.jump, (*_OPS, constant(helpers.endbranch), constant(form)))

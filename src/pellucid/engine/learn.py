@@ -13,12 +13,13 @@ from typing import Any
 
 import iced_x86 as iced
 
+from pellucid.cpu import lbr
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
 from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import (
     IS_BRANCH, IS_CONDITIONAL, MAX_TEMPLATES, MAX_TEMPLATE_OPS, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK,
     OP_OUTSIDE, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, TRIE_EDGES, TRIE_TERMINAL, T_BRANCHES, T_ENDS,
-    T_JCC, CodeCache, Op, Template, TrieEdge,
+    T_JCC, T_KIND, CodeCache, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET, MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED,
@@ -103,7 +104,27 @@ def branch_kind(instr: Any) -> int:
     """IS_BRANCH and IS_CONDITIONAL of a near or far transfer, a software interrupt or a fast call; 0 of all others."""
     if instr.flow_control not in _BRANCHES or instr.code in _OTHER_CALLS:
         return 0
-    return IS_BRANCH | (IS_CONDITIONAL if instr.flow_control == _F.CONDITIONAL_BRANCH else 0)
+    conditional = instr.flow_control == _F.CONDITIONAL_BRANCH or instr.code == iced.Code.INTO
+    return IS_BRANCH | IS_CONDITIONAL * conditional
+
+
+_KINDS = (
+    (lbr.SELECT_JCC, "is_jcc_short_or_near is_jcx_short is_loop is_loopcc"), (lbr.SELECT_NEAR_REL_CALL, "is_call_near"),
+    (lbr.SELECT_NEAR_IND_CALL, "is_call_near_indirect"), (lbr.SELECT_NEAR_IND_JMP, "is_jmp_near_indirect"),
+    (lbr.SELECT_NEAR_REL_JMP, "is_jmp_short_or_near"))
+"""What iced-x86 asks whether an instruction is; near returns stand apart, and every other branch is a far one."""
+
+
+def filter_bit(instr: Any) -> int:
+    """The number of the bit of MSR_LBR_SELECT that a branch instruction falls under; 0 of all others, and of INT3, INT1
+    and INTO, which are recorded as the exceptions that they raise.
+    """
+    if not branch_kind(instr) or instr.flow_control == _F.INTERRUPT and instr.code != iced.Code.INT_IMM8:
+        return 0
+    bits = [bit for bit, words in _KINDS if any(getattr(instr, word) for word in words.split())]
+    if instr.mnemonic == iced.Mnemonic.RET:
+        bits = [lbr.SELECT_NEAR_RET]
+    return int(bits[0] if bits else lbr.SELECT_FAR_BRANCH).bit_length() - 1
 
 
 class NeedMoreBytes(Exception):
@@ -197,6 +218,7 @@ class Learner:
             template.imm_at = template.imm_size = 0
         jcc = len(ops) == 1 and ops[0]["flags"] & OP_TAKES_CC and ends and mode & MODE_SIZE == MODE_64
         template.flags = (T_ENDS if ends else 0) | (T_JCC if jcc else 0) | branch_kind(instr) << T_BRANCHES
+        template.flags |= filter_bit(instr) << T_KIND
         template.cc_out = cc_out
         for fields in ops:
             view = Op.view(self.cache.template_ops + self.ops * Op.size)

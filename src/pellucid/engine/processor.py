@@ -145,6 +145,7 @@ class Processor:
         code.ud_handler, code.long_handler = numbers["undefined_op:-_0_"], numbers["too_long:-_0_"]
         code.endbranch_handler = numbers["missing_endbranch:-_0_"]
         code.limit_handler, code.counted_handler = numbers["within_limit"], numbers["counted"]
+        code.record_handler = numbers["recorded"]
         code.next_handler, code.leave_handler, code.dead_handler = numbers["next"], numbers["stepped"], numbers["dead"]
         assert numbers["next_legacy"] == numbers["next"] + 1
         self.code = code

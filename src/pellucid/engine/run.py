@@ -54,7 +54,6 @@ def step(s) -> u32:
     atomic_or(ref(s, "pending"), u64(PENDING_STEP))
     s.exit_reason = EXIT_NONE
     block = ptr[Block](ops - Block.size)
-    here = s.rip
     pay_one(s, block.branch & IS_BRANCH)
     s.alone = 1
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
@@ -67,7 +66,7 @@ def step(s) -> u32:
             s.db_pending = 0
     elif ends_instruction(reason):
         end_step(s)
-        if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS and stops_here(s, block, here):
+        if s.step_trap != 0 and s.shadow != SHADOW_MOV_SS and stops_here(s, block, reason):
             s.db_pending = s.db_pending | DR6_BS
         if reason != EXIT_HYPERCALL and (reason != EXIT_HLT or s.db_pending != 0):
             reason = u32(EXIT_STEPPED)
@@ -79,15 +78,15 @@ def step(s) -> u32:
 
 
 @native
-def stops_here(s, block, here):
-    """Whether a single-step trap is due behind the instruction at `here`: with BTF only behind a branch that was taken
-    (SDM vol. 3, 17.4.3). One that goes to the next instruction counts as not taken, unless it has no condition.
+def stops_here(s, block, reason):
+    """Whether a single-step trap is due behind the instruction that left for this reason: with BTF only behind a branch
+    that was taken (SDM vol. 3, 17.4.3), of which the reason tells (see `dispatch.follow`).
     """
     stops: bool = True
     if (s.debugctl & DEBUGCTL_BTF) != 0:
         stops = (block.branch & IS_BRANCH) != 0
         if (block.branch & IS_CONDITIONAL) != 0:
-            stops = u32(s.rip) != u32(here) + block.size
+            stops = reason == EXIT_PENDING
     return stops
 
 

@@ -10,14 +10,15 @@ address, so they serve the next boot as they are.
 from pellucid.cpu.code_pages import claim_code, granules, jump_entry
 from pellucid.cpu.faults import Stop, general_protection
 from pellucid.cpu.flags import CC_SAME, CC_UNKNOWN
+from pellucid.cpu.lbr import SELECT_NEAR_REL_CALL, ZERO_LENGTH
 from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.code_cache import (
     IS_BRANCH, OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_BRANCHES, T_ENDS,
-    T_JCC, Block, CodeCache, Op,
+    T_JCC, T_KIND, Block, CodeCache, Op,
 )
 from pellucid.cpu.state import (
-    CS, EXIT_SMC, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
+    CS, EXIT_SMC, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_LBR, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
     MODE_STEP, PAGE_MASK,
 )
 from pellucid.engine.matching import SHORT, lacks, match, template_for
@@ -118,6 +119,18 @@ def fuse(c, out, t, previous):
 
 
 @native
+def record(c, last, t, before):
+    """Put the op that records a branch before it: `last` is its op, the last of template `t`."""
+    branch = ptr[Op](last + Op.size)
+    memcpy(branch, ptr[Op](last), Op.size)
+    kind = u64(1) << u64(t.flags >> T_KIND)
+    if kind == SELECT_NEAR_REL_CALL and branch.imm == u64(branch.next_ip):
+        kind = kind | ZERO_LENGTH
+    closing(c, last, c.record_handler, branch.ip, before)
+    ptr[Op](last).imm = kind
+
+
+@native
 def last_handler(c, t):
     """The number of the handler of a template's last op; 0 where that depends on the kind of flags."""
     last = ptr[Op](c.template_ops + u64(t.first + u32(t.count) - 1) * Op.size)
@@ -168,6 +181,7 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
     bounded = limits_code(mode)
     head = u64(bounded)
     counts = (mode & (MODE_COUNTED | MODE_STEP)) == MODE_COUNTED
+    recorded = (mode & MODE_LBR) != 0
     count = head + u64(counts)
     while n < limit and count < MAX_BLOCK_OPS - 8 and not ended:
         number = match(c, code + ip, available - ip, root)
@@ -194,9 +208,13 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             ended = True
             break
         emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc, before)
-        fuse(c, out + count * Op.size, t, previous)
+        if not recorded:
+            fuse(c, out + count * Op.size, t, previous)
         previous = last_handler(c, t)
         count += u64(t.count)
+        if recorded and (t.flags >> T_KIND) != 0:
+            record(c, out + (count - 1) * Op.size, t, before)
+            count += 1
         ip += u64(t.length)
         reach = ip
         n += 1

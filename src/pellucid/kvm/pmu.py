@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pellucid.cpu.models.counters import FIXED, GENERAL, WIDTH
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.lbr import LBR_FMT
 from pellucid.records import dataclass
 
 _log = logging.getLogger("pellucid.kvm.pmu")
@@ -121,7 +122,7 @@ class Pmu:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self.present = False
-        self.supported_capabilities = FULL_WIDTH_WRITE
+        self.supported_capabilities = FULL_WIDTH_WRITE | LBR_FMT
         self.capabilities = 0
         self._general = self._fixed = 0
         self._transactions = False

@@ -105,7 +105,7 @@ STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
 CPU_PROPERTIES = (
     "phys-bits", "host-phys-bits", "host-phys-bits-limit", "tsc-frequency", "vmware-cpuid-freq", "vendor", "family",
     "model", "stepping", "model-id", "level", "xlevel", "xlevel2", "min-level", "min-xlevel", "min-xlevel2",
-    "full-cpuid-auto-level", "check", "enforce", "migratable", "pmu", "kvm",
+    "full-cpuid-auto-level", "check", "enforce", "migratable", "pmu", "lbr-fmt", "kvm",
 )
 """What -cpu takes besides features, by QEMU's names; what of it is built says `pellucid.machine.cpu_model`."""
 

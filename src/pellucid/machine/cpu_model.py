@@ -15,6 +15,7 @@ from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.kvm.cpuid import KVM_CPUID_FEATURES, SUPPORTED_FEATURES, KvmFeature, kvm_leaves
+from pellucid.kvm.lbr import FORMATS, LBR_FMT, OWN_FORMAT
 from pellucid.kvm.pmu import FULL_WIDTH_WRITE, IA32_PERF_CAPABILITIES
 from pellucid.machine.config import CpuConfig
 from pellucid.records import astuple, replace
@@ -46,8 +47,10 @@ LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "
            "xlevel2": U32}
 LEVELS = ("level", "xlevel", "xlevel2")
 ELSEWHERE = ("migratable", "host-phys-bits", "host-phys-bits-limit", "full-cpuid-auto-level", "tsc-frequency",
-             "vmware-cpuid-freq", "enforce", "check", "kvm")
+             "vmware-cpuid-freq", "enforce", "check", "kvm", "lbr-fmt")
 """Properties that are looked at elsewhere than in the order of the command line."""
+ON, OFF = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
+"""QEMU's spellings of a switch."""
 BLOCKED = "State blocked by non-migratable CPU device (invtsc flag)"
 
 
@@ -73,8 +76,28 @@ def feature_msrs(cpu: CpuConfig) -> dict[int, int]:
     model = configured_model(cpu, warn=False)
     found = capabilities(model.features)
     if model.pmu and "pdcm" in model.features and model.vendor not in AMD_VENDORS:
-        found[IA32_PERF_CAPABILITIES] = FULL_WIDTH_WRITE * ("full-width-write" in model.features)
+        full_width = FULL_WIDTH_WRITE * ("full-width-write" in model.features)
+        found[IA32_PERF_CAPABILITIES] = full_width | branch_format(cpu, model)
     return found
+
+
+def branch_format(cpu: CpuConfig, model: CpuModel) -> int:
+    """-cpu ...,lbr-fmt=N: the format of last-branch records, 0 where there are none. Without it the models that follow
+    the processor have its own, where they need not run on another host, as have a KVM guest's.
+
+    UserError for a format that is none, that no processor here has, or without performance counters.
+    """
+    if "lbr-fmt" not in cpu.properties:
+        return OWN_FORMAT if _unmigratable(cpu) and model.pmu else 0
+    number = _number(cpu, "lbr-fmt", -1 << 63, (1 << 64) - 1)
+    if number & ~LBR_FMT:
+        raise UserError(_refused(cpu, "lbr-fmt", f"Property value for 'lbr-fmt' has bits outside mask '{LBR_FMT:#x}'"))
+    if number and not model.pmu:
+        raise UserError("vPMU: LBR is unsupported without pmu=on")
+    own = 0 if model.vendor in AMD_VENDORS else OWN_FORMAT
+    if number and (not own or number not in FORMATS):
+        raise UserError(f"vPMU: the lbr-fmt value ({number:#x}) does not match the host value ({own:#x}).")
+    return number
 
 
 def tsc_frequency(cpu: CpuConfig) -> int:
@@ -94,7 +117,10 @@ def configured_model(cpu: CpuConfig, warn: bool = True) -> CpuModel:
             _log.warning("TCG doesn't support requested feature: %s", feature)
     if lacking and enforce:
         raise UserError("TCG doesn't support requested features")
-    return _with_properties(resolved.model, cpu)
+    model = _with_properties(resolved.model, cpu)
+    if branch_format(cpu, model) and "pdcm" not in model.features and warn:
+        _log.warning("lbr-fmt: this model has no IA32_PERF_CAPABILITIES to tell of last-branch records: add +pdcm")
+    return model
 
 
 def _unmigratable(cpu: CpuConfig) -> bool:
@@ -223,6 +249,6 @@ def _number(cpu: CpuConfig, name: str, low: int, high: int) -> int:
 
 def _switch(cpu: CpuConfig, name: str, default: bool) -> bool:
     text = cpu.properties.get(name)
-    if text not in (None, "on", "off", ""):
+    if text not in (None, "", *ON, *OFF):
         raise UserError(_refused(cpu, name, f"Parameter '{name}' expects 'on' or 'off'"))
-    return default if text is None else text != "off"
+    return default if text is None else text not in OFF

@@ -1,10 +1,13 @@
-"""What performance counters count on a soft vCPU's processor, and how they reach its vCPU: see `pellucid.kvm.pmu`."""
+"""What performance counters count on a soft vCPU's processor, and how they reach its vCPU: see `pellucid.kvm.pmu`.
+
+Last-branch records that tell of cycles have instructions counted, too.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pellucid.cpu.state import DEBUGCTL_FREEZE_PERFMON
+from pellucid.cpu.state import DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR
 from pellucid.kvm.irqchip.apicdef import PERF_ENTRY
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ class ProcessorMeter:
     def __init__(self, vcpu: SoftVcpu, vm: SoftVm) -> None:
         self._vcpu, self._state, self._vm = vcpu, vcpu.state, vm
         self._timer = vm.clock.timer(self._expired)
-        self._armed = False
+        self._armed = self._cycles = False
 
     @property
     def level(self) -> int:
@@ -34,18 +37,32 @@ class ProcessorMeter:
         return tuple(self._state.tally)
 
     def measure(self, on: bool, *, leave_at_level: bool) -> None:
-        vcpu, state = self._vcpu, self._state
-        if on != bool(state.metered):
-            if vcpu.pace is None:
-                vcpu.processor.count_instructions(on)
-            vcpu.processor.meter(on)
-            vcpu.measured = on
-        state.level_exit = int(leave_at_level)
+        if on != bool(self._state.metered):
+            self._count(on or self._cycles)
+            self._vcpu.processor.meter(on)
+        self._state.level_exit = int(leave_at_level)
         if self._armed:
             self._timer.cancel()
             self._armed = False
 
+    def count_cycles(self, on: bool) -> None:
+        """Last-branch records are made that tell of cycles, or not; or their being made has begun or ended."""
+        self._cycles = on
+        self._count(on or bool(self._state.metered))
+        self._vcpu.processor.refresh_mode()
+
+    def _count(self, on: bool) -> None:
+        if on != self._vcpu.measured:
+            if self._vcpu.pace is None:
+                self._vcpu.processor.count_instructions(on)
+            self._vcpu.measured = on
+
     def interrupt(self) -> None:
+        """With IA32_DEBUGCTL.FREEZE_LBRS_ON_PMI the request ends the recording of branches (SDM vol. 3, 17.4.7)."""
+        state = self._state
+        if state.debugctl & DEBUGCTL_FREEZE_LBRS and state.debugctl & DEBUGCTL_LBR:
+            state.debugctl &= ~DEBUGCTL_LBR
+            self._vcpu.lbr.switched(on=False)
         self._vcpu.lapic.local_deliver(PERF_ENTRY)
 
     def alarm(self, ticks: int) -> None:

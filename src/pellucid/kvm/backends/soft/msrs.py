@@ -10,12 +10,13 @@ from pellucid.cpu.memtype import valid_pat
 from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
 from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import (
-    DEBUGCTL_BTF, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR, FEATURE_LA57, FEATURES_SYSTEM, MISC_ENABLE_FAST_STRINGS,
-    MISC_ENABLE_MONITOR)
+    DEBUGCTL_BTF, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR, FEATURE_LA57, FEATURES_SYSTEM,
+    MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR)
 from pellucid.isa.features import place_of
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE, MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.async_pf import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.lbr import FORMATS, LBR_FMT, LBR_MSRS
 from pellucid.kvm.machine_check import MACHINE_CHECK_MSRS, MachineCheckRegisters
 from pellucid.kvm.pmu import IA32_PERF_CAPABILITIES, PMU_MSRS
 from pellucid.kvm.pv_eoi import MSR_KVM_PV_EOI_EN
@@ -175,12 +176,14 @@ class Msrs:
             return self._mtrrs[index]
         if index in MACHINE_CHECK_MSRS:
             return self.machine_check.read(index)
-        if index in CONSTANTS:
+        if index in CONSTANTS and not (index in LBR_MSRS and self._vcpu.lbr.present):
             return CONSTANTS[index]
         if index in AMD_COUNTERS:
             return 0
         if index in PMU_MSRS:
             return self._vcpu.pmu.read(index)
+        if index in LBR_MSRS:
+            return self._vcpu.lbr.read(index)
         if index == IA32_PERF_CAPABILITIES:
             return self._vcpu.pmu.capabilities
         if X2APIC_FIRST <= index <= X2APIC_LAST:
@@ -203,7 +206,7 @@ class Msrs:
             (self._restore.get(index, special[1]) if host_initiated else special[1])(value)
         elif index in FIELDS:
             name, allowed = FIELDS[index]
-            if value & ~allowed or index in CANONICAL and not self._canonical(value):
+            if value & ~allowed or index in CANONICAL and not self.is_canonical(value):
                 raise MsrAccessError(index, value)
             setattr(self._vcpu.processor.state, name, value)
         elif index in HIDDEN_FIELDS and host_initiated:
@@ -226,8 +229,10 @@ class Msrs:
             self.machine_check.write(index, value, host_initiated)
         elif index in PMU_MSRS:
             self._vcpu.pmu.write(index, value, host_initiated)
+        elif index in LBR_MSRS:
+            self._vcpu.lbr.write(index, value, host_initiated)
         elif index == IA32_PERF_CAPABILITIES and host_initiated:
-            self._vcpu.pmu.set_capabilities(value)
+            self._write_perf_capabilities(value)
         elif index not in WITHOUT_EFFECT and (index != IA32_PRED_CMD or value & ~1):
             raise MsrAccessError(index, value)
 
@@ -317,21 +322,35 @@ class Msrs:
         self._vcpu.processor.state.misc_enable = value
 
     def _write_debugctl(self, value: int) -> None:
-        allowed = DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_FREEZE_PERFMON * self._vcpu.pmu.present
+        vcpu = self._vcpu
+        allowed = (DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_FREEZE_PERFMON * vcpu.pmu.present
+                   | DEBUGCTL_FREEZE_LBRS * (vcpu.pmu.present and vcpu.lbr.present))
         if value & ~allowed:
             raise MsrAccessError(IA32_DEBUGCTL, value)
-        self._vcpu.processor.state.debugctl = value
+        before, vcpu.state.debugctl = int(vcpu.state.debugctl), value
+        if (before ^ value) & DEBUGCTL_LBR:
+            vcpu.lbr.switched(on=bool(value & DEBUGCTL_LBR))
+
+    def _write_perf_capabilities(self, value: int) -> None:
+        """Which counters are written how, and which format last-branch records have."""
+        vcpu = self._vcpu
+        if value & LBR_FMT not in (0, *FORMATS):
+            raise MsrAccessError(IA32_PERF_CAPABILITIES, value)
+        changed = (vcpu.pmu.capabilities ^ value) & LBR_FMT
+        vcpu.pmu.set_capabilities(value)
+        if changed:
+            vcpu.lbr.show(value & LBR_FMT)
 
     def _write_steal_time(self, value: int) -> None:
         self._vcpu.steal_time.msr_write(value)
         self._vcpu.request(KVM_REQ_STEAL_UPDATE)
 
     def _write_base(self, segment: int, value: int) -> None:
-        if not self._canonical(value):
+        if not self.is_canonical(value):
             raise MsrAccessError(IA32_FS_BASE + segment - 4, value)
         self._vcpu.processor.state.seg_base[segment] = value
 
-    def _canonical(self, value: int) -> bool:
+    def is_canonical(self, value: int) -> bool:
         """Whether a register may hold this linear address: see `paging.canonical_base`."""
         unused = 56 if self._vcpu.processor.state.features[FEATURES_SYSTEM] & FEATURE_LA57 else 47
         return value >> unused in (0, U64 >> unused)

@@ -27,6 +27,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.events import MC_VECTOR, EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic
 from pellucid.kvm.irqchip.lapic_hooks import LapicHooks
+from pellucid.kvm.lbr import LastBranches
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
 from pellucid.kvm.pmu import FARTHEST, Pmu
 from pellucid.kvm.pv_eoi import PvEoi
@@ -81,7 +82,9 @@ class SoftVcpu(VcpuExits):
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_targets.address
         self.measured = False
-        self.pmu = Pmu(ProcessorMeter(self, vm))
+        meter = ProcessorMeter(self, vm)
+        self.pmu = Pmu(meter)
+        self.lbr = LastBranches(self.state, lambda address: self.msrs.is_canonical(address), meter.count_cycles)
         self.msrs = Msrs(self)
         registers.reset(self.processor)
         self.state.apic_base = self.lapic.apic_base
