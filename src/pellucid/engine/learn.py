@@ -105,7 +105,7 @@ def branch_kind(instr: Any) -> int:
     if instr.flow_control not in _BRANCHES or instr.code in _OTHER_CALLS:
         return 0
     conditional = instr.flow_control == _F.CONDITIONAL_BRANCH or instr.code == iced.Code.INTO
-    return IS_BRANCH | IS_CONDITIONAL * conditional
+    return IS_BRANCH | IS_CONDITIONAL * bool(conditional)
 
 
 _KINDS = (
