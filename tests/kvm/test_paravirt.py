@@ -214,7 +214,9 @@ def test_pv_eoi_msr() -> None:
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_guest_ends_its_interrupt_in_memory(ends: bool) -> None:
-    """The handler clears the bit, or not; what it found there goes to port 0x99."""
+    """The handler clears the bit, or not; what it found there goes to port 0x99. Before, it reads a chip's port: the
+    offer is made where the hypervisor lets the guest go on (native code delivers and ends interrupts by itself).
+    """
     guest = Guest(1)
     try:
         (vcpu,) = guest.vcpus
@@ -222,7 +224,7 @@ def test_a_guest_ends_its_interrupt_in_memory(ends: bool) -> None:
         vcpu.set_msrs({MSR_KVM_PV_EOI_EN: WORD | 1})
         prepare(guest, "fbf4")
         found = "0fba36003000" if ends else "0fba26003000"   # btr or bt word [0x3000], 0
-        guest.put(HANDLER, found + "0f92c0 e699")
+        guest.put(HANDLER, "e420" + found + "0f92c0 e699")
         vcpu.lapic.deliver(d.DM_FIXED, 0x60)
         assert vcpu.run() == IoExit(0x99, 1, True, 1)
         assert vcpu.lapic.isr == (0 if ends else 1 << 0x60)

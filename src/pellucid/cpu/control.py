@@ -9,8 +9,9 @@ from pellucid.cpu.segments import update_mode
 from pellucid.cpu.state import (
     ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR3_LAM_U48,
     CR3_LAM_U57, CR4_DE, CR4_LA57, CR4_LAM_SUP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE, CR4_SMAP,
-    CR4_SMEP, CS, EFER_LMA, EFER_LME, FEATURE_LAM, FEATURES_SYSTEM, PENDING_REQUEST, TR)
-from pellucid.native import array, atomic_or, local, native, ptr, ref, static, u64
+    CR4_SMEP, CS, EFER_LMA, EFER_LME, FEATURE_LAM, FEATURES_SYSTEM, TR)
+from pellucid.cpu.vectors import set_priority
+from pellucid.native import array, local, native, ptr, static, u64
 
 CR0_DEFINED = 0xE005003F
 
@@ -124,12 +125,8 @@ def write_cr4(s, value: u64) -> None:
 
 @native(inline=False)
 def write_cr8(s, value: u64) -> None:
-    """The task priority, bits 3:0; the interrupt controller looks again where it may let a waiting interrupt through.
-
-    That is VMX's TPR threshold (SDM vol. 3, 29.1.2).
-    """
+    """The task priority's class; a waiting vector that it lets through comes next (SDM vol. 3, 11.8.6)."""
     if value > 15:
         general_protection(s, 0)
     s.cr8 = value
-    if value < u64(s.tpr_threshold):
-        atomic_or(ref(s, "pending"), u64(PENDING_REQUEST))
+    set_priority(s, value << 4)

@@ -85,7 +85,8 @@ COUNTERS = 1 << 32  # CpuState.io_address of EXIT_MSR: RDPMC of the counter in i
 SHADOW_STI, SHADOW_MOV_SS = 1, 2
 
 # Bits of CpuState.pending.
-PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE, PENDING_NMI = 1, 2, 4, 8, 16, 32
+PENDING_REQUEST, PENDING_STEP, PENDING_SAMPLE, PENDING_MAIL, PENDING_TRACE, PENDING_NMI, PENDING_VECTOR = \
+    1, 2, 4, 8, 16, 32, 64
 
 # CpuState.trace: what `run_traced` leaves for.
 TRACE_NEW, TRACE_BLOCKS, TRACE_EVENTS = 1, 2, 4
@@ -350,7 +351,6 @@ class CpuState(Struct):
     ignne: u32             # 1: IGNNE# is asserted, until the x87 exception that is pending has been cleared
     exclusive: u32         # 1: no other processor of the VM is in native code
     trace: u32             # TRACE_*
-    tpr_threshold: u32     # a write of CR8 below this leaves: it may let the highest requested interrupt through
     pause_window: u64      # TSC ticks that a loop with PAUSE may take before it leaves with EXIT_PAUSE; 0: any
     pause_first: u64       # when that loop began, and its last PAUSE
     pause_last: u64
@@ -411,6 +411,18 @@ class CpuState(Struct):
     lbr_info: array[u64, 32]   # INFO_*, in the layout of MSR_LBR_INFO_0
     ler_from: u64          # MSR_LER_FROM_LIP and MSR_LER_TO_LIP
     ler_to: u64
+    # the local APIC's vectors, 256 bits each, see `vectors`
+    apic_posted: array[u64, 4]   # sent by native code since the processor last looked; changed atomically
+    vectors_posted: u64    # 1: look there
+    apic_irr: array[u64, 4]      # requested
+    apic_isr: array[u64, 4]      # in service
+    apic_tmr: array[u64, 4]      # whose last request was level-triggered
+    apic_tpr: u64          # task and processor priority, 8 bits each
+    apic_ppr: u64
+    vector_due: u64        # 1: the class of the highest requested vector is above PPR's
+    apic_enabled: u64      # 1: software-enabled
+    eoi_offered: u64       # 1: the guest may end what is in service in its own memory (PV EOI)
+    halt_poll: u64         # TSC ticks that HLT waits for an interrupt before it leaves
 
 
 TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS = range(3)

@@ -6,8 +6,9 @@ from pellucid.cpu.exceptions import deliver_interrupt
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
-from pellucid.cpu.nmi import collect_nmis, fall_asleep, post_nmi
+from pellucid.cpu.nmi import post_nmi
 from pellucid.cpu.physical import host_address
+from pellucid.cpu.posted import collect_events, fall_asleep, posted_kinds
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.code_cache import CodeCache, Op
 from pellucid.cpu.state import PAGE_MASK, CpuState
@@ -100,13 +101,19 @@ def send_nmi_to(s: ptr[CpuState]):
 @native
 def take_posted(s: ptr[CpuState]):
     """What was posted to the processor waits now; on its own thread."""
-    collect_nmis(s)
+    collect_events(s)
 
 
 @native
 def go_to_sleep(s: ptr[CpuState]) -> u64:
-    """Before the processor's thread sleeps; 0 where nothing was posted to it."""
+    """Before the processor's thread sleeps: POSTED_* of what was posted to it."""
     return fall_asleep(s)
+
+
+@native
+def posted(s: ptr[CpuState]) -> u64:
+    """POSTED_* of what the processor has not looked at; from any thread."""
+    return posted_kinds(s)
 
 
 @native
@@ -162,6 +169,7 @@ ROOTS = {
     "chain_target": (chain_target, (ptr[CpuState], ptr[Op], u64)),
     "chain_fall": (chain_fall, (ptr[CpuState], ptr[Op], u64)),
     "send_nmi_to": (send_nmi_to, _S), "take_posted": (take_posted, _S), "go_to_sleep": (go_to_sleep, _S),
+    "posted": (posted, _S),
     "interrupt": (interrupt, (ptr[CpuState], u32)), "read_tsc": (read_tsc, ()),
     "read_guest_tsc": (read_guest_tsc, _S), "read_rflags": (read_rflags, _S),
     "translate_address": (translate_address, (ptr[CpuState], u64, u64))}

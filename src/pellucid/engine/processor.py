@@ -69,6 +69,7 @@ class Engine:
         self.send_nmi = image.function("send_nmi_to", None, s)
         self.take_posted = image.function("take_posted", None, s)
         self.go_to_sleep = image.function("go_to_sleep", ctypes.c_uint64, s)
+        self.posted = image.function("posted", ctypes.c_uint64, s)
         self.current_block = image.function("current_block", ctypes.c_uint64, s)
         self._regions: RegionCompiler | None = None
         self.guest_tsc = image.function("read_guest_tsc", ctypes.c_uint64, s)
@@ -248,16 +249,22 @@ class Processor:
         self.engine.send_nmi(self.address)
 
     def take_posted(self) -> None:
-        """NMIs that were sent are in CpuState.nmi_pending now; on this processor's thread."""
+        """What other processors have posted waits now: NMIs in CpuState.nmi_pending, vectors in apic_irr; on its thread."""
         self.engine.take_posted(self.address)
 
-    def sleep(self, wait: Callable[[], object]) -> bool:
-        """Call `wait`, during which other processors leave native code to wake this one; False: there is an NMI."""
-        calm = not self.engine.go_to_sleep(self.address)
-        if calm:
+    def posted(self) -> int:
+        """POSTED_* of what it has not looked at; from any thread."""
+        return int(self.engine.posted(self.address))
+
+    def sleep(self, wait: Callable[[], object]) -> int:
+        """Call `wait`, during which other processors leave native code to wake this one; not where something was
+        posted to it, POSTED_*.
+        """
+        posted = int(self.engine.go_to_sleep(self.address))
+        if not posted:
             wait()
         self.state.asleep = 0
-        return calm
+        return posted
 
     def current_block(self) -> int:
         """The first op of the translated block at RIP, or 0."""

@@ -1,14 +1,15 @@
 """The native run loop: from one block to the next, with exceptions delivered on the way."""
 
+from pellucid.cpu.apic_access import (
+    EXIT_FASTPATH_EXIT_HANDLED, EXIT_FASTPATH_NONE, EXIT_FASTPATH_REENTER_GUEST, access_apic)
 from pellucid.cpu.breakpoints import debug_exception, match_code
 from pellucid.cpu.clock_registers import answer_from_clock
 from pellucid.cpu.code_pages import read_mail
-from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception
+from pellucid.cpu.exceptions import DELIVERED, INTERRUPTED, WAITS, deliver_exception, deliver_external
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.host import enter_guest_float, leave_guest_float
-from pellucid.cpu.nmi import (
-    EXIT_FASTPATH_EXIT_HANDLED, EXIT_FASTPATH_REENTER_GUEST, access_icr, collect_nmis, leave_for_nmi, may_take_nmi,
-    nmi_is_due, nmi_was_sent, take_nmi)
+from pellucid.cpu.nmi import may_take_nmi, nmi_is_due, take_nmi
+from pellucid.cpu.posted import collect_events, events_were_posted, leave_for_event, wait_halted
 from pellucid.cpu.retire import pay_one
 from pellucid.cpu.segments import linear_ip
 from pellucid.cpu.tally import begin_tally, change_level, level_of, settle
@@ -20,6 +21,7 @@ from pellucid.cpu.state import (
     SOFT_NONE, TRACE_BLOCKS, TRACE_EVENTS, TRACE_NEW, CpuState, Mailbox)
 from pellucid.cpu.transaction import abort_transaction
 from pellucid.cpu.undo_log import ABORT_DEBUG, Transaction
+from pellucid.cpu.vectors import acknowledge, may_take_vector, vector_is_due
 from pellucid.engine.dispatch import lookup
 from pellucid.engine.translate import step_block
 from pellucid.isa.system import guest_tsc
@@ -221,8 +223,14 @@ def step_traced(s) -> u32:
 
 @native
 def window_open(s):
-    """Whether an interrupt waits for IF, and IF is set; behind STI one instruction still comes before it."""
+    """Whether an interrupt of the 8259 waits for IF, and IF is set; behind STI one instruction still comes before it."""
     return s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0
+
+
+@native
+def interrupt_held(s):
+    """Whether a shadow alone holds an interrupt back."""
+    return (s.irq_window != 0 or s.vector_due != 0) and (s.flags & RFLAGS_IF) != 0
 
 
 @native
@@ -239,7 +247,9 @@ def handle_exit(s, reason: u32) -> u32:
     """What can be done here about an exit: EXIT_FASTPATH_*; EXIT_HANDLED with another exit reason in the state."""
     if answer_from_clock(s, reason):
         return u32(EXIT_FASTPATH_REENTER_GUEST)
-    return access_icr(s, reason)
+    if reason == EXIT_HLT:
+        return u32(EXIT_FASTPATH_REENTER_GUEST) if wait_halted(s) else u32(EXIT_FASTPATH_NONE)
+    return access_apic(s, reason)
 
 
 @native
@@ -275,8 +285,8 @@ def loop(s, traced) -> u32:
                 ptr[CodeCache](s.code).flush_wanted = 1
                 reason = EXIT_TRANSLATE
                 break
-        if unlikely(nmi_was_sent(s)):
-            collect_nmis(s)
+        if unlikely(events_were_posted(s)):
+            collect_events(s)
         if unlikely(s.delivering != 0):
             reason = EXIT_EXCEPTION
         elif unlikely(s.tx != 0):
@@ -288,7 +298,7 @@ def loop(s, traced) -> u32:
             reason = EXIT_EXCEPTION
         elif unlikely(nmi_is_due(s)) and (not traced or s.announced == 0):
             if traced or not may_take_nmi(s):
-                leave_for_nmi(s)
+                leave_for_event(s)
                 reason = EXIT_PENDING
                 break
             taken = take_nmi(s)
@@ -296,10 +306,20 @@ def loop(s, traced) -> u32:
             if taken != DELIVERED:
                 reason = undelivered(s, taken)
                 break
+        elif unlikely(vector_is_due(s)) and (not traced or s.announced == 0):
+            if traced or not may_take_vector(s):
+                leave_for_event(s)
+                reason = EXIT_PENDING
+                break
+            taken = deliver_external(s, acknowledge(s))
+            reason = EXIT_STEPPED
+            if taken != DELIVERED:
+                reason = undelivered(s, taken)
+                break
         elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
-        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0 or window_open(s):
+        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0 or interrupt_held(s):
             if used_up(s):
                 reason = EXIT_BUDGET
                 break

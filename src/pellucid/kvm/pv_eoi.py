@@ -41,12 +41,14 @@ class PvEoi:
             raise MsrAccessError(MSR_KVM_PV_EOI_EN, value)
         self.value, self.enabled, self.offered = value, enabled, False
 
-    def offer(self) -> None:
-        """The guest is about to be entered: let it end the interrupt in service by itself, where that is all."""
+    def offer(self) -> bool:
+        """The guest is about to be entered: let it end the interrupt in service by itself, where that is all; whether
+        it may.
+        """
         lapic = self._lapic
-        if lapic.irr or not lapic.isr or lapic.eoi_is_awaited():
-            return
-        self.offered = self._write_guest(self.value & ~KVM_MSR_ENABLED, _SET)
+        if lapic.isr and not lapic.irr and not lapic.eoi_is_awaited():
+            self.offered = self._write_guest(self.value & ~KVM_MSR_ENABLED, _SET)
+        return self.offered
 
     def collect(self) -> None:
         """The guest has left after an offer: carry out the EOI that it made, or take the offer back."""

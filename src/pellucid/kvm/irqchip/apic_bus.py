@@ -23,14 +23,22 @@ from pellucid.kvm.irqchip.apicdef import (
 class LocalApic(Protocol):
     """What the bus needs of a local APIC."""
 
-    mode: ApicMode
     id: int
     """The id in the present mode: 8 bits and writable in xAPIC mode, 32 bits in x2APIC mode."""
     ldr: int
     dfr: int
-    tpr: int
     arb_prio: int
     """How many lowest-priority messages it got; breaks ties among equal priorities."""
+
+    @property
+    def mode(self) -> ApicMode:
+        """How software reaches it, if at all."""
+        ...
+
+    @property
+    def tpr(self) -> int:
+        """The task priority, 8 bits."""
+        ...
 
     @property
     def software_enabled(self) -> bool:
@@ -46,7 +54,7 @@ def _ignore_eoi(vector: int, level: bool) -> None:
     """No IOAPIC is attached: nobody waits for EOIs."""
 
 
-def _ignore_ids(physical: Mapping[int, tuple[LocalApic, ...]]) -> None:
+def _ignore_change() -> None:
     """Nobody resolves destinations beside the bus."""
 
 
@@ -58,12 +66,32 @@ class ApicBus:
         self._lapics: tuple[LocalApic, ...] = ()
         self._present: tuple[LocalApic, ...] = ()
         self._physical: dict[int, tuple[LocalApic, ...]] = {}
-        self.eoi_vectors = 0
-        """Vectors, a 256-bit set, whose EOI the IOAPIC wants even when edge-triggered: an ack notifier waits."""
+        self._eoi_vectors = 0
         self.eoi_listener: Callable[[int, bool], None] = _ignore_eoi
         """Called as (vector, level) at the EOI of a level-triggered vector and of those in `eoi_vectors`."""
-        self.ids_changed: Callable[[Mapping[int, tuple[LocalApic, ...]]], None] = _ignore_ids
-        """Called, with the lock held, when a physical id names other APICs."""
+        self.changed: Callable[[], None] = _ignore_change
+        """Called, with the lock held, when a destination may name other APICs, or `eoi_vectors` are others."""
+
+    @property
+    def eoi_vectors(self) -> int:
+        """Vectors, a 256-bit set, whose EOI the IOAPIC wants even when edge-triggered: an ack notifier waits."""
+        return self._eoi_vectors
+
+    @eoi_vectors.setter
+    def eoi_vectors(self, vectors: int) -> None:
+        if vectors != self._eoi_vectors:
+            self._eoi_vectors = vectors
+            self.changed()
+
+    @property
+    def physical(self) -> Mapping[int, tuple[LocalApic, ...]]:
+        """By id, the APICs that have it."""
+        return self._physical
+
+    @property
+    def present(self) -> tuple[LocalApic, ...]:
+        """The APICs that are on."""
+        return self._present
 
     def attach(self, lapic: LocalApic) -> None:
         """Add a local APIC."""
@@ -78,14 +106,14 @@ class ApicBus:
             self.recalculate()
 
     def recalculate(self) -> None:
-        """An APIC's mode or id has changed (kvm_recalculate_apic_map). Equal ids are legal: all of them are meant."""
+        """An APIC's mode or an id has changed (kvm_recalculate_apic_map). Equal ids are legal: all of them are meant."""
         with self._lock:
             self._present = tuple(lapic for lapic in self._lapics if lapic.mode is not ApicMode.DISABLED)
             table: dict[int, tuple[LocalApic, ...]] = {}
             for lapic in self._present:
                 table[lapic.id] = (*table.get(lapic.id, ()), lapic)
             self._physical = table
-            self.ids_changed(table)
+            self.changed()
 
     def deliver(self, message: ApicMessage, source: LocalApic | None = None) -> int:
         """Deliver `message`; the number of APICs that accepted it.

@@ -119,12 +119,13 @@ class Irqchip:
         is_bsp: bool = False,
         features: LapicFeatures | None = None,
         icr: Cell | None = None,
+        vectors: memoryview | None = None,
     ) -> Lapic:
         """A local APIC for a new vCPU; `Lapic` says what the arguments mean."""
         if any(lapic.initial_id == apic_id for lapic in self._lapics):
             raise InvalidRequestError(f"there is a vCPU with APIC id {apic_id} already")
         lapic = Lapic(apic_id, self.bus, self._clock, self.lock, hooks, tsc_to_ns, is_bsp=is_bsp, features=features,
-                      icr=icr)
+                      icr=icr, vectors=vectors)
         with self.lock:
             self._lapics = (*self._lapics, lapic)
             lapic.set_lint0(self.pic.output)
@@ -160,12 +161,16 @@ class Irqchip:
 
     def has_interrupt(self, lapic: Lapic) -> bool:
         """Whether there is an interrupt for this vCPU to take (kvm_cpu_has_injectable_intr)."""
-        return lapic.get_interrupt() is not None or (self.pic.output and lapic.accepts_pic_interrupts())
+        return lapic.get_interrupt() is not None or self.has_extint(lapic)
+
+    def has_extint(self, lapic: Lapic) -> bool:
+        """Whether the 8259 has one for it, which native code does not know of (kvm_cpu_has_extint)."""
+        return self.pic.output and lapic.accepts_pic_interrupts()
 
     def take_interrupt(self, lapic: Lapic) -> int | None:
         """Acknowledge the interrupt to inject; its vector (kvm_cpu_get_interrupt). The 8259's ExtINT goes first."""
         with self.lock:
-            if self.pic.output and lapic.accepts_pic_interrupts():
+            if self.has_extint(lapic):
                 vector: int | None = self.pic.read_irq()
                 if self.pic.output:
                     # INTR did not fall (automatic EOI): no edge will tell of the next one.

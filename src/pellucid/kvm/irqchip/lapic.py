@@ -3,7 +3,8 @@
 Life of an interrupt: `deliver` (from an IOAPIC pin, an MSI, another APIC's ICR, or an own LVT entry) sets the IRR bit
 and notifies the vCPU; before entering the guest the vCPU loop asks `get_interrupt` and, if the guest is interruptible,
 `accept`s the vector, which moves it to the ISR; the guest writes EOI, which ends the highest vector in service and,
-for level-triggered ones, tells the IOAPIC.
+for level-triggered ones, tells the IOAPIC. Native code does the same by itself where nobody else has to know
+(`pellucid.cpu.vectors`, `apic_access`).
 
 The state is in public attributes named after the registers; the register window over it (offsets, MSRs, reserved
 bits) is `lapic_registers.py`. Everything that another thread may call takes the irqchip lock.
@@ -38,13 +39,14 @@ class Lapic(ApicVectors):
     """The local APIC of one vCPU.
 
     `apic_id` is the initial (x2APIC) id; `tsc_to_ns(tsc)` gives the clock's time at which the guest's TSC reads `tsc`;
-    `icr` is where the interrupt command register is kept, for a processor that writes it itself.
+    `icr` and `vectors` are where the interrupt command register and the part of `ApicVectors` are kept, for a processor
+    that has native code.
     """
 
     __slots__ = (
         "_apic_base", "_bus", "_hooks", "_icr", "_initial_id", "_lint0", "_notify", "_window", "arb_prio", "dfr", "esr",
-        "esr_pending", "features", "id", "init_pending", "is_bsp", "ldr", "lock", "lvt", "mode", "sipi_pending",
-        "sipi_vector", "spiv", "timer",
+        "esr_pending", "features", "id", "init_pending", "is_bsp", "ldr", "lock", "lvt", "sipi_pending",
+        "sipi_vector", "timer", "_spiv",
     )  # fmt: skip
 
     def __init__(
@@ -59,8 +61,9 @@ class Lapic(ApicVectors):
         is_bsp: bool = False,
         features: LapicFeatures | None = None,
         icr: Cell | None = None,
+        vectors: memoryview | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(vectors, hooks.collect)
         self._icr: Cell = [0] if icr is None else icr
         self.lock = lock
         self._bus = bus
@@ -75,6 +78,7 @@ class Lapic(ApicVectors):
         self.mode = ApicMode.XAPIC
         self.id = apic_id & 0xFF
         self.ldr = self.icr = self.arb_prio = 0
+        self.dfr = d.DFR_FLAT
         self._lint0 = False
         self.reset()
         bus.attach(self)
@@ -91,7 +95,6 @@ class Lapic(ApicVectors):
             self.init_pending = self.sipi_pending = False
             self.sipi_vector = 0
             self.init_reset()
-            self._bus.recalculate()
 
     def init_reset(self) -> None:
         """As after INIT: registers as after power-up, but id, mode and base address stay (SDM vol. 3, 11.4.7.3).
@@ -112,6 +115,7 @@ class Lapic(ApicVectors):
             if self.mode is not ApicMode.X2APIC:
                 self.ldr = 0
             self.icr = 0
+            self._bus.recalculate()
 
     def close(self) -> None:
         """The vCPU is destroyed: stop the timer and leave the bus."""
@@ -140,12 +144,11 @@ class Lapic(ApicVectors):
             self._window.features_changed()
 
     def recalculate(self) -> None:
-        """The id was written: tell the bus."""
+        """An id was written: tell the bus."""
         self._bus.recalculate()
 
     def state_restored(self) -> None:
         """Registers were set from saved state: recompute what follows from them, and look for interrupts."""
-        self.update_ppr()
         self._bus.recalculate()
         self._notify()
 
@@ -195,6 +198,16 @@ class Lapic(ApicVectors):
         return self.mode is not ApicMode.DISABLED
 
     @property
+    def spiv(self) -> int:
+        """The spurious-interrupt vector register."""
+        return self._spiv
+
+    @spiv.setter
+    def spiv(self, value: int) -> None:
+        self._spiv = value
+        self.show_enabled(bool(value & d.SPIV_ENABLE))
+
+    @property
     def software_enabled(self) -> bool:
         """Enabled in the spurious-interrupt vector register."""
         return bool(self.spiv & d.SPIV_ENABLE)
@@ -208,9 +221,9 @@ class Lapic(ApicVectors):
 
     def get_interrupt(self) -> int | None:
         """The vector to inject next: highest in IRR whose class is above PPR's; None when there is none."""
-        if not self.irr or self.mode is ApicMode.DISABLED:
-            return None
-        return self.highest_request()
+        with self.lock:
+            self.collect()
+            return self.highest_request() if self.is_due else None
 
     def accept(self, vector: int) -> None:
         """The processor takes `vector`, as `get_interrupt` named it: from IRR to ISR."""
@@ -247,8 +260,7 @@ class Lapic(ApicVectors):
     def set_tpr(self, value: int) -> None:
         """Write the task priority, 8 bits; notifies when a waiting interrupt may come now."""
         with self.lock:
-            self.tpr = value
-            self.update_ppr()
+            self.write_tpr(value)
             self._notify_if_deliverable()
 
     def eoi(self) -> None:
@@ -259,15 +271,10 @@ class Lapic(ApicVectors):
                 return
             vector = isr.bit_length() - 1
             bit = BIT[vector]
-            self.isr = isr = isr ^ bit
-            if isr:
-                self.update_ppr()
-            else:
-                self.ppr = self.tpr
+            self.end(vector)
             if (self.tmr | self._bus.eoi_vectors) & bit:
                 self._broadcast_eoi(vector, bool(self.tmr & bit))
-            if self.irr:
-                self._notify_if_deliverable()
+            self._notify_if_deliverable()
 
     def eoi_is_awaited(self) -> bool:
         """Whether somebody waits for the EOI of the highest vector in service: the IOAPIC, or a notifier."""
@@ -283,7 +290,7 @@ class Lapic(ApicVectors):
         self._bus.eoi(vector, level and not self.spiv & d.SPIV_DIRECTED_EOI)
 
     def _notify_if_deliverable(self) -> None:
-        if self.irr and self.highest_request() is not None:
+        if self.highest_request() is not None:
             self._notify()
 
     # ---- the bus's side: messages
@@ -313,19 +320,12 @@ class Lapic(ApicVectors):
 
     def _request(self, vector: int, level: bool) -> bool:
         with self.lock:
-            if not self.spiv & d.SPIV_ENABLE:
+            if not self._spiv & d.SPIV_ENABLE:
                 return False
             if vector < 16:
                 self.raise_error(d.ESR_RECEIVE_ILLEGAL_VECTOR)
                 return False
-            bit = BIT[vector]
-            irr = self.irr
-            if level:
-                self.tmr |= bit
-            elif self.tmr & bit:
-                self.tmr ^= bit
-            if not irr & bit:
-                self.irr = irr | bit
+            if self.request(vector, level):
                 self._notify()
             return True
 

@@ -37,3 +37,5 @@ class LapicHooks:
     """Queue an SMI, make KVM_REQ_SMI and kick."""
     enabled: Notify = lambda: None
     """Software has enabled the APIC: what was kept back until then may come (KVM_REQ_APF_READY)."""
+    collect: Notify = lambda: None
+    """Make the vectors that native code of other processors has posted requested ones; on the vCPU's thread."""

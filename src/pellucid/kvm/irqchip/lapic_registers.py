@@ -205,9 +205,11 @@ class RegisterWindow:
 
     def _write_ldr(self, value: int) -> None:
         self._lapic.ldr = value & 0xFF00_0000
+        self._lapic.recalculate()
 
     def _write_dfr(self, value: int) -> None:
         self._lapic.dfr = value | 0x0FFF_FFFF
+        self._lapic.recalculate()
 
     def _write_spiv(self, value: int) -> None:
         a = self._lapic
@@ -271,7 +273,7 @@ class RegisterWindow:
             if a.mode is not ApicMode.X2APIC:
                 a.id = saved_id >> 24
                 a.ldr = register(d.APIC_LDR) & 0xFF00_0000
-            a.tpr = register(d.APIC_TASKPRI) & 0xFF
+            a.write_tpr(register(d.APIC_TASKPRI) & 0xFF)
             a.dfr = register(d.APIC_DFR) | 0x0FFF_FFFF
             a.spiv = register(d.APIC_SPIV) & self._spiv_writable()
             a.esr, a.esr_pending = register(d.APIC_ESR) & _ERROR_BITS, 0
@@ -279,7 +281,7 @@ class RegisterWindow:
             for index, offset in enumerate(_LVTS):
                 remote_irr = register(offset) & d.LVT_REMOTE_IRR if index == LINT0_ENTRY else 0
                 a.lvt[index] = self._lvt_value(index, register(offset)) | remote_irr
-            a.isr, a.tmr, a.irr = (_saved_vectors(state, base) for base in (d.APIC_ISR, d.APIC_TMR, d.APIC_IRR))
+            a.restore_vectors(*(_saved_vectors(state, base) for base in (d.APIC_IRR, d.APIC_ISR, d.APIC_TMR)))
             a.timer.reset()
             a.timer.set_divide_configuration(register(d.APIC_TDCR))
             a.timer.set_mode(a.lvt[TIMER_ENTRY])

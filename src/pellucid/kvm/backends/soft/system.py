@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from pellucid.cpu.nmi import ApicTargets
 from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, PAGE, TSC_FRACTION
 from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
@@ -17,6 +16,7 @@ from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
     KVM_REQ_CLOCK_UPDATE, KVM_REQ_NMI, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState,
     PitState, RoutingEntry)
+from pellucid.kvm.backends.soft.apic_table import ApicTable
 from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
 from pellucid.kvm.backends.soft.pace import Turns
 from pellucid.kvm.backends.soft.rate import Rate
@@ -25,7 +25,6 @@ from pellucid.kvm.clock import Clock, ClockValue, CountedClock, InstructionTime
 from pellucid.kvm.coalesced import CoalescedRing
 from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.eventfd import Ioeventfd
-from pellucid.kvm.irqchip.apic_bus import LocalApic
 from pellucid.kvm.irqchip.irqchip import Irqchip
 from pellucid.kvm.pvclock import Kvmclock, MasterClock
 from pellucid.kvm.residency import Pager, Residency
@@ -86,7 +85,7 @@ class SoftVm:
         self.vcpus: list[SoftVcpu] = []
         self.gate = Gate()
         self.clock_registers = ClockRegisterTable(clock, self._chip_answers)
-        self.apic_targets = Array(ApicTargets.size)
+        self.apic_table = ApicTable(lambda: {id(vcpu.lapic): vcpu.processor.address for vcpu in self.vcpus})
         self.tsc_offset = self._last_tsc_write = -self.scaled_tsc() & U64
         self.kvmclock = Kvmclock(clock, time.time_ns)
         self.master_clock = MasterClock(self.kvmclock, self.guest_tsc, tsc_hz)
@@ -165,6 +164,7 @@ class SoftVm:
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:
                 each.state.pause_window = PAUSE_WINDOW_NS * self._host_tsc_hz // NS
+                each.halt_poll.enable(self._host_tsc_hz)
         return vcpu
 
     def create_irqchip(self, *, split: bool = False) -> None:
@@ -173,21 +173,14 @@ class SoftVm:
         if self.vcpus:
             raise InvalidRequestError("the irqchip comes before the first vCPU")
         self.irqchip = Irqchip(self.clock, self.coalesced, split=split)
-        self.irqchip.bus.ids_changed = self._ids_changed
-
-    def _ids_changed(self, physical: Mapping[int, tuple[LocalApic, ...]]) -> None:
-        """Native code sends to an APIC id that one processor alone has."""
-        owners = {id(vcpu.lapic): vcpu.processor.address for vcpu in self.vcpus}
-        for apic_id, place in enumerate(range(0, ApicTargets.size, 8)):
-            lapics = physical.get(apic_id, ())
-            owner = owners.get(id(lapics[0]), 0) if len(lapics) == 1 else 0
-            ctypes.c_uint64.from_address(self.apic_targets.address + place).value = owner
+        bus = self.irqchip.bus
+        bus.changed = lambda: self.apic_table.refresh(bus)
 
     def wake_sleepers(self) -> None:
         """Native code has posted an event to a vCPU whose thread sleeps."""
         for vcpu in self.vcpus:
             if vcpu.state.asleep:
-                vcpu.request(KVM_REQ_NMI)
+                vcpu.ask_for_posted(vcpu.processor.posted())
 
     def carry_ioapic_messages(self, carry: Callable[[int, int], int]) -> None:
         self.chips().carry_message = carry

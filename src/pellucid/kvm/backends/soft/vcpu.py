@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pellucid.cpu import state as cpu_state
+from pellucid.cpu.posted import POSTED_NMIS, POSTED_VECTORS
 from pellucid.cpu.state import CR4_MCE, RFLAGS_IF, slot_of
 from pellucid.engine.processor import Processor
 from pellucid.kvm.api import (
@@ -20,6 +22,7 @@ from pellucid.kvm.api import (
 from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
+from pellucid.kvm.backends.soft.halt_poll import HaltPoll
 from pellucid.kvm.backends.soft.meter import ProcessorMeter
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
@@ -27,6 +30,7 @@ from pellucid.kvm.errors import InvalidRequestError
 from pellucid.kvm.events import MC_VECTOR, EventKind, PendingEvents, accept_apic_events
 from pellucid.kvm.irqchip.lapic import Lapic
 from pellucid.kvm.irqchip.lapic_hooks import LapicHooks
+from pellucid.kvm.irqchip.lapic_vectors import VECTORS_AT, VECTORS_BYTES
 from pellucid.kvm.lbr import LastBranches
 from pellucid.kvm.machine_check import IA32_MCG_CAP, SHUTDOWNS, MachineCheck, McOutcome
 from pellucid.kvm.pmu import FARTHEST, Pmu
@@ -68,9 +72,11 @@ class SoftVcpu(VcpuExits):
             raise InvalidRequestError("a vCPU without an in-kernel irqchip is not built yet; call create_irqchip first")
         self.chips = vm.irqchip
         icr = (ctypes.c_uint64 * 1).from_address(self.processor.address + slot_of("apic_icr"))
+        vectors = (ctypes.c_uint8 * VECTORS_BYTES).from_address(self.processor.address + VECTORS_AT)
         hooks = LapicHooks(lambda: self.request(KVM_REQ_EVENT), self.nmi, self.smi,
-                           lambda: self.request(KVM_REQ_APF_READY))
-        self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0, icr=icr)
+                           lambda: self.request(KVM_REQ_APF_READY), self.processor.take_posted)
+        self.lapic: Lapic = self.chips.create_lapic(apic_id, hooks, self._tsc_to_ns, is_bsp=apic_id == 0, icr=icr,
+                                                    vectors=memoryview(vectors).cast("B"))
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
@@ -80,7 +86,8 @@ class SoftVcpu(VcpuExits):
         self.pace: Pace | None = None
         """Set where the guest's time is that of its instructions."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
-        self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_targets.address
+        self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_table.address
+        self.halt_poll = HaltPoll(self.state)
         self.measured = False
         meter = ProcessorMeter(self, vm)
         self.pmu = Pmu(meter)
@@ -177,6 +184,13 @@ class SoftVcpu(VcpuExits):
         """Sleep until a request or kick, at most so long; whether there was one."""
         return self._wake.wait(seconds)
 
+    def ask_for_posted(self, posted: int) -> None:
+        """Other processors' native code has posted events to this one, which sleeps or is about to: POSTED_*."""
+        if posted & POSTED_NMIS:
+            self.request(KVM_REQ_NMI)
+        if posted & POSTED_VECTORS:
+            self.request(KVM_REQ_EVENT)
+
     def nmi(self) -> None:
         self.processor.send_nmi()
         self.request(KVM_REQ_NMI)
@@ -214,8 +228,7 @@ class SoftVcpu(VcpuExits):
     def run(self) -> Exit:
         self._thread = threading.get_ident()
         handlers, processor, gate, pv_eoi = self._handlers, self.processor, self._vm.gate, self.pv_eoi
-        state, lapic, requests, guest_lock, runnable = (
-            self.state, self.lapic, self.requests, self.guest_lock, MpState.RUNNABLE)
+        state, requests, guest_lock, runnable = self.state, self.requests, self.guest_lock, MpState.RUNNABLE
         while True:
             state.pending = 0
             if self.measured or self.pace is not None:
@@ -233,13 +246,12 @@ class SoftVcpu(VcpuExits):
             with guest_lock:
                 if gate.closed:
                     continue
-                if pv_eoi.enabled:
-                    pv_eoi.offer()
+                if pv_eoi.enabled and pv_eoi.offer():
+                    state.eoi_offered = 1
                 reason = processor.run()
-                if state.cr8 != lapic.tpr >> 4:
-                    lapic.cr8 = state.cr8
                 if pv_eoi.offered:
                     pv_eoi.collect()
+                    state.eoi_offered = 0
             handler = handlers.get(reason)
             if handler is None:
                 return InternalErrorExit(f"the processor stopped for an unknown reason, {reason}")
@@ -267,9 +279,7 @@ class SoftVcpu(VcpuExits):
             if self._mp_state is not MpState.RUNNABLE:
                 return None  # it waits for SIPI: an interrupt stays in the local APIC, an NMI is held back
             if self.state.replay_count == 0 and not self.state.delivering:
-                stop = self._inject()
-                self.state.tpr_threshold = self.lapic.requested_class
-                return stop
+                return self._inject()
             self._inject_later()
         return None
 
@@ -279,8 +289,8 @@ class SoftVcpu(VcpuExits):
         """
         state = self.state
         if not (state.delivering or self._events.any_pending):
-            state.irq_window = int(self.chips.has_interrupt(self.lapic))
-            state.tpr_threshold = self.lapic.requested_class
+            self.lapic.get_interrupt()
+            state.irq_window = int(self.chips.has_extint(self.lapic))
             return
         state.smi_due = int(self._events.smi_pending and not state.smm)
         self.requests.make(KVM_REQ_EVENT)
@@ -339,7 +349,9 @@ class SoftVcpu(VcpuExits):
         self._frozen = None
 
     def _inject(self) -> Exit | None:
-        """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be."""
+        """KVM_REQ_EVENT: deliver the event with priority, or ask to be told when one can be. A vector of the local APIC
+        that has to wait is native code's.
+        """
         state = self.state
         state.irq_window = state.smi_due = 0
         has_interrupt = self.chips.has_interrupt(self.lapic)
@@ -352,32 +364,27 @@ class SoftVcpu(VcpuExits):
             return self._deliver(MC_VECTOR)
         if self._events.smi_pending and not state.smm:
             self._take_smi()
-            state.irq_window = int(has_interrupt)
+            state.irq_window = int(self.chips.has_extint(self.lapic))
             return None
         has_nmi = state.nmi_pending > 0 and not state.nmi_blocked
         if not has_interrupt and not has_nmi:
             return None
+        state.irq_window = int(self.chips.has_extint(self.lapic))
         if state.shadow:
-            if not has_nmi and not state.flags & RFLAGS_IF:
-                state.irq_window = 1
-                return None
-            # One instruction runs in the shadow of STI or MOV SS; then the request is served again.
-            state.step_once = 1
-            self.requests.make(KVM_REQ_EVENT)
-            state.pending = 1
+            if has_nmi:  # one instruction runs in the shadow of STI or MOV SS; then the request is served again
+                state.step_once = 1
+                self.requests.make(KVM_REQ_EVENT)
+                state.pending = 1
             return None
         if has_nmi:
             state.nmi_pending -= 1
             state.nmi_blocked = 1
-            state.irq_window = int(has_interrupt)
             return self._deliver(NMI_VECTOR)
         if not state.flags & RFLAGS_IF:
-            state.irq_window = 1
             return None
         vector = self.chips.take_interrupt(self.lapic)
         stop = self._deliver(vector) if vector is not None else None
-        if self.chips.has_interrupt(self.lapic):
-            state.irq_window = 1
+        state.irq_window = int(self.chips.has_extint(self.lapic))
         return stop
 
     def _take_smi(self) -> None:
@@ -412,9 +419,13 @@ class SoftVcpu(VcpuExits):
         return False
 
     def _sleep(self, seconds: float | None = None) -> None:
-        """Sleep until a request or kick, at most so long; not at all where there is an NMI."""
-        if not self.processor.sleep(lambda: self._wake.wait(seconds)):
-            self.requests.make(KVM_REQ_NMI)
+        """Sleep until a request or kick, at most so long; not at all where something was posted to it."""
+        begun = time.monotonic_ns()
+        posted = self.processor.sleep(lambda: self._wake.wait(seconds))
+        if posted:
+            self.ask_for_posted(posted)
+        if self._halted:
+            self.halt_poll.slept(time.monotonic_ns() - begun)
 
     # --- state -------------------------------------------------------------------------------------------
 

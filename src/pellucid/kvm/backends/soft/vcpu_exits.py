@@ -87,8 +87,9 @@ class VcpuExits(VcpuState):
         return None
 
     def _on_pending(self) -> Exit | None:
-        if self.state.irq_window or self.state.nmi_pending and not self.state.nmi_blocked:
-            self.requests.make(KVM_REQ_EVENT)  # IF was set, or IRET let NMIs through again
+        state = self.state
+        if state.irq_window or state.vector_due or state.nmi_pending and not state.nmi_blocked:
+            self.requests.make(KVM_REQ_EVENT)  # IF was set, TPR lowered, or IRET let NMIs through again
         return None
 
     def _on_mmio(self) -> Exit | None:
