@@ -207,3 +207,13 @@ def test_stale_callback_after_reset_does_nothing() -> None:
     vm.clock.now += 5000
     callback()
     assert vm.vcpu.lapic.irr == 0
+
+
+def test_a_count_read_while_time_goes_on_is_never_below_zero() -> None:
+    vm = timer_vm()
+    vm.vcpu.write(d.APIC_TMICT, 1000)
+    lapic = vm.vcpu.lapic
+    times = iter((999, 1001))
+    start = vm.clock.now
+    vm.clock.now_ns = lambda: start + next(times)  # type: ignore[method-assign]
+    assert lapic.timer.current_count() == 0

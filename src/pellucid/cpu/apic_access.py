@@ -1,8 +1,8 @@
-"""Accesses of the local APIC that native code answers: what sends and ends interrupts (SDM vol. 3, 11.6.1 and 11.8.5).
+"""Accesses of the local APIC that native code answers: what sends and ends interrupts (SDM vol. 3, 11.6.1, 11.8.5).
 
-An interrupt command is carried out here where it is an NMI for one processor by its id, or a fixed vector for processors
-that all take it (`takes_vectors`) and that the VM's table knows: by an id, by logical ids, or by a shorthand. All else
-is the local APIC's own to find out, outside native code; so is an EOI that somebody waits for.
+An interrupt command is carried out here where it is an NMI for one processor by its id, or a fixed vector for
+processors that all take it (`takes_vectors`) and that the VM's table knows: by an id, by logical ids, or by a
+shorthand. All else is the local APIC's own to find out, outside native code; so is an EOI that somebody waits for.
 """
 
 from pellucid.cpu.nmi import post_nmi

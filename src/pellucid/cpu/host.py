@@ -1,7 +1,9 @@
-"""What is specific to an x86 host: its float control registers, fence, and calls of
-Linux. A port to another host replaces this file."""
+"""What is specific to an x86 host: its float control registers, fence and pause.
 
-from pellucid.native import asm, native, ref, u64
+A port to another host replaces this file.
+"""
+
+from pellucid.native import asm, native, ref
 
 MXCSR_HOST = 0xFFFF
 """What every host's register has: MXCSR.MM is of AMD's processors, and ours to obey."""
@@ -38,15 +40,6 @@ def leave_guest_float(s):
 def wait_for_earlier():
     """Nothing later, RDTSC neither, begins before every instruction until here is done: LFENCE (SDM vol. 2)."""
     asm(None, "lfence", "~{memory}")
-
-
-SCHED_YIELD = 24     # the number of the system call
-
-
-@native
-def yield_cpu():
-    """Let another thread have the host's CPU, where one waits for it (sched_yield(2))."""
-    asm(u64, "syscall", "={rax},{rax},~{rcx},~{r11},~{memory}", u64(SCHED_YIELD))
 
 
 @native

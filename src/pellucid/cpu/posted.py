@@ -5,14 +5,14 @@ A thread that goes to sleep says so in `asleep` before it looks for posted event
 (KVM's halt_poll_ns), since to wake a thread takes ten times as long as many an interrupt takes to come.
 """
 
-from pellucid.cpu.host import relax, yield_cpu
+from pellucid.cpu.host import relax
 from pellucid.cpu.nmi import collect_nmis, nmi_is_due
 from pellucid.cpu.state import PENDING_NMI, PENDING_REQUEST, PENDING_VECTOR, RFLAGS_IF
 from pellucid.cpu.vectors import collect_vectors
 from pellucid.native import atomic_load, atomic_or, atomic_store, native, rdtsc, ref, u64
 
 POSTED_NMIS, POSTED_VECTORS = 1, 2
-SPINS = 64        # looks at `pending` between two offers of the host's CPU to others
+TAKEN_AWAY = 40_000      # TSC ticks between two looks, in which another thread has had the host's CPU
 
 
 @native
@@ -61,19 +61,21 @@ def ends_halt(s):
 
 @native(inline=False)
 def wait_halted(s) -> bool:
-    """HLT: wait a while for an event that ends it; whether one has. Anything else that is asked for ends the wait."""
+    """HLT: wait a while for an event that ends it; whether one has. Anything else that is asked for ends the wait, and
+    so does a moment in which the host's CPU had something else to do: the thread sleeps then, and who wakes it comes
+    before who only goes on.
+    """
     s.shadow = 0
-    end = rdtsc() + s.halt_poll
-    spins: u64 = 0
+    now = rdtsc()
+    end = now + s.halt_poll
     ended: bool = False
     while s.irq_window == 0:
         if events_were_posted(s):
             collect_events(s)
         ended = ends_halt(s)
-        if ended or (atomic_load(ref(s, "pending")) & PENDING_REQUEST) != 0 or rdtsc() >= end:
+        before = now
+        now = rdtsc()
+        if ended or (atomic_load(ref(s, "pending")) & PENDING_REQUEST) != 0 or now >= end or now - before > TAKEN_AWAY:
             break
         relax()
-        spins += 1
-        if spins % SPINS == 0:
-            yield_cpu()
     return ended

@@ -249,7 +249,7 @@ class Processor:
         self.engine.send_nmi(self.address)
 
     def take_posted(self) -> None:
-        """What other processors have posted waits now: NMIs in CpuState.nmi_pending, vectors in apic_irr; on its thread."""
+        """What was posted to it waits now: NMIs in CpuState.nmi_pending, vectors in apic_irr; on its own thread."""
         self.engine.take_posted(self.address)
 
     def posted(self) -> int:

@@ -223,7 +223,7 @@ def step_traced(s) -> u32:
 
 @native
 def window_open(s):
-    """Whether an interrupt of the 8259 waits for IF, and IF is set; behind STI one instruction still comes before it."""
+    """Whether the 8259 waits for IF, and IF is set; behind STI one instruction still comes before it."""
     return s.irq_window != 0 and (s.flags & RFLAGS_IF) != 0
 
 

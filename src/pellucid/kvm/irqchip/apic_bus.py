@@ -106,7 +106,7 @@ class ApicBus:
             self.recalculate()
 
     def recalculate(self) -> None:
-        """An APIC's mode or an id has changed (kvm_recalculate_apic_map). Equal ids are legal: all of them are meant."""
+        """An APIC's mode or an id is another (kvm_recalculate_apic_map). Equal ids are legal: all of them are meant."""
         with self._lock:
             self._present = tuple(lapic for lapic in self._lapics if lapic.mode is not ApicMode.DISABLED)
             table: dict[int, tuple[LocalApic, ...]] = {}

@@ -1,14 +1,14 @@
-"""How long a halted vCPU looks for an interrupt before its thread sleeps: as long as it has been worth it (halt_poll_ns).
+"""How long a halted vCPU looks for an interrupt before its thread sleeps: as long as it has been worth it.
 
 To put a thread to sleep and wake it takes some 50 us; processors that wait for each other's interrupts halt for less.
 A halt that would have ended within the longest poll makes the next one look longer, one that lasted makes it sleep at
-once (Documentation/virt/kvm/halt-polling.rst).
+once (KVM's halt_poll_ns; Documentation/virt/kvm/halt-polling.rst).
 """
 
 from typing import Any
 
 NS = 10**9
-LONGEST_NS, FIRST_NS = 200_000, 10_000
+LONGEST_NS, FIRST_NS = 100_000, 10_000
 GROWTH = 2
 
 

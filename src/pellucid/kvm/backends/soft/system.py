@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from pellucid.cpu.state import ADDRESS_SPACES, MAX_PROCESSORS, PAGE, TSC_FRACTION
-from pellucid.engine.arrays import Array
 from pellucid.engine.memory import SlotMemory
 from pellucid.engine.processor import Engine
 from pellucid.kvm.api import (
-    KVM_REQ_CLOCK_UPDATE, KVM_REQ_NMI, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState,
+    KVM_REQ_CLOCK_UPDATE, KVM_REQ_TLB_FLUSH, ClockData, InterceptIrq, IoapicState, PicState,
     PitState, RoutingEntry)
 from pellucid.kvm.backends.soft.apic_table import ApicTable
 from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
