@@ -1,0 +1,140 @@
+"""Random sequences of local APIC accesses by three executors: native code, Python's side of the APIC (somebody looks
+on, so every access leaves), and a model of one instruction after the other over a `Lapic` without a processor.
+
+The guest is in real mode. A handler stores its vector and the address that it returns to; the program ends interrupts.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pellucid.cpu.state import RFLAGS_IF
+from pellucid.kvm.api import Event, IoExit
+from pellucid.kvm.irqchip import apicdef as d
+from tests.kvm.fakes import FakeVm
+from tests.kvm.test_soft_smp import Guest
+from tests.kvm.two_processors import CODE, OUT, place, use_x2apic
+
+VECTORS = (0x21, 0x2F, 0x30, 0x41, 0x42, 0x81, 0xEF, 0xFF)
+LOG, HANDLERS = 0x2800, 0x5000
+APIC_MSR = 0x800
+
+# An instruction: its bytes, and what it does to the model: (register's offset, value), or "sti", "cli", "nop".
+Step = tuple[str, tuple[int, int] | str]
+
+
+class OnLooker:
+    new_blocks, blocks, events = False, False, True
+
+    def block(self, block: object, fresh: bool) -> None: ...
+
+    def event(self, event: Event) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def wrmsr(offset: int, value: int) -> list[Step]:
+    """mov ecx, MSR; mov eax, low; mov edx, high; wrmsr."""
+    index = (APIC_MSR + (offset >> 4)).to_bytes(4, "little").hex()
+    low, high = (value & 0xFFFF_FFFF).to_bytes(4, "little").hex(), (value >> 32).to_bytes(4, "little").hex()
+    return [(f"66b9{index}", "nop"), (f"66b8{low}", "nop"), (f"66ba{high}", "nop"), ("0f30", (offset, value))]
+
+
+def store(offset: int, value: int) -> list[Step]:
+    """mov dword es:[offset], value."""
+    at, content = offset.to_bytes(2, "little").hex(), value.to_bytes(4, "little").hex()
+    return [(f"2666c706{at}{content}", (offset, value))]
+
+
+def random_program(rng: random.Random, *, x2apic: bool) -> list[Step]:
+    write = wrmsr if x2apic else store
+    program: list[Step] = []
+    for _ in range(120):
+        vector = rng.choice(VECTORS) if rng.random() < 0.95 else rng.randrange(16)
+        kind = rng.randrange(9)
+        if kind < 3:
+            destination = rng.choice((0, 0, 0x4_0000, 0x8_0000, 0x800))     # own id, itself, all, logical
+            if not x2apic:
+                program += write(d.APIC_ICR2, (1 if destination == 0x800 else 0) << 24)
+            whom = 1 << 32 if destination == 0x800 and x2apic else 0
+            program += write(d.APIC_ICR, whom | destination | 0x4000 | vector)
+        elif kind == 3 and x2apic:
+            program += write(d.APIC_SELF_IPI, vector)
+        elif kind == 4:
+            program += write(d.APIC_TASKPRI, rng.choice((0, 0, 0x2F, 0x40, 0x80, 0xFF)))
+        elif kind < 7:
+            program += write(d.APIC_EOI, 0)
+        elif kind == 7:
+            program.append(("fb", "sti") if rng.random() < 0.7 else ("fa", "cli"))
+        else:
+            program.append(("90", "nop"))
+    return program
+
+
+Log = list[tuple[int, int]]
+
+
+def run_guest(program: list[Step], *, x2apic: bool, watched: bool) -> tuple[Log, bytes, int]:
+    """What the handlers stored, the APIC's registers, and its pending errors at the end."""
+    guest = Guest(1)
+    guest.clock.start()
+    try:
+        vcpu = place(guest, 0, "".join(code for code, _ in program) + OUT)
+        if x2apic:
+            use_x2apic(vcpu)
+        (vcpu.lapic.msr_write if x2apic else enable_xapic(vcpu.lapic))(0x80F, 0x1FF)
+        for n, vector in enumerate(VECTORS):
+            at = HANDLERS + 16 * n
+            guest.put(4 * vector, at.to_bytes(4, "little").hex())
+            # mov byte [di], vector; mov bp, sp; mov bp, [bp]; mov [di + 1], bp; add di, 3; iret
+            guest.put(at, f"c605{vector:02x} 89e5 8b6e00 896d01 83c703 cf")
+        regs = vcpu.get_regs()
+        regs.rdi, regs.rflags = LOG, 2 | RFLAGS_IF
+        vcpu.set_regs(regs)
+        vcpu.set_log(OnLooker() if watched else None)
+        assert isinstance(vcpu.run(), IoExit)
+        content = guest.vm.read_guest(LOG, vcpu.get_regs().rdi - LOG)
+        assert content is not None
+        log = [(content[n], int.from_bytes(content[n + 1 : n + 3], "little")) for n in range(0, len(content), 3)]
+        return log, vcpu.get_lapic().pack(), vcpu.lapic.esr_pending
+    finally:
+        guest.close()
+        guest.clock.close()
+
+
+def enable_xapic(lapic):  # type: ignore[no-untyped-def]
+    lapic.mmio_write(d.APIC_LDR, 4, 1 << 24)
+    return lambda _, value: lapic.mmio_write(d.APIC_SPIV, 4, value)
+
+
+def run_model(program: list[Step], *, x2apic: bool) -> tuple[Log, bytes, int]:
+    vm = FakeVm()
+    if x2apic:
+        vm.x2apic()
+    else:
+        vm.vcpu.write(d.APIC_LDR, 1 << 24)
+    lapic, log, at = vm.vcpu.lapic, [], CODE
+    open_, shadow = True, False
+    for code, effect in program:
+        shadow = effect == "sti" and not open_
+        open_ = effect == "sti" or open_ and effect != "cli"
+        at += len(bytes.fromhex(code))
+        if not isinstance(effect, str):
+            vm.vcpu.write(*effect) if not x2apic else lapic.msr_write(APIC_MSR + (effect[0] >> 4), effect[1])
+        while open_ and not shadow and (vector := vm.vcpu.take()) is not None:
+            log.append((vector, at))
+    return log, lapic.get_state().pack(), lapic.esr_pending
+
+
+@pytest.mark.parametrize("x2apic", [False, True], ids=["xapic", "x2apic"])
+@pytest.mark.parametrize("seed", range(6))
+def test_native_code_does_what_the_local_apic_does(seed: int, x2apic: bool) -> None:
+    program = random_program(random.Random(seed), x2apic=x2apic)
+    expected = run_model(program, x2apic=x2apic)
+    assert len(expected[0]) > 5
+    for watched in (True, False):
+        log, registers, errors = run_guest(program, x2apic=x2apic, watched=watched)
+        assert log == expected[0]
+        assert (registers, errors) == expected[1:]
