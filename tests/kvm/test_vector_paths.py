@@ -7,12 +7,16 @@ The guest is in real mode. A handler stores its vector and the address that it r
 from __future__ import annotations
 
 import random
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from pellucid.cpu.state import RFLAGS_IF
-from pellucid.kvm.api import Event, IoExit
+from pellucid.kvm.api import Event, Exit, IntrExit, IoExit, MmioExit, ShutdownExit
 from pellucid.kvm.irqchip import apicdef as d
+from pellucid.kvm.irqchip.lapic import Lapic
 from tests.kvm.fakes import FakeVm
 from tests.kvm.test_soft_smp import Guest
 from tests.kvm.two_processors import CODE, OUT, place, use_x2apic
@@ -138,3 +142,81 @@ def test_native_code_does_what_the_local_apic_does(seed: int, x2apic: bool) -> N
         log, registers, errors = run_guest(program, x2apic=x2apic, watched=watched)
         assert log == expected[0]
         assert (registers, errors) == expected[1:]
+
+
+# --- two processors at once, with a hostile guest
+
+
+def run_until_kicked(guest: Guest, seconds: float) -> list[Exit]:
+    """Both vCPUs for a while; each returns when it is kicked."""
+    exits: list[Exit] = []
+    threads = [threading.Thread(target=lambda v=v: exits.append(v.run())) for v in guest.vcpus]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    for vcpu in guest.vcpus:
+        vcpu.kick()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return exits
+
+
+def check_registers(lapic: Lapic) -> None:
+    """What native code keeps up to date is what Python makes of the registers."""
+    lapic.get_interrupt()
+    assert not lapic.irr & 0xFFFF and not lapic.isr & 0xFFFF and 0 <= lapic.tpr < 256
+    ppr, due = lapic.ppr, lapic.is_due
+    lapic.update()
+    assert (lapic.ppr, lapic.is_due) == (ppr, due)
+
+
+@pytest.fixture
+def two() -> Iterator[Guest]:
+    """Every vector has a handler that returns; behind #GP, which WRMSR raises, it goes on two bytes further."""
+    guest = Guest(2)
+    guest.clock.start()
+    guest.put(0, HANDLERS.to_bytes(4, "little").hex() * 256)
+    guest.put(HANDLERS, "cf")
+    guest.put(4 * 13, (HANDLERS + 16).to_bytes(4, "little").hex())
+    guest.put(HANDLERS + 16, "55 89e5 83460202 5d cf")
+    yield guest
+    guest.close()
+    guest.clock.close()
+
+
+def test_a_storm_of_interrupts_keeps_nobody_from_leaving(two: Guest) -> None:
+    """Each sends to all, again and again, and ends one of what came."""
+    send, end = wrmsr(d.APIC_ICR, 0x8_4061), wrmsr(d.APIC_EOI, 0)
+    loop = "".join(code for code, _ in send + end)
+    loop += f"eb{-(len(bytes.fromhex(loop)) + 2) & 0xFF:02x}"
+    for number, vcpu in enumerate(two.vcpus):
+        place(two, number, loop, CODE + 0x3000 * number)
+        use_x2apic(vcpu)
+        vcpu.lapic.msr_write(0x80F, 0x1FF)
+        vcpu.state.flags |= RFLAGS_IF
+    assert run_until_kicked(two, 0.2) == [IntrExit()] * 2
+    for vcpu in two.vcpus:
+        check_registers(vcpu.lapic)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_command_at_any_time(two: Guest, seed: int) -> None:
+    """Random writes of x2APIC registers by both, INIT, SIPI and SMI among them."""
+    rng = random.Random(seed)
+    for number, vcpu in enumerate(two.vcpus):
+        code = ""
+        for _ in range(100):
+            offset = rng.choice((d.APIC_ICR, d.APIC_EOI, d.APIC_SELF_IPI, d.APIC_TASKPRI, d.APIC_SPIV,
+                                 rng.randrange(0x40) << 4))  # fmt: skip
+            low = rng.choice((rng.getrandbits(32), rng.getrandbits(20) & ~0x3000, 0, 0x1FF, rng.getrandbits(8)))
+            code += "".join(part for part, _ in wrmsr(offset, rng.choice((0, 1, 3, 0xFFFF_FFFF)) << 32 | low))
+            code += rng.choice(("", "fb", "fa", "fb90"))
+        code += "e9" + (-(len(bytes.fromhex(code)) + 3) & 0xFFFF).to_bytes(2, "little").hex()
+        place(two, number, code, CODE + 0x8000 + 0x2000 * number)
+        use_x2apic(vcpu)
+        vcpu.lapic.msr_write(0x80F, 0x1FF)
+    for exit in run_until_kicked(two, 0.15):
+        assert isinstance(exit, IntrExit | IoExit | ShutdownExit | MmioExit)
+    for vcpu in two.vcpus:
+        check_registers(vcpu.lapic)

@@ -72,8 +72,8 @@ def post_vector(s, vector) -> None:
 
 @native(inline=False)
 def collect_vectors(s) -> None:
-    """What was posted is requested now. Where an offer to end an interrupt in memory is open, the hypervisor looks first
-    whether it was taken.
+    """What was posted is requested now. Where an offer to end an interrupt in memory is open, the hypervisor looks
+    first whether it was taken.
     """
     atomic_and(ref(s, "pending"), ~u64(PENDING_VECTOR))
     if atomic_xchg(ref(s, "vectors_posted"), u64(0)) != 0:

@@ -104,12 +104,12 @@ class Lapic(ApicVectors):
         """
         with self.lock:
             self.timer.reset()
+            self.spiv = 0xFF  # before the vectors go: native code of other processors sends no more
             self.clear_vectors()
             self.lvt[:] = [d.LVT_MASKED] * NR_LVT_ENTRIES
             if self.is_bsp:
                 self.lvt[LINT0_ENTRY] = d.DM_EXTINT << 8
             self.dfr = d.DFR_FLAT
-            self.spiv = 0xFF
             self.esr = self.esr_pending = 0
             self.arb_prio = 0
             if self.mode is not ApicMode.X2APIC:

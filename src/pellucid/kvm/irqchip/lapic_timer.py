@@ -116,7 +116,8 @@ class LapicTimer:
         self.poll()
         if self._deadline_ns is None or self.mode & LVT_TIMER_TSC_DEADLINE:
             return 0
-        return min((self._deadline_ns - self._now_ns()) // self.divide, self.initial_count)
+        left = max(0, self._deadline_ns - self._now_ns())  # time goes on behind `poll`
+        return min(left // self.divide, self.initial_count)
 
     def set_tsc_deadline(self, tsc: int) -> None:
         """Write IA32_TSC_DEADLINE: expire when the TSC reaches `tsc`; 0 disarms. Ignored in the other modes."""
