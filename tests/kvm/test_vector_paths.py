@@ -88,7 +88,7 @@ def run_guest(program: list[Step], *, x2apic: bool, watched: bool) -> tuple[Log,
         vcpu = place(guest, 0, "".join(code for code, _ in program) + OUT)
         if x2apic:
             use_x2apic(vcpu)
-        (vcpu.lapic.msr_write if x2apic else enable_xapic(vcpu.lapic))(0x80F, 0x1FF)
+        enable(vcpu.lapic, x2apic=x2apic)
         for n, vector in enumerate(VECTORS):
             at = HANDLERS + 16 * n
             guest.put(4 * vector, at.to_bytes(4, "little").hex())
@@ -108,9 +108,13 @@ def run_guest(program: list[Step], *, x2apic: bool, watched: bool) -> tuple[Log,
         guest.clock.close()
 
 
-def enable_xapic(lapic):  # type: ignore[no-untyped-def]
-    lapic.mmio_write(d.APIC_LDR, 4, 1 << 24)
-    return lambda _, value: lapic.mmio_write(d.APIC_SPIV, 4, value)
+def enable(lapic: Lapic, *, x2apic: bool) -> None:
+    """Software enables it; an xAPIC has logical id 1."""
+    if x2apic:
+        lapic.msr_write(APIC_MSR + (d.APIC_SPIV >> 4), 0x1FF)
+    else:
+        lapic.mmio_write(d.APIC_LDR, 4, 1 << 24)
+        lapic.mmio_write(d.APIC_SPIV, 4, 0x1FF)
 
 
 def run_model(program: list[Step], *, x2apic: bool) -> tuple[Log, bytes, int]:
