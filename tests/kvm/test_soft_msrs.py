@@ -146,14 +146,20 @@ def test_refused_msrs_are_logged(vcpu: SoftVcpu, caplog: pytest.LogCaptureFixtur
 
 
 def test_split_lock_control(vcpu: SoftVcpu) -> None:
-    """IA32_CORE_CAPABILITIES tells of the one bit of MSR_MEMORY_CTRL; CPUID tells of both."""
+    """IA32_CORE_CAPABILITIES tells of each bit of MSR_MEMORY_CTRL; CPUID tells of both."""
     be(vcpu, "max")
-    assert vcpu.msrs.read(0xCF) == 1 << 5 and vcpu.msrs.read(0x33) == 0
-    vcpu.msrs.write(0x33, 1 << 29)
-    assert vcpu.msrs.read(0x33) == 1 << 29 and vcpu.state.split_lock == 1
-    for index, value in ((0x33, 1 << 28), (0x33, 1), (0xCF, 1 << 5)):
+    assert vcpu.msrs.read(0xCF) == 3 << 4 and vcpu.msrs.read(0x33) == 0
+    for bits in (1, 2, 3, 0):
+        vcpu.msrs.write(0x33, bits << 28)
+        assert vcpu.msrs.read(0x33) == bits << 28
+        assert vcpu.state.uc_lock == vcpu.state.lock_types == bits & 1 and vcpu.state.split_lock == bits >> 1
+    for index, value in ((0x33, 1 << 30), (0x33, 1), (0xCF, 1 << 5)):
         with pytest.raises(MsrAccessError):
             vcpu.msrs.write(index, value)
+    vcpu.msrs.write(0xCF, 1 << 5, host_initiated=True)
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(0x33, 1 << 28)
+    vcpu.msrs.write(0xCF, 3 << 4, host_initiated=True)
     be(vcpu, "max", **{"core-capability": False})
     for index in (0x33, 0xCF):
         with pytest.raises(MsrAccessError):
@@ -191,6 +197,38 @@ def test_the_shadow_stack_pointer_is_told_outside_only(vcpu: SoftVcpu) -> None:
     be(vcpu, "max", shstk=False)
     with pytest.raises(MsrAccessError):
         vcpu.get_msrs([MSR_KVM_INTERNAL_GUEST_SSP])
+
+
+def test_what_guests_read_without_asking(vcpu: SoftVcpu) -> None:
+    """As on KVM: they are there whatever the model, AMD's on AMD's models; a write is refused but where it does nothing."""
+    for model, index, value in (
+            ("Haswell", 0x2A, 0), ("Haswell", 0x198, 4 << 40 | 1000), ("EPYC", 0xCD, 3), ("Haswell", 0x611, 0),
+            ("EPYC", 0xC001_0015, 1 << 24), ("EPYC", 0xC001_001B, 0x2000_0000), ("EPYC", 0xC001_0112, 0)):
+        assert be(vcpu, model).msrs.read(index) == value
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, 1)
+    be(vcpu, "EPYC").msrs.write(0xC001_0020, 0x1234_5678)
+    vcpu.msrs.write(0x11E, 7)
+    assert vcpu.msrs.read(0x11E) == 0xBE70_2111
+    be(vcpu, "Haswell")
+    for index in (0xC001_0015, 0xC001_0112, 0xC001_0020):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(index, 0)
+
+
+def test_some_of_misc_enable_is_read_only(vcpu: SoftVcpu) -> None:
+    """As on KVM: bits 11 and 12 refuse a change, bit 7 ignores one."""
+    be(vcpu, "max").pmu.show(8, 7, False)
+    before = vcpu.msrs.read(0x1A0)
+    assert before & 0x1880 == 0x1880
+    vcpu.msrs.write(0x1A0, before & ~0x80 | 1 << 16)
+    assert vcpu.msrs.read(0x1A0) == before | 1 << 16
+    for bit in (11, 12):
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(0x1A0, before & ~(1 << bit))
+    be(vcpu, "Haswell").pmu.show(0, 0, False)
+    with pytest.raises(MsrAccessError):
+        vcpu.msrs.write(0x1A0, vcpu.msrs.read(0x1A0) | 1 << 11)
 
 
 def test_amd_configuration(vcpu: SoftVcpu) -> None:

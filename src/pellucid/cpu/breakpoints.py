@@ -7,9 +7,11 @@ them runs one instruction at a time. Everything else runs as if there were no br
 from pellucid.cpu.faults import Stop
 from pellucid.cpu.lam import data_address
 from pellucid.cpu.state import (
-    CR4_DE, DB, DR6_BS, DR6_FIXED, DR7_FIXED, DR7_GD, EXIT_EXCEPTION, EXIT_SMC, PAGE_MASK)
+    CR4_DE, DB, DR6_BLD, DR6_BS, DR6_FIXED, DR7_FIXED, DR7_GD, EXIT_EXCEPTION, EXIT_SMC, FEATURE_BUS_LOCK,
+    FEATURES_SYSTEM, PAGE_MASK)
 from pellucid.native import native, static, u32, u64, unlikely
 
+DR6_WRITABLE = 0xE00F
 EXECUTE, WRITES, PORT, READS_AND_WRITES = 0, 1, 2, 3
 
 
@@ -118,10 +120,21 @@ def match_code(s, lin):
     return hits
 
 
+@native
+def valid_dr6(s, value):
+    """What DR6 holds of a value that is written to it."""
+    fixed: u64 = DR6_FIXED
+    if (s.features[FEATURES_SYSTEM] & FEATURE_BUS_LOCK) != 0:
+        fixed = DR6_FIXED & ~DR6_BLD
+    return (value & (DR6_WRITABLE | DR6_BLD)) | fixed
+
+
 @native(inline=False)
 def debug_exception(s, cause: u64, kind: u32) -> None:
-    """Make #DB the exception to deliver. DR6 says why: its breakpoint bits afresh, the others in addition."""
-    s.dr[6] = (s.dr[6] & ~u64(15)) | cause | DR6_FIXED
+    """Make #DB the exception to deliver. DR6 says why: its breakpoint bits afresh, the others in addition; BLD is
+    cleared for a bus lock, and stays as it is else (SDM vol. 3, 17.2.3).
+    """
+    s.dr[6] = ((s.dr[6] & ~u64(15)) | cause | (DR6_FIXED & ~DR6_BLD)) & ~(cause & DR6_BLD)
     s.dr[7] = s.dr[7] & ~u64(DR7_GD)
     s.db_pending = 0
     s.exit_reason = EXIT_EXCEPTION
@@ -132,4 +145,4 @@ def debug_exception(s, cause: u64, kind: u32) -> None:
 
 
 __all__ = ["DR6_BS", "DR7_FIXED", "debug_exception", "match_code", "match_port", "on_watched_page",
-           "update_breakpoints", "watch"]
+           "update_breakpoints", "valid_dr6", "watch"]

@@ -74,7 +74,7 @@ def write_cr0(s, value: u64) -> None:
         load_pdptrs(s, s.cr3)
     s.cr0 = value
     s.efer = efer
-    if (changed & (CR0_PG | CR0_PE | CR0_WP)) != 0:
+    if (changed & (CR0_PG | CR0_PE | CR0_WP)) != 0 or ((changed & CR0_CD) != 0 and s.lock_types != 0):
         flush_tlb(s, True)
     update_mode(s)
 

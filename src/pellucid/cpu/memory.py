@@ -9,6 +9,7 @@ away the translations it hits (see `code_pages`).
 """
 
 from pellucid.cpu.breakpoints import on_watched_page, watch
+from pellucid.cpu.bus_lock import lock_uncached, note_bus_lock, write_back
 from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
 from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
 from pellucid.cpu.lam import canonical_data, lam_on, masked_address
@@ -63,7 +64,7 @@ def load_locked(s, lin, T):
     """`load_rw` for an instruction with LOCK, whose store `locked_pointer` makes atomic where it can."""
     if T.size > 1:
         if unlikely((lin & (CACHE_LINE - 1)) + T.size > CACHE_LINE):
-            check_split_lock(s, lin)
+            lock_split(s, lin)
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
         return volatile_load(ptr[T](e.addend + lin))
@@ -74,16 +75,20 @@ def load_locked(s, lin, T):
 @native(inline=False)
 def prepare_lock(s, lin: u64, size: u64) -> None:
     """Fault as the store would; where no host instruction is atomic, across pages and on a device, hold others out."""
+    s.not_write_back = 0
     host = probe_write(s, lin, size)
+    if unlikely(s.not_write_back != 0):
+        lock_uncached(s)
     if host == 0 or (lin & 0xFFF) + size > 4096:
         exclude_others(s)
 
 
 @native(inline=False)
-def check_split_lock(s, lin: u64) -> None:
-    """#AC(0) for LOCK across two cache lines where MSR_MEMORY_CTRL forbids it, at any CPL (SDM vol. 3, 9.1.2.3)."""
+def lock_split(s, lin: u64) -> None:
+    """LOCK across two cache lines: #AC(0) where MSR_MEMORY_CTRL forbids it, at any CPL; else it is a bus lock."""
     if s.split_lock != 0 and ((s.mode & MODE_SIZE) != MODE_64 or canonical(s, lin)):
         alignment(s)
+    note_bus_lock(s)
 
 
 @native(inline=False)
@@ -210,6 +215,10 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
     w = local(Walk)
     walk(s, w, where, access, index)
     s.mmio_gpa = w.gpa
+    fast: bool = w.writable != 0 and w.dirty != 0 and s.tx == 0
+    if unlikely(s.lock_types != 0) and not write_back(s, w.gpa, w.pat_bits):
+        s.not_write_back = 1
+        fast = False
     slot = find_slot(s, w.gpa)
     if u64(slot) == 0:
         return u64(0)
@@ -250,8 +259,7 @@ def fill(s, lin: u64, access: u32, index: u32) -> u64:
         note_large(s, where, u64(w.level))
     s.tlb_global[number] = u8(w.is_global) | large | LISTED
     code = code_bits(slot, w.gpa)
-    stores = w.writable != 0 and w.dirty != 0 and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0
-    if stores and e.rtag == page and s.tx == 0:
+    if fast and e.rtag == page and code[0] == 0 and (slot.flags & SLOT_READONLY) == 0:
         e.wtag = page
         fence()
         if code[0] != 0:

@@ -15,12 +15,14 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.cpu.breakpoints import valid_dr6
 from pellucid.cpu.flags import CC_EFLAGS
 from pellucid.cpu.state import (
     ATTR_DB, ATTR_DPL_SHIFT, ATTR_L, ATTR_P, ATTR_UNUSABLE, CR0_CD, CR0_EM, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS,
-    CR0_WP, CR4_CET, CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR6_FIXED, DR7_FIXED, DS, EFER_LMA, EFER_LME,
+    CR0_WP, CR4_CET, CR3_LAM_U48, CR3_LAM_U57, CR4_PAE, CR4_PCIDE, CS, DR7_FIXED, DS, EFER_LMA, EFER_LME,
     ES, FEATURES_SYSTEM, FEATURE_LAM, FS, GS, LDTR, RFLAGS_FIXED, RFLAGS_STATUS, RFLAGS_VM, SHADOW_MOV_SS,
     SHADOW_STI, SS, TR)
+from pellucid.native import u64
 from pellucid.records import dataclass
 
 SMBASE_RESET = 0x3_0000
@@ -278,7 +280,7 @@ def _load(s: Any, state: SavedState) -> None:
         s.gpr[n] = value
     s.cr0, s.cr4, s.efer = state.cr0 & CR0_DEFINED | CR0_ET, state.cr4, state.efer
     s.cr3 = state.cr3 if lma else state.cr3 & U32
-    s.dr[6], s.dr[7] = state.dr6 & 0xE00F | DR6_FIXED, state.dr7 & 0xFFFF_23FF | DR7_FIXED
+    s.dr[6], s.dr[7] = int(valid_dr6(s, u64(state.dr6))), state.dr7 & 0xFFFF_23FF | DR7_FIXED
     _load_segments(s, state, lma)
     rflags = state.rflags & RFLAGS_DEFINED
     if lma or not protected:

@@ -43,12 +43,12 @@ NO_VECTOR = 0xFFFF
 # fault (general detect), which alone of the #DBs sets RF in the pushed flags.
 SOFT_NONE, SOFT_INT, SOFT_ICEBP, EXTERNAL, DEBUG_FAULT = range(5)
 
-# Debug registers (SDM vol. 3, 17.2). DR6_FIXED: bits that always read as 1.
-DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
+# Debug registers (SDM vol. 3, 17.2). DR6_FIXED: bits that read as 1; where bus locks are detected, BLD may be 0.
+DR6_BLD, DR6_BD, DR6_BS, DR6_BT, DR6_FIXED = 1 << 11, 1 << 13, 1 << 14, 1 << 15, 0xFFFF0FF0
 DR7_FIXED, DR7_GD, DR7_LOCAL = 1 << 10, 1 << 13, 0x155
 
 # IA32_DEBUGCTL (SDM vol. 3, 17.4.1).
-DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON = 1, 2, 1 << 11, 1 << 12
+DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BUS_LOCK, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON = 1, 2, 4, 1 << 11, 1 << 12
 
 # Page-fault error code (SDM vol. 3, 4.7).
 PF_PRESENT, PF_WRITE, PF_USER, PF_RSVD, PF_FETCH, PF_PKEY, PF_SHADOW = (1 << n for n in range(7))
@@ -98,6 +98,7 @@ FEATURE_PDPE1GB, FEATURE_PSE36, FEATURE_LA57 = 1, 2, 4
 FEATURE_AMD = 8               # AMD's processors, where they differ from Intel's
 FEATURE_ERROR_POINTERS = 16   # FXSAVE and its like keep the x87 pointers without an exception too
 FEATURE_LAM = 1 << 16         # CR3 may have LAM_U57 and LAM_U48
+FEATURE_BUS_LOCK = 1 << 17    # bus-lock detection: DR6.BLD
 
 MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR = 1, 1 << 18   # IA32_MISC_ENABLE
 
@@ -423,6 +424,12 @@ class CpuState(Struct):
     apic_enabled: u64      # 1: software-enabled
     eoi_offered: u64       # 1: the guest may end what is in service in its own memory (PV EOI)
     halt_poll: u64         # TSC ticks that HLT waits for an interrupt before it leaves
+    # bus locks, see `bus_lock`
+    uc_lock: u32           # 1: LOCK on memory that is not write-back raises #GP(0) (MSR_MEMORY_CTRL.UC_LOCK_DISABLE)
+    lock_types: u32        # 1: memory types matter to locked accesses
+    not_write_back: u32    # 1: one of the pages that `fill` was asked for since this was cleared is not write-back
+    mtrr_fixed: array[u64, 11]      # in the order of their MSRs; IA32_MTRR_DEF_TYPE is above
+    mtrr_variable: array[u64, 16]   # base and mask of each range
 
 
 TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS = range(3)

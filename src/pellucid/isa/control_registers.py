@@ -1,13 +1,13 @@
 """Control and debug registers: MOV to and from them, LMSW, SMSW, CLTS."""
 
-from pellucid.cpu.breakpoints import debug_exception, update_breakpoints
+from pellucid.cpu.breakpoints import debug_exception, update_breakpoints, valid_dr6
 from pellucid.cpu.control import write_cr0, write_cr3, write_cr4, write_cr8
 from pellucid.cpu.faults import Stop, general_protection, undefined
 from pellucid.cpu.memory import flush_tlb, store
 from pellucid.cpu.operands import address, read, write
 from pellucid.cpu.privilege import require_cpl0, require_umip
 from pellucid.cpu.segments import update_mode
-from pellucid.cpu.state import CR0_TS, CR4_DE, DEBUG_FAULT, DR6_BD, DR6_FIXED, DR7_FIXED, DR7_GD
+from pellucid.cpu.state import CR0_TS, CR4_DE, DEBUG_FAULT, DR6_BD, DR7_FIXED, DR7_GD
 from pellucid.isa.table import LEAVE, instruction
 from pellucid.native import native, u16, u32, u64, uint
 
@@ -83,7 +83,7 @@ def mov_to_dr(s, o, f):
     if n >= 6 and value >> 32 != 0:
         general_protection(s, 0)
     if n == 6:
-        value = (value & 0xE00F) | DR6_FIXED
+        value = valid_dr6(s, value)
     if n == 7:
         value = (value & 0xFFFF_23FF) | DR7_FIXED
     s.dr[n] = value

@@ -70,7 +70,7 @@ _BUILT = frozenset(
         "mcdt-no xsaveopt xsavec serialize movdiri movdir64b waitpkg cldemote clzero sse4a lam invpcid hle rtm "
         "fzrm fsrs fsrc pdcm full-width-write "
         "mmxext fxsr-opt osvw topoext ibpb ibrs amd-stibp amd-ssbd amd-no-ssb ssbd "
-        "cmpccxadd tbm cr8legacy misalignsse "
+        "cmpccxadd tbm cr8legacy misalignsse bus-lock-detect "
         "xgetbv1 xsaves syscall nx pdpe1gb rdtscp lm lahf-lm abm 3dnowprefetch invtsc wbnoinvd xsaveerptr"
     ).split()
 )

@@ -47,7 +47,7 @@ OTHER_FEATURES: dict[str, tuple[str, int]] = {
 
 CAPABILITY_MSRS = {0x10A: "MSR(10AH)", 0xCF: "MSR(CFH)"}
 """IA32_ARCH_CAPABILITIES and IA32_CORE_CAPABILITIES: a processor has of them what its model has."""
-UNNAMED_CAPABILITIES = {0x10A: 0x4000_0000_0D10_E000, 0xCF: 0}
+UNNAMED_CAPABILITIES = {0x10A: 0x4000_0000_0D10_E000, 0xCF: 1 << 4}
 """Their bits that QEMU 7.2 has no name for, and that hold here whatever the model: see `kvm.backends.soft.msrs`."""
 
 

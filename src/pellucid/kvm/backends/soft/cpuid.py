@@ -11,7 +11,7 @@ from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.counters import VERSION
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
-    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_ERROR_POINTERS, FEATURE_LA57,
+    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_BUS_LOCK, FEATURE_ERROR_POINTERS, FEATURE_LA57,
     FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, MISC_ENABLE_MONITOR)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
@@ -69,6 +69,7 @@ def install_cpuid(vcpu: SoftVcpu, entries: Sequence[CpuidEntry]) -> None:
                                        | FEATURE_PSE36 * has(1, 0, "edx", 17)
                                        | FEATURE_LA57 * has(7, 0, "ecx", 16)
                                        | FEATURE_LAM * has(7, 1, "eax", 26)
+                                       | FEATURE_BUS_LOCK * has(7, 0, "ecx", 24)
                                        | FEATURE_AMD * amd
                                        | FEATURE_ERROR_POINTERS * (not amd or has(0x8000_0008, 0, "ebx", 2)))
     hypercalls = HYPERCALL * any(e.function == KVM_CPUID_SIGNATURE for e in entries)

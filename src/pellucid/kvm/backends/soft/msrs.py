@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pellucid.cpu.memtype import valid_pat
-from pellucid.cpu.mtrr import IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, valid_mtrr
+from pellucid.cpu.mtrr import FIXED, IA32_MTRR_DEF_TYPE, IA32_MTRRCAP, MTRR_MSRS, MTRRCAP, VARIABLE, valid_mtrr
 from pellucid.cpu.shadow import valid_cet, valid_ssp
 from pellucid.cpu.state import (
-    DEBUGCTL_BTF, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR, FEATURE_LA57, FEATURES_SYSTEM,
-    MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR)
+    DEBUGCTL_BTF, DEBUGCTL_BUS_LOCK, DEBUGCTL_FREEZE_LBRS, DEBUGCTL_FREEZE_PERFMON, DEBUGCTL_LBR, FEATURE_BUS_LOCK,
+    FEATURE_LA57, FEATURES_SYSTEM, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_MONITOR)
 from pellucid.isa.features import place_of
 from pellucid.kvm.api import KVM_REQ_STEAL_UPDATE, MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.async_pf import MSR_KVM_ASYNC_PF_ACK, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT
@@ -30,13 +30,17 @@ U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
 IA32_UMWAIT_CONTROL, IA32_TSX_CTRL, IA32_DEBUGCTL = 0xE1, 0x122, 0x1D9
+# IA32_MISC_ENABLE: that there are counters, which ignores writes; and that there are neither BTS nor PEBS, which no write
+# may change.
+MISC_ENABLE_COUNTERS, MISC_ENABLE_READ_ONLY = 1 << 7, 1 << 11 | 1 << 12
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
-# What IA32_CORE_CAPABILITIES says where CPUID has it: split locks can be made to raise #AC, by a bit of
-# MSR_MEMORY_CTRL (also called MSR_TEST_CTRL).
+# What IA32_CORE_CAPABILITIES says where CPUID has it: LOCK on memory that is not write-back can be made to raise #GP(0),
+# and split locks to raise #AC, each by a bit of MSR_MEMORY_CTRL (also called MSR_TEST_CTRL), 24 bits further.
 IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL, IA32_ARCH_CAPABILITIES = 0xCF, 0x33, 0x10A
-CORE_CAPABILITIES, SPLIT_LOCK_DISABLE = 1 << 5, 1 << 29
+UC_LOCK, SPLIT_LOCK = 1 << 4, 1 << 5
+CORE_CAPABILITIES, MEMORY_CTRL_SHIFT = UC_LOCK | SPLIT_LOCK, 24
 
 IA32_SPEC_CTRL, IA32_PRED_CMD, AMD_LEAF = 0x48, 0x49, 0x8000_0008
 # Bits of IA32_SPEC_CTRL (IBRS, STIBP, SSBD, BHI_DIS_S), and where CPUID, Intel's or AMD's, tells of each.
@@ -57,20 +61,33 @@ CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
 # MSRs kept as plain values: reset value and the bits that may be set.
 VALUES = {0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
+# MSRs of single models that guests read without asking, with what KVM answers on any: IA32_P5_MC_ADDR and _TYPE,
+# EBL_CR_POWERON, EBC_FREQUENCY_ID, FSB_FREQ, BBL_CR_CTL3, IA32_PERF_STATUS and _CTL, the RAPL counters of energy.
+OF_MODELS = {0: 0, 1: 0, 0x2A: 0, 0x2C: 1 << 24, 0xCD: 3, 0x11E: 0xBE70_2111, 0x198: 4 << 40 | 1000, 0x199: 0,
+             **dict.fromkeys((0x606, 0x611, 0x619, 0x639, 0x641), 0)}
 # MSRs that only read, with their value.
-CONSTANTS = {**dict.fromkeys(OSVW, 0),
+CONSTANTS = {**dict.fromkeys(OSVW, 0), **OF_MODELS,
              0x17: 0, 0x3A: 1, 0xCE: 0, IA32_MTRRCAP: MTRRCAP, 0x1C9: 0}
 # AMD's four event selects, then their counters. None counts: they take any value, and read as 0, as QEMU's do.
 AMD_COUNTERS = range(0xC001_0000, 0xC001_0008)
-# What takes any value and does nothing: updates of microcode, and these.
-WITHOUT_EFFECT = frozenset((0x79, *AMD_COUNTERS))
+# What takes any value and does nothing: updates of microcode (0xC0010020 is AMD's), BBL_CR_CTL3, and these.
+WITHOUT_EFFECT = frozenset((0x79, 0x11E, 0xC001_0020, *AMD_COUNTERS))
 
 # AMD's, with their reset value and the bits that may be set: SYSCFG has none of the memory extensions that it could
 # switch (APM vol. 2, 7.9), NB_CFG is kept for a northbridge that no board has, and DE_CFG says that LFENCE serializes
 # (bit 1), as it does here whatever is written.
-AMD_VALUES = {0xC001_0010: (0, 0), 0xC001_001F: (0, U64), 0xC001_1029: (2, 0x202)}
+# HWCR keeps McStatusWrEn and TscFreqSel, which tells that the TSC counts at the rate of P0.
+HWCR, HWCR_TSC_FREQUENCY = 0xC001_0015, 1 << 24
+AMD_VALUES = {0xC001_0010: (0, 0), HWCR: (HWCR_TSC_FREQUENCY, HWCR_TSC_FREQUENCY | 1 << 18), 0xC001_001F: (0, U64),
+              0xC001_1029: (2, 0x202)}
+# Those that only read: CLK_CTL, the messages of interrupts pending, where configuration space, TSEG and the host's
+# save area are, and the configurations of caches. Nothing of it is anywhere.
+AMD_CONSTANTS = {0xC001_001B: 0x2000_0000, **dict.fromkeys(
+    (0xC001_0055, 0xC001_0058, 0xC001_0112, 0xC001_0113, 0xC001_0117,
+     0xC001_1022, 0xC001_1023, 0xC001_102A, 0xC001_102C), 0)}
 VALUES |= AMD_VALUES
-AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES))
+CONSTANTS |= AMD_CONSTANTS
+AMD_MSRS = frozenset((*AMD_COUNTERS, *AMD_VALUES, *AMD_CONSTANTS, 0xC001_0020))
 
 # What IA32_ARCH_CAPABILITIES says where CPUID has it: an interpreter leaks nothing that these name
 # (RDCL_NO, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO,
@@ -150,12 +167,14 @@ class Msrs:
         """Values after RESET."""
         self._values = {index: reset for index, (reset, _) in VALUES.items()}
         self._mtrrs = dict.fromkeys(MTRR_MSRS, 0)
+        for index in MTRR_MSRS:
+            self._show_mtrr(index)
         self.machine_check.reset()
         self._tsc_adjust = 0
         state = self._vcpu.processor.state
         word, bit = place_of("monitor")
         state.misc_enable = MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_MONITOR * bool(state.features[word] & bit)
-        state.debugctl = 0
+        state.debugctl = state.uc_lock = state.split_lock = state.lock_types = 0
         for name, _ in FIELDS.values():
             setattr(self._vcpu.processor.state, name, 0)
 
@@ -219,6 +238,7 @@ class Msrs:
             if not valid_mtrr(index, value, int(self._vcpu.processor.state.maxphyaddr)):
                 raise MsrAccessError(index, value)
             self._mtrrs[index] = value
+            self._show_mtrr(index)
         elif index in self.capabilities and host_initiated:
             if value & ~SUPPORTED_CAPABILITIES[index]:
                 raise MsrAccessError(index, value)
@@ -280,7 +300,10 @@ class Msrs:
     def _write_pat(self, value: int) -> None:
         if not valid_pat(value):
             raise MsrAccessError(IA32_PAT, value)
-        self._vcpu.processor.state.pat = value
+        state = self._vcpu.processor.state
+        state.pat = value
+        if state.lock_types:
+            self._vcpu.processor.flush_tlb()
 
     def _write_pkrs(self, value: int) -> None:
         if value >> 32:
@@ -295,12 +318,33 @@ class Msrs:
         state.xss = value
 
     def _read_memory_ctrl(self) -> int:
-        return SPLIT_LOCK_DISABLE if self._vcpu.processor.state.split_lock else 0
+        state = self._vcpu.processor.state
+        return (UC_LOCK * int(state.uc_lock) | SPLIT_LOCK * int(state.split_lock)) << MEMORY_CTRL_SHIFT
 
     def _write_memory_ctrl(self, value: int) -> None:
-        if value & ~SPLIT_LOCK_DISABLE:
+        if value & ~((self.capabilities[IA32_CORE_CAPABILITIES] & CORE_CAPABILITIES) << MEMORY_CTRL_SHIFT):
             raise MsrAccessError(MSR_MEMORY_CTRL, value)
-        self._vcpu.processor.state.split_lock = int(value != 0)
+        state, asked = self._vcpu.processor.state, value >> MEMORY_CTRL_SHIFT
+        state.uc_lock, state.split_lock = int(asked & UC_LOCK != 0), int(asked & SPLIT_LOCK != 0)
+        self._look_at_lock_types()
+
+    def _look_at_lock_types(self) -> None:
+        """Memory types matter to locked accesses, or no longer do: see `cpu.bus_lock`."""
+        state = self._vcpu.processor.state
+        state.lock_types = int(state.uc_lock != 0 or state.debugctl & DEBUGCTL_BUS_LOCK != 0)
+        self._vcpu.processor.flush_tlb()
+
+    def _show_mtrr(self, index: int) -> None:
+        """To native code."""
+        state = self._vcpu.processor.state
+        if index == IA32_MTRR_DEF_TYPE:
+            state.mtrr_def_type = self._mtrrs[index]
+        elif index in FIXED:
+            state.mtrr_fixed[list(FIXED).index(index)] = self._mtrrs[index]
+        else:
+            state.mtrr_variable[index - VARIABLE[0]] = self._mtrrs[index]
+        if state.lock_types:
+            self._vcpu.processor.flush_tlb()
 
     def _write_cet(self, index: int, name: str, value: int) -> None:
         state = self._vcpu.processor.state
@@ -319,17 +363,24 @@ class Msrs:
         state.pl_ssp[level] = value
 
     def _write_misc_enable(self, value: int) -> None:
-        self._vcpu.processor.state.misc_enable = value
+        state, counters = self._vcpu.processor.state, self._vcpu.pmu.misc_enable
+        if (value ^ (state.misc_enable | counters)) & MISC_ENABLE_READ_ONLY:
+            raise MsrAccessError(IA32_MISC_ENABLE, value)
+        state.misc_enable = value & ~MISC_ENABLE_COUNTERS
 
     def _write_debugctl(self, value: int) -> None:
         vcpu = self._vcpu
-        allowed = (DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_FREEZE_PERFMON * vcpu.pmu.present
+        detects = bool(vcpu.state.features[FEATURES_SYSTEM] & FEATURE_BUS_LOCK)
+        allowed = (DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_BUS_LOCK * detects
+                   | DEBUGCTL_FREEZE_PERFMON * vcpu.pmu.present
                    | DEBUGCTL_FREEZE_LBRS * (vcpu.pmu.present and vcpu.lbr.present))
         if value & ~allowed:
             raise MsrAccessError(IA32_DEBUGCTL, value)
         before, vcpu.state.debugctl = int(vcpu.state.debugctl), value
         if (before ^ value) & DEBUGCTL_LBR:
             vcpu.lbr.switched(on=bool(value & DEBUGCTL_LBR))
+        if (before ^ value) & DEBUGCTL_BUS_LOCK:
+            self._look_at_lock_types()
 
     def _write_perf_capabilities(self, value: int) -> None:
         """Which counters are written how, and which format last-branch records have."""
