@@ -200,7 +200,7 @@ def test_the_shadow_stack_pointer_is_told_outside_only(vcpu: SoftVcpu) -> None:
 
 
 def test_what_guests_read_without_asking(vcpu: SoftVcpu) -> None:
-    """As on KVM: they are there whatever the model, AMD's on AMD's models; a write is refused but where it does nothing."""
+    """As on KVM: they are there whatever the model, AMD's on AMD's; writes are refused, or do nothing."""
     for model, index, value in (
             ("Haswell", 0x2A, 0), ("Haswell", 0x198, 4 << 40 | 1000), ("EPYC", 0xCD, 3), ("Haswell", 0x611, 0),
             ("EPYC", 0xC001_0015, 1 << 24), ("EPYC", 0xC001_001B, 0x2000_0000), ("EPYC", 0xC001_0112, 0)):

@@ -11,8 +11,8 @@ from pellucid.cpu.cpuid import CpuidEntry as NativeEntry
 from pellucid.cpu.models.counters import VERSION
 from pellucid.cpu.models.leaves import AMD_VENDORS
 from pellucid.cpu.state import (
-    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_BUS_LOCK, FEATURE_ERROR_POINTERS, FEATURE_LA57,
-    FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, MISC_ENABLE_MONITOR)
+    CET_SHADOW_BITS, CET_TRACK_BITS, CR4_CET, EFER_FFXSR, FEATURE_AMD, FEATURE_BUS_LOCK, FEATURE_ERROR_POINTERS,
+    FEATURE_LA57, FEATURE_LAM, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_SYSTEM, MISC_ENABLE_MONITOR)
 from pellucid.engine.arrays import Array
 from pellucid.isa.features import HYPERCALL, shown
 from pellucid.kvm.backends.soft.msrs import AMD_MSRS, FEATURES, SPEC_CTRL_FEATURES

@@ -30,14 +30,14 @@ U64 = (1 << 64) - 1
 IA32_TSC, IA32_APIC_BASE, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_EFER = 0x10, 0x1B, 0x3B, 0x6E0, 0xC000_0080
 IA32_PAT, IA32_MISC_ENABLE, IA32_XSS = 0x277, 0x1A0, 0xDA0
 IA32_UMWAIT_CONTROL, IA32_TSX_CTRL, IA32_DEBUGCTL = 0xE1, 0x122, 0x1D9
-# IA32_MISC_ENABLE: that there are counters, which ignores writes; and that there are neither BTS nor PEBS, which no write
-# may change.
+# IA32_MISC_ENABLE: that there are counters, which ignores writes; and that there are neither BTS nor PEBS, which no
+# write may change.
 MISC_ENABLE_COUNTERS, MISC_ENABLE_READ_ONLY = 1 << 7, 1 << 11 | 1 << 12
 IA32_FS_BASE, IA32_GS_BASE = 0xC000_0100, 0xC000_0101
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 
-# What IA32_CORE_CAPABILITIES says where CPUID has it: LOCK on memory that is not write-back can be made to raise #GP(0),
-# and split locks to raise #AC, each by a bit of MSR_MEMORY_CTRL (also called MSR_TEST_CTRL), 24 bits further.
+# What IA32_CORE_CAPABILITIES says where CPUID has it: LOCK on memory that is not write-back can be made to raise
+# #GP(0), and split locks to raise #AC, each by a bit of MSR_MEMORY_CTRL (also called MSR_TEST_CTRL), 24 bits further.
 IA32_CORE_CAPABILITIES, MSR_MEMORY_CTRL, IA32_ARCH_CAPABILITIES = 0xCF, 0x33, 0x10A
 UC_LOCK, SPLIT_LOCK = 1 << 4, 1 << 5
 CORE_CAPABILITIES, MEMORY_CTRL_SHIFT = UC_LOCK | SPLIT_LOCK, 24
@@ -366,7 +366,7 @@ class Msrs:
         state, counters = self._vcpu.processor.state, self._vcpu.pmu.misc_enable
         if (value ^ (state.misc_enable | counters)) & MISC_ENABLE_READ_ONLY:
             raise MsrAccessError(IA32_MISC_ENABLE, value)
-        state.misc_enable = value & ~MISC_ENABLE_COUNTERS
+        state.misc_enable = value & ~(MISC_ENABLE_COUNTERS | MISC_ENABLE_READ_ONLY)
 
     def _write_debugctl(self, value: int) -> None:
         vcpu = self._vcpu
