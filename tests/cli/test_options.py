@@ -189,6 +189,7 @@ def test_char_backends(kernel: Path, text: str, backend: CharBackend) -> None:
         (["-cpu", "hsot"], "-cpu hsot: no such CPU model: did you mean 'host'?"),
         (["-cpu", "EPYC-v4"], "-cpu EPYC-v4: no such CPU model: did you mean 'EPYC-v"),
         (["-cpu", "max,+axv2"], "-cpu +axv2: no such CPU feature: did you mean 'avx2'?"),
+        (["-cpu", ""], "-cpu option cannot be empty"),
         (["-cpu", "max,smep=maybe"], "-cpu: smep=maybe: give on or off"),
         (["-cpu", "max,hv-time"], "-cpu hv-time: Hyper-V enlightenments are not built yet: leave it out"),
         (["-initrd", "/nowhere"], "-initrd /nowhere: no such file: check the path"),
@@ -269,7 +270,7 @@ def test_an_unreadable_file_is_told(kernel: Path, monkeypatch: pytest.MonkeyPatc
         (["-h"], "-append TEXT"), (["--help"], "Ctrl-A x"), (["-version"], "Pellucid"), (["-M", "help"], "microvm"),
         (["-M", "help"], r"Supported machines are:\n(?s:.*)\npc {19}i440FX .*\(default\)"),
         (["-chardev", "help"], "Available chardev backend types: \n  null"), (["-accel", "help"], "tcg"),
-        (["-cpu", "help"], "qemu64"), (["-d", "help"], "guest_errors"),
+        (["-cpu", "help"], "qemu64"), (["-cpu", "?"], "qemu64"), (["-d", "help"], "guest_errors"),
     ],
 )  # fmt: skip
 def test_help(words: list[str], part: str) -> None:
@@ -360,6 +361,7 @@ def test_firmware_and_its_folders(tmp_path: Path) -> None:
 
 
 def test_a_cpu_feature_with_a_sign_and_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_options(["-cpu", "Nehalem,,-fpu,"]).cpu == CpuConfig("Nehalem", {"fpu": False})
     config = parse_options(["-cpu", "pentium,-fpu,+fpu,-mce,mce=on,+cx8,cx8=off,+sse4_1,sse4_2=on"])
     assert config.cpu.features == {"fpu": False, "mce": False, "cx8": True, "sse4.1": True, "sse4.2": True}
     warnings = capsys.readouterr().err

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from pellucid.cpu.models.topology import CpuTopology
-from pellucid.errors import UserError
+from pellucid.errors import NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry
 from pellucid.machine.config import CpuConfig
 from pellucid.machine.cpu_model import (
@@ -120,6 +120,28 @@ def test_refused_formats_of_records(model: str, properties: dict[str, str], text
         configured_model(CpuConfig(model, {}, properties))
 
 
+def test_the_revision_of_microcode() -> None:
+    assert feature_msrs(CpuConfig("Nehalem"))[0x8B] == 1 << 32
+    assert feature_msrs(CpuConfig("EPYC"))[0x8B] == 0x0100_0065
+    assert feature_msrs(CpuConfig("EPYC", {}, {"ucode-rev": "0xA0011D5"}))[0x8B] == 0xA0011D5
+
+
+def test_what_of_caches_and_topology_is_told() -> None:
+    """What a guest of QEMU 7.2 reads with these properties."""
+    def answers(model: str, **properties: str) -> dict[tuple[int, int], tuple[int, ...]]:
+        cpu = CpuConfig(model, {}, {name.replace("_", "-"): value for name, value in properties.items()})
+        entries = cpuid_entries(cpu, 0, CpuTopology())
+        return {(e.function, e.index or 0): (e.eax, e.ebx, e.ecx, e.edx) for e in entries}
+
+    without = answers("Nehalem", l3_cache="off")
+    assert (without[2, 0], without[0x8000_0006, 0]) == ((1, 0, 0, 0x2C307D), (0, 0x42004200, 0x02008140, 0))
+    assert without[4, 3] == (0, 0, 0, 0) and (4, 4) not in without
+    legacy = answers("EPYC", legacy_cache="on")
+    assert legacy[0x8000_0005, 0][2:] == (0x40020140, 0x40020140) and answers("EPYC")[0x8000_0005, 0] != legacy[5, 0]
+    flat = answers("Nehalem", cpuid_0xb="off")
+    assert flat[0xB, 0] == (0, 0, 0, 0) and (0xB, 1) not in flat
+
+
 def test_kvmclock_can_be_taken_away() -> None:
     with_clock, without = leaf(CpuConfig("max"), 0x4000_0001), leaf(CpuConfig("max", {"kvmclock": False}), 0x4000_0001)
     assert with_clock.eax & 9 == 9 and without.eax & 9 == 0 and without.eax
@@ -136,6 +158,11 @@ def test_kvmclock_can_be_taken_away() -> None:
         (CpuConfig("max", {}, {"vendor": "Intel"}), UserError, "Property '.vendor' doesn't take value 'Intel'"),
         (CpuConfig("max", {}, {"enforce": "maybe"}), UserError, "Parameter 'enforce' expects 'on' or 'off'"),
         (CpuConfig("max", {}, {"pmu": "perhaps"}), UserError, "Parameter 'pmu' expects 'on' or 'off'"),
+        (CpuConfig("max", {}, {"level": "-1"}), UserError, "level=-1: Parameter 'level' expects uint32_t"),
+        (CpuConfig("max", {}, {"host-phys-bits-limit": "300"}), UserError, "'host-phys-bits-limit' expects uint8_t"),
+        (CpuConfig("Nehalem", {}, {"legacy-cache": "off"}), UserError,
+         "^CPU model 'Nehalem' doesn't support legacy-cache=off$"),
+        (CpuConfig("max", {}, {"lmce": "on"}), NotBuiltError, "-cpu max,lmce=on: this property is not built yet"),
     ],
 )
 def test_bad_cpu_options(cpu: CpuConfig, error: type[Exception], text: str) -> None:

@@ -169,9 +169,12 @@ def smp(draft: Draft, text: str) -> None:
 
 def cpu(draft: Draft, text: str) -> None:
     """-cpu MODEL,+feature,-feature,feature=on|off,property=value."""
-    if text == "help":
+    if text in ("help", "?"):
         _cpu_help()
-    model, *items = split_items(text)
+    if not text:
+        raise UserError("-cpu option cannot be empty")
+    model, *words = text.split(",")  # no comma stands for itself
+    items = [word for word in words if word]
     known = describe_models()
     if model not in known:
         hint = suggestion(model, tuple(known), "-cpu help lists them")

@@ -105,7 +105,10 @@ STDIO_WITH_MONITOR = CharBackend(CharBackendKind.STDIO, mux=True)
 CPU_PROPERTIES = (
     "phys-bits", "host-phys-bits", "host-phys-bits-limit", "tsc-frequency", "vmware-cpuid-freq", "vendor", "family",
     "model", "stepping", "model-id", "level", "xlevel", "xlevel2", "min-level", "min-xlevel", "min-xlevel2",
-    "full-cpuid-auto-level", "check", "enforce", "migratable", "pmu", "lbr-fmt", "kvm",
+    "full-cpuid-auto-level", "check", "enforce", "migratable", "pmu", "lbr-fmt", "kvm", "ucode-rev", "cpuid-0xb",
+    "l3-cache", "legacy-cache", "fill-mtrr-mask", "tcg-cpuid", "kvm-no-smi-migration", "x-intel-pt-auto-level",
+    "x-migrate-smi-count", "apic-id", "node-id", "socket-id", "die-id", "core-id", "thread-id", "start-powered-off",
+    "level-func7", "lmce", "kvm-pv-enforce-cpuid", "x-force-features", "x-vendor-cpuid-only",
 )
 """What -cpu takes besides features, by QEMU's names; what of it is built says `pellucid.machine.cpu_model`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pellucid.cpu.models import CpuModel, Resolved, find_model, needed_levels, own_models, resolve
 from pellucid.cpu.models.features import UNMIGRATABLE, spelled
-from pellucid.cpu.models.leaves import AMD_VENDORS, cpuid_leaves
+from pellucid.cpu.models.leaves import AMD, AMD_VENDORS, cpuid_leaves
 from pellucid.cpu.models.msr_features import capabilities
 from pellucid.cpu.models.topology import CpuTopology
 from pellucid.errors import NotBuiltError, UserError
@@ -45,10 +45,18 @@ INTEL, DIES_LEAF = "GenuineIntel", 0x1F
 U32 = 0xFFFF_FFFF
 LARGEST = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": U32, "xlevel": U32,
            "xlevel2": U32}
+SWITCHES = {"pmu": "pmu", "l3-cache": "l3", "cpuid-0xb": "extended_topology"}
+"""Properties that are on or off, and what of a model they are."""
 LEVELS = ("level", "xlevel", "xlevel2")
 ELSEWHERE = ("migratable", "host-phys-bits", "host-phys-bits-limit", "full-cpuid-auto-level", "tsc-frequency",
-             "vmware-cpuid-freq", "enforce", "check", "kvm", "lbr-fmt")
-"""Properties that are looked at elsewhere than in the order of the command line."""
+             "vmware-cpuid-freq", "enforce", "check", "kvm", "ucode-rev", "legacy-cache", "fill-mtrr-mask", "tcg-cpuid",
+             "kvm-no-smi-migration", "x-intel-pt-auto-level", "x-migrate-smi-count", "lbr-fmt")
+"""Properties that are looked at elsewhere than in the order of the command line, and those that concern a migration, an
+accelerator or a feature that is not here.
+"""
+IA32_BIOS_SIGN_ID = 0x8B
+MICROCODE_AMD, MICROCODE = 0x0100_0065, 1 << 32
+"""The revision of microcode that a model shows, QEMU's."""
 ON, OFF = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
 """QEMU's spellings of a switch."""
 BLOCKED = "State blocked by non-migratable CPU device (invtsc flag)"
@@ -72,9 +80,14 @@ def cpuid_entries(cpu: CpuConfig, apic_id: int, topology: CpuTopology, warn: boo
 
 
 def feature_msrs(cpu: CpuConfig) -> dict[int, int]:
-    """What says more of a model than CPUID: IA32_ARCH_CAPABILITIES, IA32_CORE_CAPABILITIES, IA32_PERF_CAPABILITIES."""
+    """What says more of a model than CPUID: IA32_ARCH_CAPABILITIES, IA32_CORE_CAPABILITIES, IA32_PERF_CAPABILITIES, and
+    IA32_BIOS_SIGN_ID, the revision of its microcode (-cpu ...,ucode-rev=N).
+    """
     model = configured_model(cpu, warn=False)
     found = capabilities(model.features)
+    found[IA32_BIOS_SIGN_ID] = MICROCODE_AMD if model.vendor == AMD else MICROCODE
+    if "ucode-rev" in cpu.properties:
+        found[IA32_BIOS_SIGN_ID] = _number(cpu, "ucode-rev", 0, (1 << 64) - 1)
     if model.pmu and "pdcm" in model.features and model.vendor not in AMD_VENDORS:
         full_width = FULL_WIDTH_WRITE * ("full-width-write" in model.features)
         found[IA32_PERF_CAPABILITIES] = full_width | branch_format(cpu, model)
@@ -200,12 +213,17 @@ def _with_properties(model: CpuModel, cpu: CpuConfig) -> CpuModel:
             if len(text.encode()) != 12:
                 raise UserError(_refused(cpu, name, f"Property '.vendor' doesn't take value '{text}'"))
             changes["vendor"] = text
-        elif name == "pmu":
-            changes["pmu"] = _switch(cpu, name, False)
+        elif name in SWITCHES:
+            changes[SWITCHES[name]] = _switch(cpu, name, False)
         elif name not in ELSEWHERE:
             raise NotBuiltError(f"-cpu {cpu.model},{name}={text}: this property is not built yet: leave it out")
+    limit = _phys_bits_limit(cpu)
     if _switch(cpu, "host-phys-bits", False):
-        changes["phys_bits"] = _checked_bits(min(CpuModel.phys_bits, _phys_bits_limit(cpu)))
+        changes["phys_bits"] = _checked_bits(min(CpuModel.phys_bits, limit))
+    if _switch(cpu, "legacy-cache", not model.caches):
+        changes["caches"] = ""
+    elif not model.caches:
+        raise UserError(f"CPU model '{cpu.model}' doesn't support legacy-cache=off")
     return replace(model, **changes)
 
 
@@ -221,7 +239,7 @@ def _physical_bits(cpu: CpuConfig) -> int:
 
 def _checked_bits(bits: int) -> int:
     if not PHYS_BITS[0] <= bits <= PHYS_BITS[1]:
-        raise UserError(f"phys-bits should be between {PHYS_BITS[0]} and {PHYS_BITS[1]} (but is {bits})")
+        raise UserError(f"phys-bits should be between {PHYS_BITS[0]} and {PHYS_BITS[1]}  (but is {bits})")
     return bits
 
 
@@ -236,13 +254,17 @@ def _phys_bits_limit(cpu: CpuConfig) -> int:
 
 
 def _number(cpu: CpuConfig, name: str, low: int, high: int) -> int:
+    """A number; out of range QEMU names the type where that is what bounds it, else the bounds."""
     text = cpu.properties[name]
+    kind = "int64" if name == "tsc-frequency" else "uint64"
     try:
         value = int(text, 0)
     except ValueError:
-        raise UserError(_refused(cpu, name, f"Parameter '{name}' expects uint64")) from None
+        raise UserError(_refused(cpu, name, f"Parameter '{name}' expects {kind}")) from None
     if not low <= value <= high:
         why = f"Property .{name} doesn't take value {value} (minimum: {low}, maximum: {high})"
+        if name.removeprefix("min-") in LEVELS:
+            why = f"Parameter '{name}' expects uint32_t"
         raise UserError(_refused(cpu, name, why))
     return value
 

@@ -69,10 +69,10 @@ _ONE_LINE = 1 << 8
 """Lines for each tag."""
 
 
-def descriptors(caches: CacheSet) -> tuple[int, int, int, int]:
+def descriptors(caches: CacheSet, has_l3: bool) -> tuple[int, int, int, int]:
     """Leaf 2: a byte for each cache, by the table of the SDM; 0xFF for one that is not in it."""
     data, code, l2, l3 = (_DESCRIPTORS.get((c.kind, c.level, c.kib, c.ways), _BY_LEAF_4) for c in caches.described)
-    return 1, 0, l3, data << 16 | code << 8 | l2
+    return 1, 0, l3 * has_l3, data << 16 | code << 8 | l2
 
 
 def first_level(caches: CacheSet) -> tuple[int, int]:
@@ -81,11 +81,11 @@ def first_level(caches: CacheSet) -> tuple[int, int]:
     return data, code
 
 
-def upper_levels(caches: CacheSet) -> tuple[int, int]:
+def upper_levels(caches: CacheSet, has_l3: bool) -> tuple[int, int]:
     """Leaf 0x80000006, ECX and EDX: second and third level, the latter in units of 512 KiB."""
     l2, l3 = caches.amd[2:]
     return (l2.kib << 16 | _WAYS[l2.ways] << 12 | _ONE_LINE | LINE,
-            l3.kib // 512 << 18 | _WAYS[l3.ways] << 12 | _ONE_LINE | LINE)
+            (l3.kib // 512 << 18 | _WAYS[l3.ways] << 12 | _ONE_LINE | LINE) * has_l3)
 
 
 def listed(cache: Cache, sharing: int, cores: int = 0) -> tuple[int, int, int, int]:

@@ -25,6 +25,8 @@ class CpuModel:
     """What CPUID is made from: identity, lowest values of the highest leaves, and features by canonical name.
 
     The highest leaf of each range: `level`, `xlevel` (0x80000000), `xlevel2` (Centaur's, 0xC0000000; 0: none).
+    `caches` names a set of `caches.CACHE_SETS`; without `l3` the third level is not told of, and without
+    `extended_topology` leaf 0xB is zeros.
     """
 
     name: str
@@ -40,6 +42,8 @@ class CpuModel:
     phys_bits: int = 40
     pmu: bool = False
     caches: str = ""
+    l3: bool = True
+    extended_topology: bool = True
     note: str = field(default="", compare=False)
 
     def words(self) -> dict[tuple[int, int, str], int]:

@@ -64,7 +64,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         leaf(6),
         *(leaf(7, index, eax=last if not index else 0) for index in range(last + 1)),
         *(_counters() if model.pmu and model.vendor not in AMD_VENDORS else []),
-        *_topology(0xB, apic_id, topology, (SMT, CORE)),
+        *(_topology(0xB, apic_id, topology, (SMT, CORE)) if model.extended_topology else [CpuidLeaf(0xB)]),
         *(_xsave(model, leaf(0xD, 1)) if "xsave" in model.features else []),
         *(_topology(0x1F, apic_id, topology, (SMT, CORE, DIE)) if topology.dies > 1 else ()),
     ]
@@ -78,7 +78,7 @@ def cpuid_leaves(model: CpuModel, apic_id: int, topology: CpuTopology) -> list[C
         leaf(EXTENDED + 1, eax=model.signature, ecx=CMP_LEGACY if amd and several else 0, edx=aliases),
         *_brand(model.model_id),
         CpuidLeaf(EXTENDED + 5, None, TLBS, TLBS, *first_level(caches)),
-        CpuidLeaf(EXTENDED + 6, None, 0, SECOND_TLBS, *upper_levels(caches)),
+        CpuidLeaf(EXTENDED + 6, None, 0, SECOND_TLBS, *upper_levels(caches, model.l3)),
         leaf(EXTENDED + 7),
         leaf(EXTENDED + 8, eax=linear << 8 | model.phys_bits, ecx=together),
         *(_extended_topology(model, apic_id, topology) if "topoext" in model.features else []),
@@ -108,12 +108,13 @@ def _caches(model: CpuModel, topology: CpuTopology) -> Iterator[CpuidLeaf]:
     if model.vendor == AMD:
         return
     caches = CACHE_SETS[model.caches]
-    yield CpuidLeaf(2, None, *descriptors(caches))
+    yield CpuidLeaf(2, None, *descriptors(caches, model.l3))
     cores = min((1 << topology.package_bits - topology.thread_bits) - 1, 63)
-    for index, cache in enumerate(caches.listed):
+    shown = caches.listed[: None if model.l3 else -1]
+    for index, cache in enumerate(shown):
         sharing = min((1 << (topology.die_bits if cache.shared else topology.thread_bits)) - 1, 0xFFF)
         yield CpuidLeaf(4, index, *listed(cache, sharing, cores))
-    yield CpuidLeaf(4, len(caches.listed))
+    yield CpuidLeaf(4, len(shown))
 
 
 def _extended_topology(model: CpuModel, apic_id: int, topology: CpuTopology) -> Iterator[CpuidLeaf]:

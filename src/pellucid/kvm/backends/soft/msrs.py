@@ -59,8 +59,9 @@ FIELDS = {0x174: ("sysenter_cs", 0xFFFF_FFFF), 0x175: ("sysenter_esp", U64), 0x1
           IA32_UMWAIT_CONTROL: ("umwait_control", 0xFFFF_FFFD), IA32_TSX_CTRL: ("tsx_ctrl", 3)}
 CANONICAL = (0x6A8, 0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0102)
 
+IA32_BIOS_SIGN_ID = 0x8B  # the revision of microcode, which guests cannot change
 # MSRs kept as plain values: reset value and the bits that may be set.
-VALUES = {0x8B: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
+VALUES = {IA32_BIOS_SIGN_ID: (0, U64), IA32_SPEC_CTRL: (0, 0x407), 0x140: (0, 0)}
 # MSRs of single models that guests read without asking, with what KVM answers on any: IA32_P5_MC_ADDR and _TYPE,
 # EBL_CR_POWERON, EBC_FREQUENCY_ID, FSB_FREQ, BBL_CR_CTL3, IA32_PERF_STATUS and _CTL, the RAPL counters of energy.
 OF_MODELS = {0: 0, 1: 0, 0x2A: 0, 0x2C: 1 << 24, 0xCD: 3, 0x11E: 0xBE70_2111, 0x198: 4 << 40 | 1000, 0x199: 0,
@@ -230,6 +231,8 @@ class Msrs:
             setattr(self._vcpu.processor.state, name, value)
         elif index in HIDDEN_FIELDS and host_initiated:
             setattr(self._vcpu.processor.state, HIDDEN_FIELDS[index][0], value & HIDDEN_FIELDS[index][1])
+        elif index == IA32_BIOS_SIGN_ID and not host_initiated:
+            pass
         elif index in self._values:
             if value & ~(self.spec_ctrl_allowed if index == IA32_SPEC_CTRL else VALUES[index][1]):
                 raise MsrAccessError(index, value)
