@@ -14,7 +14,9 @@ from pellucid.kvm.api import MSR_KVM_INTERNAL_GUEST_SSP
 from pellucid.kvm.backends.soft.report import refused_msr
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.errors import MsrAccessError
+from pellucid.kvm.lbr import MSR_LASTBRANCH_TOS
 from pellucid.kvm.regs import CpuidEntry
+from pellucid.machine.power_on import RESET_MSRS
 
 from .test_soft_smp import Guest
 
@@ -288,3 +290,18 @@ def test_fast_fxsave_needs_its_feature(vcpu: SoftVcpu) -> None:
     assert vcpu.msrs.read(efer) & ffxsr
     with pytest.raises(MsrAccessError):
         be(vcpu, "Haswell").msrs.write(efer, ffxsr)
+
+
+@pytest.mark.parametrize("model", ["qemu64", "max", "EPYC"])
+def test_what_a_reset_puts_back_is_taken(vcpu: SoftVcpu, model: str) -> None:
+    """Every MSR of the power-on state can be set to what was read from it; a guest may not write a constant."""
+    be(vcpu, model)
+    for index in RESET_MSRS:
+        try:
+            value = vcpu.msrs.read(index, True)
+        except MsrAccessError:
+            continue
+        vcpu.set_msrs({index: value})
+    if not vcpu.lbr.present:
+        with pytest.raises(MsrAccessError):
+            vcpu.msrs.write(MSR_LASTBRANCH_TOS, 0)

@@ -252,8 +252,10 @@ class Msrs:
             self.machine_check.write(index, value, host_initiated)
         elif index in PMU_MSRS:
             self._vcpu.pmu.write(index, value, host_initiated)
-        elif index in LBR_MSRS:
+        elif index in LBR_MSRS and self._vcpu.lbr.present:
             self._vcpu.lbr.write(index, value, host_initiated)
+        elif host_initiated and CONSTANTS.get(index) == value:
+            pass  # what was read from it is put back
         elif index == IA32_PERF_CAPABILITIES and host_initiated:
             self._write_perf_capabilities(value)
         elif index not in WITHOUT_EFFECT and (index != IA32_PRED_CMD or value & ~1):
