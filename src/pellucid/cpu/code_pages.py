@@ -115,6 +115,12 @@ def lose_others(s) -> None:
 # --- stores --------------------------------------------------------------------------------------------
 
 
+@native
+def hits_code(s, gpa, size):
+    """Whether some processor may have translated from the `size` bytes at `gpa`."""
+    return (code_bits(find_slot(s, gpa), gpa)[0] & granules(gpa, size)) != 0
+
+
 @native(inline=False)
 def before_store(s, gpa: u64, size: u64) -> None:
     """Before a slow-path store to RAM: raises EXIT_SMC where it hits translated code and a block is running.

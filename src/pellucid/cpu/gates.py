@@ -8,19 +8,20 @@ from pellucid.cpu.descriptors import (
     set_null, set_segment)
 from pellucid.cpu.faults import fault, general_protection
 from pellucid.cpu.flags import get_rflags
-from pellucid.cpu.memory import load_sys
+from pellucid.cpu.memory import load_sys, tlb_address, tlb_entry
 from pellucid.cpu.paging import canonical
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.shadow import enter_shadow, track_far
 from pellucid.cpu.stacks import Stack, current_stack, push_onto, stack_pointer, task_stack, task_stack64, wide_stack
 from pellucid.cpu.state import (
-    ATTR_DPL_SHIFT, CR4_CET, CS, DB, DEBUG_FAULT, DS, ES, FS, GP, GS, NP, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF,
-    RFLAGS_TF, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SOFT_NONE, SS)
+    ATTR_DPL_SHIFT, CR4_CET, CS, DB, DEBUG_FAULT, DS, ES, FS, GP, GS, NP, PAGE_MASK, RFLAGS_IF, RFLAGS_NT,
+    RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, SOFT_ICEBP, SOFT_INT, SOFT_NONE, SS)
 from pellucid.cpu.tasks import TASK_GATE, interrupt_task
-from pellucid.native import local, native, static, u32, u64
+from pellucid.native import likely, local, native, ptr, ref, static, u32, u64, volatile_store
 
 RSP = 4
 IST_OFFSET, STACK_OFFSET = 36, 4        # IST1 and RSP0 in the 64-bit TSS
+FRAME_BYTES = 48                        # of an event in IA-32e mode, with an error code
 
 
 @native
@@ -162,6 +163,26 @@ def shadow_entry(s, gate):
 
 @native
 def push_long(s, k, vector, error, has_error, soft):
+    """The frame of IA-32e mode. It starts at a multiple of 16 bytes, so mostly lies in one page, which a TLB holds."""
+    frame = k.sp - FRAME_BYTES
+    e = tlb_entry(s, tlb_address(s, k.index), frame)
+    if likely(e.wtag == (frame + (FRAME_BYTES - 1)) & PAGE_MASK) and canonical(s, frame):
+        host = ptr[u64](e.addend + frame)
+        volatile_store(ref(host, 5), u64(s.seg_selector[SS]))
+        volatile_store(ref(host, 4), s.gpr[RSP])
+        volatile_store(ref(host, 3), saved_flags(s, vector, soft))
+        volatile_store(ref(host, 2), u64(s.seg_selector[CS]))
+        volatile_store(ref(host, 1), return_address(s, soft))
+        k.sp = frame + 8
+        if has_error:
+            volatile_store(host, u64(error))
+            k.sp = frame
+    else:
+        push_long_slowly(s, k, vector, error, has_error, soft)
+
+
+@native(inline=False)
+def push_long_slowly(s, k, vector: u32, error: u32, has_error: bool, soft: u32) -> None:
     push_onto(s, k, u64(s.seg_selector[SS]), 8)
     push_onto(s, k, s.gpr[RSP], 8)
     push_onto(s, k, saved_flags(s, vector, soft), 8)

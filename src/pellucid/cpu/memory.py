@@ -10,7 +10,7 @@ away the translations it hits (see `code_pages`).
 
 from pellucid.cpu.breakpoints import on_watched_page, watch
 from pellucid.cpu.bus_lock import lock_uncached, note_bus_lock, write_back
-from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store
+from pellucid.cpu.code_pages import after_store, before_pointer_store, before_store, hits_code
 from pellucid.cpu.faults import Stop, alignment, general_protection, non_canonical
 from pellucid.cpu.lam import canonical_data, lam_on, masked_address
 from pellucid.cpu.outside import outside
@@ -317,6 +317,10 @@ def slow_store(s, lin: u64, value, T, index: u32) -> None:
                 mmio_write(s, gpa + 8, u64(value >> 64), u64(8))
             return
         gpa = s.mmio_gpa
+        if unlikely(hits_code(s, gpa, u64(T.size))):
+            fence()  # the stores before this one come first, for every processor
+            if volatile_load(ptr[T](host)) == value:
+                return   # translated code stays what it is
         before_store(s, gpa, u64(T.size))
         ptr[T](host)[0] = value
         after_store(s, gpa, u64(T.size))

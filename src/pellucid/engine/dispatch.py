@@ -392,10 +392,10 @@ def lookup(s) -> u64:
     if s.watch_code != 0 and on_watched_page(s, lin & PAGE_MASK):
         alone(s)  # a breakpoint comes before the faults of its fetch (SDM vol. 3, table 6-2)
     check_fetch(s, u64(1))
-    e = tlb_entry(s, s.tlb, lin)
-    if e.xtag != lin & PAGE_MASK:
-        fill(s, lin, u32(FETCH), s.tlb_index)
+    lost = tlb_entry(s, s.tlb, lin).xtag != lin & PAGE_MASK
+    host = fill(s, lin, u32(FETCH), s.tlb_index)
+    if lost:
         ops = lookup_linear(s, lin)
         if ops != 0:
             return ops  # only the TLB had lost it
-    return find_block(s, lin)
+    return find_block(s, lin, host)

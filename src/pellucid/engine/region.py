@@ -82,12 +82,16 @@ class RegionSource:
         return Piece(ops, tuple(steps))
 
     def region(self, start: int) -> list[Piece]:
-        """The blocks reached from `start` by filled chains, nearest first, within the bounds."""
+        """The blocks reached from `start` by filled chains, nearest first, within the bounds.
+
+        Where another region begins this one ends: to go on there costs less than to compile the same blocks again for
+        each way into them.
+        """
         pieces: dict[int, Piece] = {}
         work, size = [start], 0
         while work and len(pieces) < MAX_BLOCKS:
             ops = work.pop(0)
-            if ops in pieces:
+            if ops in pieces or (ops in self.original and ops != start):
                 continue
             piece = self.block(ops)
             if piece is None or size + len(piece.steps) > MAX_OPS:

@@ -142,7 +142,9 @@ def transact(s, traced) -> u32:
 
 @native(inline=False)
 def run_blocks(s) -> u32:
-    """Execute chained blocks until one leaves; the exit reason."""
+    """Execute chained blocks until one leaves; the exit reason. RFLAGS.RF, which only instruction breakpoints ask for
+    (`held_back`), is clear behind the first instruction; one that faults pushes it set by itself.
+    """
     try:
         ops = lookup(s)
     except Stop:
@@ -150,12 +152,15 @@ def run_blocks(s) -> u32:
     if ops == 0:
         return u32(EXIT_TRANSLATE)
     shadow = s.shadow
+    resume = s.flags & RFLAGS_RF
     first = s.rip
     s.exit_reason = EXIT_NONE
     s.shadow = 0
+    s.flags = s.flags & ~u64(RFLAGS_RF)
     invoke(ptr[u64](ops)[0], s, ptr[Op](ops))
     if unlikely(s.exit_reason == EXIT_PAGER) and s.rip == first:
         s.shadow = shadow  # the first instruction is executed again
+        s.flags = s.flags | resume
     return s.exit_reason
 
 
@@ -231,6 +236,13 @@ def window_open(s):
 def interrupt_held(s):
     """Whether a shadow alone holds an interrupt back."""
     return (s.irq_window != 0 or s.vector_due != 0) and (s.flags & RFLAGS_IF) != 0
+
+
+@native
+def held_back(s):
+    """Whether instructions are executed one by one: for what comes behind the next, or for the one RF is set for."""
+    alone = (s.flags & RFLAGS_TF) != 0 or s.db_pending != 0 or s.short != 0 or interrupt_held(s)
+    return alone or ((s.flags & RFLAGS_RF) != 0 and s.watch_code != 0)
 
 
 @native
@@ -319,7 +331,7 @@ def loop(s, traced) -> u32:
         elif asked_to_leave(s, traced):
             reason = EXIT_PENDING
             break
-        elif (s.flags & (RFLAGS_TF | RFLAGS_RF)) != 0 or s.db_pending != 0 or s.short != 0 or interrupt_held(s):
+        elif held_back(s):
             if used_up(s):
                 reason = EXIT_BUDGET
                 break

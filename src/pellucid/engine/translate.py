@@ -288,11 +288,10 @@ def alone(s) -> None:
 
 
 @native(inline=False)
-def find_block(s, lin: u64) -> u64:
-    """The block at `lin`, translated if need be; 0 when Python must help. Raises EXIT_SMC for code on a device, which
-    is executed one instruction at a time.
+def find_block(s, lin: u64, host: u64) -> u64:
+    """The block at `lin`, whose page has just been looked up (`host`, CpuState.mmio_gpa), translated if need be; 0 when
+    Python must help. Raises EXIT_SMC for code on a device, which is executed one instruction at a time.
     """
-    host = fill(s, lin, u32(FETCH), s.tlb_index)
     if host == 0:
         alone(s)
     gpa = s.mmio_gpa

@@ -380,3 +380,29 @@ def test_blocks_that_share_a_set_of_the_block_cache() -> None:
         m.load("add ebx, 0x01\nret", place)
     done(m)
     assert m.state.gpr[3] == 2 * 3 * (1 + sum(range(2, 11)))
+
+
+# --- stores that change nothing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0x05, True), (0x06, False)])
+def test_the_bytes_that_stand_there_keep_translations(value: int, kept: bool) -> None:
+    """Storing what code is already: it stays translated. Anything else is seen at once."""
+    m = long(f"mov ecx, 10\na: call f\nmov byte [rel f + 2], {value}\ndec ecx\njnz a\nhlt\n"
+             "align 64\nf: add ebx, 5\nret")  # fmt: skip
+    m.state.gpr[3] = 0
+    done(m)
+    assert m.state.gpr[3] == (50 if kept else 5 + 9 * 6)
+    assert (m.state.count_smc == 0) == kept
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_every_byte_of_a_store_counts(size: int) -> None:
+    """A store differs from what stands there in its last byte alone."""
+    m = long(f"call f\nmov rsi, f + {8 - size}\n"
+             f"mov rax, 0xF490909090909090\nshr rax, {64 - 8 * size}\n"
+             f"mov [rsi], {('al', 'ax', 'eax', 'rax')[(1, 2, 4, 8).index(size)]}\ncall f\nhlt\n"
+             "align 64\nf: times 7 nop\nret")  # fmt: skip
+    done(m)
+    assert m.state.rip == m.labels["f"] + 8, "the RET became HLT"
+    assert m.state.count_smc == 1

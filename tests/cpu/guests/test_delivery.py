@@ -6,10 +6,13 @@ from collections.abc import Callable
 import pytest
 from pellucid.cpu.state import (
     CR0_AM,
+    CR4_LAM_SUP,
     CS,
     EXIT_MMIO,
     EXIT_PENDING,
     EXIT_SHUTDOWN,
+    FEATURE_LAM,
+    FEATURES_SYSTEM,
     RFLAGS_AC,
     SS,
     TR,
@@ -448,3 +451,47 @@ def test_events_that_raise_each_other_for_ever_can_be_interrupted() -> None:
     assert m.state.delivering and m.state.count_exceptions > 8 and m.state.exc_vector in (11, 17)
     m.gate(17)
     assert m.catch() == 17
+
+
+@pytest.mark.parametrize("below", range(0, 64, 16))
+@pytest.mark.parametrize("error", [False, True])
+def test_a_frame_across_two_pages(below: int, error: bool) -> None:
+    """IA-32e mode: the frame is the same wherever the stack ends, be its page cached or not."""
+    m = start("long", "mov eax, [rsp - 8]\nfault: " + ("mov ds, cx" if error else "ud2"))
+    m.state.gpr[1] = SPARE
+    m.state.gpr[4] = top = STACK0 - 0x1000 + below
+    assert m.catch() == (13 if error else 6)
+    frame = m.words(top - 40, 5, 8)
+    assert frame[0] == m.labels["fault"] and frame[1] == CODE64 and frame[3:] == [top, DATA0]
+    assert m.state.gpr[4] == top - 40 - 8 * error
+    if error:
+        assert m.read(top - 48, 8) == SPARE
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_frame_whose_second_page_is_absent(warm: bool) -> None:
+    """Five words fit the page, the error code does not: a double fault, from the interrupt stack."""
+    m = start("long", "mov eax, [rsp - 8]\nmov ds, cx" if warm else "mov ds, cx")
+    assert m.pages is not None
+    m.state.gpr[1] = SPARE
+    m.pages.map(STACK0 - 0x2000, STACK0 - 0x2000, 0)
+    m.gate(8, ist=1)
+    m.state.gpr[4] = STACK0 - 0x1000 + 0x20
+    m.refresh()
+    assert m.catch() == 8
+    assert m.state.cr2 == STACK0 - 0x1000 - 8
+
+
+def test_a_masked_stack_pointer_is_not_canonical_for_a_frame() -> None:
+    """LAM masks data accesses; the frame of an event goes to the address as it stands (SDM vol. 3, 4.4)."""
+    m = start("long", "mov [rsp - 8], eax\nmov [rsp - 48], eax\nud2")
+    m.state.cr4_allowed |= CR4_LAM_SUP
+    m.state.features[FEATURES_SYSTEM] |= FEATURE_LAM
+    m.state.cr4 |= CR4_LAM_SUP
+    assert m.pages is not None
+    m.pages.map(0xFFFF_9000_0000_0000, DATA, 3)
+    m.state.gpr[4] = (0xFFFF_9000_0000_0000 ^ 1 << 62) + 0x800
+    m.gate(8, ist=1)
+    m.gate(12, ist=1)
+    m.refresh()
+    assert m.catch() == 12

@@ -230,3 +230,23 @@ def test_pushes_have_the_handlers_privilege() -> None:
     m.pages.map(STACK3 - 0x1000, STACK3 - 0x1000, tables.P | tables.W)
     assert m.catch() == 14
     assert m.stack(1, 4) == [7] and m.state.cr2 == STACK3 - 4
+
+
+@pytest.mark.parametrize(("code", "vector", "kept"), [("fault: ud2", 6, True), ("nop\nint3", 3, False),
+                                                       ("int3", 3, False), ("nop\nfault: ud2", 6, True)])
+def test_rf_of_a_frame_lasts_for_one_instruction(code: str, vector: int, kept: bool) -> None:
+    """IRET takes RF from its frame; a fault pushes it set again, INT n behind it does not (SDM vol. 3, 17.3.1.1)."""
+    m = start("long", f"push {DATA0}\npush {STACK0}\npush {RFLAGS_RF | 2}\npush {CODE64}\nlea rax, [rel a]\npush rax\n"
+                      f"iretq\na: {code}\nhlt")  # fmt: skip
+    m.describe(DATA0, tables.segment(tables.DATA))
+    assert m.catch() == vector
+    assert bool(frame(m, "long", False)[2] & RFLAGS_RF) == kept
+    assert not m.rflags & RFLAGS_RF
+
+
+def test_rf_before_an_interrupt_is_pushed() -> None:
+    """An interrupt between IRET and the next instruction finds RF set, and its own IRET brings it back."""
+    m = start("long", "nop\nhlt")
+    m.rflags = RFLAGS_RF | 2
+    assert m.interrupt(0x44)
+    assert m.catch() == 0x44 and m.stack(5, 8)[2] & RFLAGS_RF
