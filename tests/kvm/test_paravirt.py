@@ -143,8 +143,9 @@ def test_a_guest_that_spins_with_pause_leaves_now_and_then() -> None:
             yields.append(1)
             guest.put(WORD, "01")
 
-        guest.vm.yield_cpu = yield_cpu  # type: ignore[method-assign]
         (vcpu, _) = guest.vcpus
+        assert vcpu.spin is not None
+        vcpu.spin.yield_cpu = yield_cpu  # type: ignore[method-assign]
         prepare(guest, "f390 803e003000 74f7 b007 e699")   # pause; cmp byte [0x3000], 0; je -9; out
         assert vcpu.run() == IoExit(0x99, 1, True, 7) and len(yields) == 1
     finally:

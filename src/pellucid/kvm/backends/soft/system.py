@@ -19,6 +19,7 @@ from pellucid.kvm.backends.soft.apic_table import ApicTable
 from pellucid.kvm.backends.soft.clock_registers import ClockRegisterTable, PlacedRegister
 from pellucid.kvm.backends.soft.pace import Turns
 from pellucid.kvm.backends.soft.rate import Rate
+from pellucid.kvm.backends.soft.spin import SpinWindow
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import Clock, ClockValue, CountedClock, InstructionTime
 from pellucid.kvm.coalesced import CoalescedRing
@@ -31,8 +32,6 @@ from pellucid.kvm.residency import Pager, Residency
 CALIBRATION_NS = 10_000_000
 NS = 10**9
 U64 = (1 << 64) - 1
-PAUSE_WINDOW_NS = 100_000
-"""How long a guest may spin with PAUSE before its thread lets others have the host's CPU."""
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
 
@@ -162,7 +161,8 @@ class SoftVm:
         self.chips().bus.recalculate()
         if len(self.vcpus) > 1:  # alone, a processor waits for nobody
             for each in self.vcpus:
-                each.state.pause_window = PAUSE_WINDOW_NS * self._host_tsc_hz // NS
+                each.spin = each.spin or SpinWindow(self._host_tsc_hz)
+                each.state.pause_window = each.spin.ticks
                 each.halt_poll.enable(self._host_tsc_hz)
         return vcpu
 

@@ -41,6 +41,7 @@ from pellucid.kvm.vcpu_requests import VcpuRequests
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.pace import Pace
+    from pellucid.kvm.backends.soft.spin import SpinWindow
     from pellucid.kvm.backends.soft.system import SoftVm
 
 NS, U64 = 10**9, (1 << 64) - 1
@@ -85,6 +86,8 @@ class SoftVcpu(VcpuExits):
                                 lambda: self.request(KVM_REQ_APF_READY))
         self.pace: Pace | None = None
         """Set where the guest's time is that of its instructions."""
+        self.spin: SpinWindow | None = None
+        """Set where there are other vCPUs to wait for."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_table.address
         self.halt_poll = HaltPoll(self.state)

@@ -27,6 +27,7 @@ from pellucid.kvm.vcpu_requests import VcpuRequests
 
 if TYPE_CHECKING:
     from pellucid.kvm.backends.soft.pace import Pace
+    from pellucid.kvm.backends.soft.spin import SpinWindow
     from pellucid.kvm.backends.soft.system import SoftVm
     from pellucid.kvm.irqchip.irqchip import Irqchip
 
@@ -54,6 +55,7 @@ class VcpuExits(VcpuState):
     _wake: threading.Event
     steal_time: StealTime
     pace: Pace | None
+    spin: SpinWindow | None
     pmu: Pmu
 
     def request(self, request: int) -> None:
@@ -211,8 +213,9 @@ class VcpuExits(VcpuState):
         """It waits for another processor, which may need the turn, or the host's CPU."""
         if self.pace is not None:
             self.pace.relax()
-        else:
-            self._vm.yield_cpu()
+        elif self.spin is not None:
+            self.spin.yield_cpu()
+            self.state.pause_window = self.spin.ticks
         return None
 
     def _on_mwait(self) -> Exit | None:
