@@ -250,7 +250,7 @@ def test_mistakes(kernel: Path, words: list[str], line: str) -> None:
         (["-M", "microvm"], "nothing to boot: microvm has no firmware, so give a kernel with -kernel FILE"),
         (["-append", "x"], "-append goes with a kernel: add -kernel FILE"),
         (["-initrd", "x"], "-initrd goes with a kernel: add -kernel FILE"),
-        (["-kernel", "/nowhere"], "-kernel /nowhere: no such file: check the path"),
+        (["-kernel", "/nowhere"], "-kernel /nowhere: could not open kernel file: no such file: check the path"),
     ],
 )
 def test_without_a_kernel(words: list[str], line: str) -> None:

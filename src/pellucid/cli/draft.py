@@ -240,7 +240,9 @@ def readable_file(option: str, text: str) -> Path:
     """`text` as the path of a regular file that can be read now; UserError otherwise."""
     path = Path(text)
     if not path.exists():
-        raise UserError(f"-{option} {text}: no such file: check the path")
+        # kvm-unit-tests' own runner starts an emulator without a kernel, and goes on where it says these words.
+        what = "could not open kernel file: no such file" if option == "kernel" else "no such file"
+        raise UserError(f"-{option} {text}: {what}: check the path")
     if not path.is_file():
         raise UserError(f"-{option} {text}: not a regular file: give the path of a file")
     if not os.access(path, os.R_OK):

@@ -1,15 +1,17 @@
 """`pellucid conformance SUITE DIR [NAME ...]`: a public test suite, run on Pellucid, and what came of each entry.
 
-entries.py reads the suite's configuration, runner.py runs it, report.py shows the results; exits.py compares
-what exits cost. The suite itself is fetched
-and built by the user: github.com/kvm-unit-tests/kvm-unit-tests, ./configure && make.
+entries.py reads the suite's configuration, runner.py runs it, schedule.py says which entries run side by side and
+withheld.py what they lost to others, report.py shows the results; exits.py compares what exits cost. The suite itself
+is fetched and built by the user: github.com/kvm-unit-tests/kvm-unit-tests, ./configure && make.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +21,7 @@ from pellucid.cli.conformance.report import show, write_json
 from pellucid.cli.conformance.runner import ERROR, FAIL, TIMEOUT, Plan, Result, run_all
 from pellucid.cli.keyval import suggestion
 from pellucid.cli.progress import ProgressBar
+from pellucid.engine import image
 from pellucid.errors import UserError
 
 SUITES = ("kvm-unit-tests",)
@@ -51,7 +54,9 @@ def conformance(arguments: Sequence[str]) -> int:
     if options.exits is not None:
         return _compare_exits(plan, options)
     finished: list[Result] = []
-    with ProgressBar() as bar:
+    with ProgressBar() as bar, ended_by_signal():
+        if not options.emulator:  # compiled once, not by each of the first entries, within its time-out
+            image.load(bar.steps)
 
         def done(result: Result) -> None:
             finished.append(result)
@@ -62,6 +67,16 @@ def conformance(arguments: Sequence[str]) -> int:
     if options.json is not None:
         write_json(results, options.json)
     return int(any(result.outcome in (FAIL, TIMEOUT, ERROR) for result in results))
+
+
+@contextlib.contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM end what runs, as Ctrl-C does, and not leave the emulators behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _compare_exits(plan: Plan, options: argparse.Namespace) -> int:
@@ -78,7 +93,8 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these entries, whatever they need")
     parser.add_argument("--group", help="only the entries of this group")
     parser.add_argument("--all", action="store_true", help="also what needs VMX, SVM, Hyper-V or the host's KVM")
-    parser.add_argument("--jobs", "-j", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
+    parser.add_argument("--jobs", "-j", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+                        help="CPUs that entries may take up together; each takes as many as its guest has")  # fmt: skip
     parser.add_argument("--stretch", type=float, default=1.0, metavar="F", help="multiply every time-out by F")
     parser.add_argument("--emulator", metavar="COMMAND", help="another one than Pellucid, such as qemu-system-x86_64")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep every entry's output there")

@@ -36,6 +36,12 @@ class Entry:
     timeout: float = DEFAULT_TIMEOUT
 
     @property
+    def cpus(self) -> int:
+        """How many CPUs its guest has."""
+        count = re.match(r"\d+", self.smp)
+        return int(count[0]) if count else 1
+
+    @property
     def beyond(self) -> str:
         """Why the entry is not asked of this processor; empty when it is."""
         words = f"{self.params} {self.groups}"

@@ -56,11 +56,11 @@ def compare(plan: Plan, other: Sequence[str], rounds: int, done: Callable[[int, 
 
 def measured(plan: Plan, entry: Entry) -> dict[str, int]:
     """Ticks by name, as one run of the entry printed them. Raises UserError where the emulator ran no guest."""
-    raw, errors, _ = execute(plan, entry)
-    if not raw:
-        said = errors.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+    run = execute(plan, entry)
+    if not run.output:
+        said = run.errors.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise UserError(f"conformance: {plan.emulator[0]} did not run {entry.name}: {said[-1]}")
-    return ticks(raw.decode(errors="replace"))
+    return ticks(run.output.decode(errors="replace"))
 
 
 def ticks(text: str) -> dict[str, int]:

@@ -21,11 +21,16 @@ def show(results: Sequence[Result]) -> None:
     table = Table("entry", "result", "seconds", "what it said")
     table.columns[2].justify = "right"
     for result in results:
-        seconds = f"{result.seconds:.1f}" if result.seconds else ""
-        table.add_row(result.name, Text(result.outcome, STYLE[result.outcome]), seconds, Text(result.line))
+        table.add_row(result.name, Text(result.outcome, STYLE[result.outcome]), _seconds(result), Text(result.line))
     console = Console()
     console.print(table)
     console.print(summary(results), highlight=False)
+
+
+def _seconds(result: Result) -> str:
+    """How long it took; on a computer that others use too, also how much of that they had."""
+    own = f"{result.seconds:.1f}" if result.seconds else ""
+    return f"{own} ({result.withheld:.0f} withheld)" if result.withheld >= 1 else own
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -1,18 +1,22 @@
-"""Running entries: each is one process of the emulator, several at a time; what it printed and how it ended is kept.
+"""Running entries: each is one process of the emulator, several at a time (`schedule`); what it printed and how it
+ended is kept. Time that the host withholds from it (`withheld`) does not count for its time-out.
 
 The test's exit code c comes as the status (c << 1) | 1 through the debug-exit port; 77 is the suite's status for "all
 of it skipped": its tests exit with 38 then.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from pellucid.cli.conformance.entries import Entry, words
+from pellucid.cli.conformance.schedule import run_side_by_side
+from pellucid.cli.conformance.withheld import LONGEST, Withheld
 from pellucid.records import dataclass
 
 PASS, FAIL, SKIP, TIMEOUT, ERROR, BEYOND = "pass", "fail", "skip", "timeout", "error", "beyond"
@@ -28,11 +32,14 @@ KVM_ONLY = {"-enable-kvm"}
 
 @dataclass(frozen=True)
 class Result:
-    """`outcome` is one of the words above; `line`: the first that says what went wrong, or the summary."""
+    """`outcome` is one of the words above; `line`: the first that says what went wrong, or the summary. `withheld`: of
+    the `seconds`, how many the host gave to others.
+    """
 
     name: str
     outcome: str
     seconds: float = 0.0
+    withheld: float = 0.0
     line: str = ""
 
 
@@ -50,20 +57,51 @@ class Plan:
     logs: Path | None = None
 
 
+@dataclass(frozen=True)
+class Execution:
+    """What one run printed to its two streams, and how it ended: its status, None after a time-out."""
+
+    output: bytes
+    errors: bytes
+    status: int | None
+    seconds: float
+    withheld: float
+
+
+class Processes:
+    """The emulators that run, for whoever has to end them."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._over = False
+
+    def start(self, line: Sequence[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   start_new_session=True)  # fmt: skip
+        with self._lock:
+            self._running.add(process)
+            if self._over:
+                _kill(process)
+        return process
+
+    def ended(self, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            self._running.remove(process)
+
+    def kill(self) -> None:
+        """End them all, and each that is started from here on."""
+        with self._lock:
+            self._over = True
+            for process in self._running:
+                _kill(process)
+
+
 def run_all(plan: Plan, done: Callable[[Result], None]) -> list[Result]:
     """Every entry's result, in the suite's order; `done` hears of each as it ends."""
-    results: dict[str, Result] = {}
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        futures = [pool.submit(_run, plan, entry) for entry in plan.entries]
-        try:
-            for future in as_completed(futures):
-                result = future.result()
-                results[result.name] = result
-                done(result)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [results[entry.name] for entry in plan.entries]
+    processes = Processes()
+    return run_side_by_side(plan.entries, lambda entry: entry.cpus, plan.jobs,
+                            lambda entry: _run(plan, entry, processes), done, processes.kill)  # fmt: skip
 
 
 def command(plan: Plan, entry: Entry) -> list[str]:
@@ -73,35 +111,48 @@ def command(plan: Plan, entry: Entry) -> list[str]:
     return line + [word for word in words(entry.params) if word not in KVM_ONLY]
 
 
-def _run(plan: Plan, entry: Entry) -> Result:
+def _run(plan: Plan, entry: Entry, processes: Processes) -> Result:
     if entry.arch and entry.arch != plan.arch:
         return Result(entry.name, BEYOND, line=f"of the {entry.arch} build")
     if entry.beyond and not plan.everything:
         return Result(entry.name, BEYOND, line=entry.beyond)
     if not (plan.suite / "x86" / entry.file).is_file():
         return Result(entry.name, ERROR, line=f"{entry.file} is not built")
-    begun = time.monotonic()
-    raw, errors, status = execute(plan, entry)
-    seconds = time.monotonic() - begun
-    text = (raw + errors).decode(errors="replace").replace("\r", "")
+    run = execute(plan, entry, processes)
+    text = (run.output + run.errors).decode(errors="replace").replace("\r", "")
     if plan.logs is not None:
         (plan.logs / f"{entry.name}.log").write_text(text)
     # An emulator that refuses its options ends with 1, too; only a guest that ran has printed something.
-    word = outcome(status) if raw or status is None else ERROR
-    return Result(entry.name, word, round(seconds, 2), telling_line(text, word))
+    word = outcome(run.status) if run.output or run.status is None else ERROR
+    return Result(entry.name, word, round(run.seconds, 2), round(run.withheld, 2), telling_line(text, word))
 
 
-def execute(plan: Plan, entry: Entry) -> tuple[bytes, bytes, int | None]:
-    """What an entry printed to its two streams, and how it ended: its status, None after a time-out."""
-    process = subprocess.Popen(command(plan, entry), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+def execute(plan: Plan, entry: Entry, processes: Processes | None = None) -> Execution:
+    """Run one entry to its end or its time-out."""
+    processes = processes or Processes()
+    limit, begun = entry.timeout * plan.stretch, time.monotonic()
+    process = processes.start(command(plan, entry))
+    status: int | None = None
     try:
-        raw, errors = process.communicate(timeout=entry.timeout * plan.stretch)
-        return raw, errors, process.returncode
-    except subprocess.TimeoutExpired:
+        with Withheld(process.pid) as withheld:
+            while (left := min(limit + withheld.seconds, limit * LONGEST) - (time.monotonic() - begun)) > 0:
+                try:
+                    output, errors = process.communicate(timeout=left)
+                    status = process.returncode
+                    break
+                except subprocess.TimeoutExpired:
+                    pass  # once more, if something was withheld meanwhile
+            else:
+                _kill(process)
+                output, errors = process.communicate()
+    finally:
+        processes.ended(process)
+    return Execution(output, errors, status, time.monotonic() - begun, withheld.seconds)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        raw, errors = process.communicate()
-        return raw, errors, None
 
 
 def outcome(status: int | None) -> str:
