@@ -102,7 +102,7 @@ def test_every_announced_control_bit_can_be_set() -> None:
 
 def test_own_models() -> None:
     own = own_models()
-    assert own["max"].features == built() - UNMIGRATABLE - {"topoext"}
+    assert own["max"].features == built() - UNMIGRATABLE - {"topoext", "bus-lock-detect"}
     assert own["pellucid"].features < own["max"].features
     for model in own.values():
         assert resolve(model.name).lacking == ()
