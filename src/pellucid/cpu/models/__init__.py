@@ -36,8 +36,8 @@ EXTENDED, CENTAUR = 0x8000_0000, 0xC000_0000
 
 NOT_AUTOMATIC = ("topoext", "bus-lock-detect")
 """Only where a model or the user asks for it. The leaves of the first are above those that other features need, as in
-QEMU. Linux switches the second on, and where no firmware has made memory write-back (a kernel that `microvm` boots) every
-LOCK then takes a bus lock.
+QEMU. Linux switches the second on, and where no firmware has made memory write-back (a kernel that `microvm` boots)
+every LOCK then takes a bus lock.
 """
 
 NOT_IN_DEFAULT = ("la57", "shstk", "ibt", "monitor", "pdcm", "full-width-write", "xop", "fma4", "tbm")
