@@ -8,7 +8,7 @@ from pellucid.native.layout import Struct
 from pellucid.native.types import i64
 
 
-@struct
+@struct(own=True)
 class Op(Struct):
     """One pre-decoded operation, 64 bytes. Slots are byte offsets into CpuState."""
 
@@ -65,7 +65,7 @@ class Block(Struct):
     branch: u64    # of its last instruction: IS_BRANCH, IS_CONDITIONAL
 
 
-@struct
+@struct(own=True)
 class JumpEntry(Struct):
     """One way of the block cache, keyed by host address and mode; two share a cache line, the later one first."""
 

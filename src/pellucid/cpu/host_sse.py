@@ -154,7 +154,7 @@ def host_compare(s, name, a, b):
 # --- unmasked exceptions -------------------------------------------------------------------------------
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def strict_float(s, op, a, b, imm):
     """Run with clear flags; raise #XM, the state unchanged but for MXCSR, when an unmasked one appears.
 

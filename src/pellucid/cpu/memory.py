@@ -22,7 +22,7 @@ from pellucid.cpu.state import (
     TLB_OFFSET, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_USER, TLBS, WRITE,
     CR0_AM, CR4_SMAP, MODE_64, MODE_SIZE, RFLAGS_AC, Processors, TlbEntry)
 from pellucid.native import (
-    fence, i64, likely, local, native, ptr, static, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
+    fence, foreign, i64, likely, local, native, ptr, static, u8, u16, u32, u64, unlikely, volatile_load, volatile_store)
 
 CACHE_LINE = 64  # bytes, as CPUID tells
 LISTED = 8       # CpuState.tlb_global: the entry stands in tlb_fills
@@ -45,7 +45,7 @@ def load(s, lin, T):
     """Read a T at linear address `lin` with the current privilege."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return volatile_load(ptr[T](e.addend + lin))
+        return volatile_load(foreign(ptr[T](e.addend + lin)))
     return T(slow_load(s, lin, T, s.tlb_index))
 
 
@@ -54,7 +54,7 @@ def load_rw(s, lin, T):
     """Read for a read-modify-write: faults as the write would, so that the store after it cannot."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return volatile_load(ptr[T](e.addend + lin))
+        return volatile_load(foreign(ptr[T](e.addend + lin)))
     probe_write(s, lin, u64(T.size))
     return T(slow_load(s, lin, T, s.tlb_index))
 
@@ -67,12 +67,12 @@ def load_locked(s, lin, T):
             lock_split(s, lin)
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return volatile_load(ptr[T](e.addend + lin))
+        return volatile_load(foreign(ptr[T](e.addend + lin)))
     prepare_lock(s, lin, u64(T.size))
     return T(slow_load(s, lin, T, s.tlb_index))
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def prepare_lock(s, lin: u64, size: u64) -> None:
     """Fault as the store would; where no host instruction is atomic, across pages and on a device, hold others out."""
     s.not_write_back = 0
@@ -83,7 +83,7 @@ def prepare_lock(s, lin: u64, size: u64) -> None:
         exclude_others(s)
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def lock_split(s, lin: u64) -> None:
     """LOCK across two cache lines: #AC(0) where MSR_MEMORY_CTRL forbids it, at any CPL; else it is a bus lock."""
     if s.split_lock != 0 and ((s.mode & MODE_SIZE) != MODE_64 or canonical(s, lin)):
@@ -91,7 +91,7 @@ def lock_split(s, lin: u64) -> None:
     note_bus_lock(s)
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def exclude_others(s) -> None:
     """Leave, so that the instruction is executed while every other processor of the VM is outside native code."""
     if s.exclusive == 0 and ptr[Processors](s.processors).count > 1:
@@ -104,7 +104,7 @@ def store(s, lin, value, T):
     """Write a T at linear address `lin` with the current privilege."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        volatile_store(ptr[T](e.addend + lin), value)
+        volatile_store(foreign(ptr[T](e.addend + lin)), value)
     else:
         slow_store(s, lin, value, T, s.tlb_index)
 
@@ -114,7 +114,7 @@ def load_as(s, lin, T, index):
     """Read through TLB number `index`: with a privilege that may not be the current one."""
     e = tlb_entry(s, tlb_address(s, index), lin)
     if likely(e.rtag == (lin + (T.size - 1)) & PAGE_MASK):
-        return volatile_load(ptr[T](e.addend + lin))
+        return volatile_load(foreign(ptr[T](e.addend + lin)))
     return T(slow_load(s, lin, T, u32(index)))
 
 
@@ -129,7 +129,7 @@ def store_as(s, lin, value, T, index):
     """Write through TLB number `index`: with a privilege that may not be the current one."""
     e = tlb_entry(s, tlb_address(s, index), lin)
     if likely(e.wtag == (lin + (T.size - 1)) & PAGE_MASK):
-        volatile_store(ptr[T](e.addend + lin), value)
+        volatile_store(foreign(ptr[T](e.addend + lin)), value)
     else:
         slow_store(s, lin, value, T, u32(index))
 
@@ -151,10 +151,10 @@ def privilege_index(s, cpl):
     return index
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def locked_pointer(s, lin: u64, size: u64) -> u64:
     """Host address for an atomic access of `size` bytes, or 0 where there is no plain RAM in one page."""
-    e = tlb_entry(s, s.tlb, lin)
+    e = tlb_entry(s, tlb_address(s, s.tlb_index), lin)
     if likely(e.wtag == (lin + size - 1) & PAGE_MASK):
         return e.addend + lin
     if (lin & 0xFFF) + size > 4096:
@@ -279,7 +279,7 @@ def mmio_write(s, gpa, value, size):
     outside(s, u32(EXIT_MMIO), gpa, value, size, u32(1))
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def slow_load(s, lin: u64, T, index: u32):
     check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
@@ -302,7 +302,7 @@ def slow_load(s, lin: u64, T, index: u32):
     return value
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def slow_store(s, lin: u64, value, T, index: u32) -> None:
     check_alignment(s, lin, u64(T.size), index)
     if T.size == 1 or (lin & 0xFFF) + T.size <= 4096:
@@ -340,7 +340,7 @@ def linear_wrap(s, lin):
     return lin & 0xFFFF_FFFF
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def probe_write(s, lin: u64, size: u64) -> u64:
     """Fault as a store of `size` bytes would, without storing; what `fill` says of the first page."""
     check_alignment(s, lin, size, s.tlb_index)

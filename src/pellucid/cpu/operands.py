@@ -10,7 +10,7 @@ Reading and writing go by operand number, so that one function serves every form
 
 from pellucid.cpu.memory import load, load_locked, load_rw, locked_pointer, store
 from pellucid.cpu.state import MODE_64, MODE_SIZE, XMM_BYTES, slot_of
-from pellucid.native import at, cas, native, ptr, u32, u64, uint
+from pellucid.native import at, cas, is_constant, native, ptr, u32, u64, uint
 from pellucid.records import dataclass
 
 
@@ -38,6 +38,7 @@ class Form:
 
 
 SLOT = ("dst", "src", "src2")
+ZERO = slot_of("zero")
 
 
 @native
@@ -63,7 +64,9 @@ def slot_pointer(s, o, n, T):
 
 @native
 def register(s, slot, T):
-    """The register at a state offset."""
+    """The register at a state offset. A region knows the offset, and so that there is none."""
+    if is_constant(slot) and slot == ZERO:
+        return T(0)
     return at(s, u64(slot), T)[0]
 
 

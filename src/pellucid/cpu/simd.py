@@ -16,7 +16,7 @@ from pellucid.cpu.operands import address, slot_pointer
 from pellucid.cpu.state import PAGE_MASK
 from pellucid.cpu.x87 import X87_ES, pending_exception
 from pellucid.native import (
-    at, bitcast, likely, native, permute, ptr, shuffle, u16, u64, u128, uint, unlikely, vec, volatile_load,
+    at, bitcast, foreign, likely, native, permute, ptr, shuffle, u16, u64, u128, uint, unlikely, vec, volatile_load,
     volatile_store)
 
 
@@ -50,14 +50,14 @@ def load_vector(s, lin, V):
     """Read a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.rtag == (lin + (V.size - 1)) & PAGE_MASK):
-        return volatile_load(ptr[V](e.addend + lin))
+        return volatile_load(foreign(ptr[V](e.addend + lin)))
     if V.size == 32:
         return bitcast(V, load_pair(s, lin))
     else:
         return bitcast(V, slow_load(s, lin, uint(V.size), s.tlb_index))
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def load_pair(s, lin: u64):
     """Read 32 bytes off the fast path: as two times 16."""
     low = slow_load(s, lin, u128, s.tlb_index)
@@ -100,14 +100,14 @@ def store_vector(s, lin, value, V):
     """Write a V of up to 32 bytes at a linear address."""
     e = tlb_entry(s, s.tlb, lin)
     if likely(e.wtag == (lin + (V.size - 1)) & PAGE_MASK):
-        volatile_store(ptr[V](e.addend + lin), value)
+        volatile_store(foreign(ptr[V](e.addend + lin)), value)
     elif V.size == 32:
         store_pair(s, lin, bitcast(vec[u64, 4], value))
     else:
         slow_store(s, lin, bitcast(uint(V.size), value), uint(V.size), s.tlb_index)
 
 
-@native(inline=False)
+@native(inline=False, spares_registers=True)
 def store_pair(s, lin: u64, value) -> None:
     """Write 32 bytes off the fast path: as two times 16, once both may be written."""
     probe_write(s, lin, u64(32))

@@ -113,7 +113,7 @@ TSX_RTM_DISABLE, TSX_CPUID_CLEAR = 1, 2
 # Accesses (also the column of a TLB entry).
 READ, WRITE, FETCH = 0, 1, 2
 
-TLB_ENTRIES = 1024
+TLB_ENTRIES = 2048
 # SMAP: user pages are reachable only with RFLAGS.AC. The last two serve shadow-stack accesses.
 TLB_USER, TLB_SUPERVISOR, TLB_SUPERVISOR_AC, TLB_SHADOW_USER, TLB_SHADOW = range(5)
 TLBS = 5
@@ -124,7 +124,7 @@ REPLAY_SLOTS = 160
 XMM_BYTES = 64
 
 
-@struct
+@struct(own=True)
 class TlbEntry(Struct):
     """One translation. A tag is the linear page where that access needs no slow path, else not a page address."""
 
@@ -203,7 +203,10 @@ MAIL_ECHO = 8              # have every processor drop them, the code bits stay:
 MAIL_STORED = 4            # likewise, for an entry of 64 bytes and only if its code bit is still set
 
 
-@struct
+# What operands are slots of, and what else an instruction reads or writes beside them: the slow paths of memory
+# accesses look at none of it, and only a write of the mode's own instructions, which end a block, changes the mode.
+@struct(registers=("gpr", "zero", "ea", "rip", "cc_kind", "cc_dst", "cc_src", "tlb", "seg_base", "seg_selector", "st",
+                   "xmm"), steady=("mode",))
 class CpuState(Struct):
     """One guest CPU. Everything native code touches while it runs."""
 
@@ -305,10 +308,10 @@ class CpuState(Struct):
     cold_row: u32
     cold_op: u64
     tlb_used: array[u32, 8]      # entries filled since the last flush, for each TLB
-    tlb_fills: array[u16, 5120]  # which entries: 1024 for each TLB
-    tlb_host: array[u64, 5120]   # host address of each entry's page
-    tlb_page: array[u64, 5120]   # linear page of each entry
-    tlb_global: array[u8, 5120]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB;
+    tlb_fills: array[u16, 10240]  # which entries: 2048 for each TLB
+    tlb_host: array[u64, 10240]   # host address of each entry's page
+    tlb_page: array[u64, 10240]   # linear page of each entry
+    tlb_global: array[u8, 10240]  # bit 0: survives a CR3 write; bit 1: part of a 2 or 4 MiB page; bit 2: of 1 GiB;
     #                              bit 3: it stands in tlb_fills
     tlb_large: array[u64, 8]     # a filter: see memory.note_large
     count_exceptions: u64

@@ -23,6 +23,7 @@ from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, CpuState, sl
 from pellucid.engine import dispatch
 from pellucid.engine.image import roots as handler_roots
 from pellucid.native import ptr, u64
+from pellucid.native.aliasing import REGISTERS, tag
 from pellucid.native.code import Code, Layout
 from pellucid.native.image import Root
 from pellucid.native.program import Instance, Program
@@ -30,6 +31,7 @@ from pellucid.records import dataclass
 
 MAX_OPS = 400
 MAX_BLOCKS = 32
+STATE_ALIGN = 64   # of a CpuState: it begins a page
 _RIP, _PENDING, _REASON = slot_of("rip"), slot_of("pending"), slot_of("exit_reason")
 _TARGET, _FALL = Op.fields["target"].offset, Op.fields["fall"].offset
 
@@ -119,7 +121,8 @@ class RegionWriter:
             self._block(piece)
         chained = [self._instance(dispatch.chain_target, ()), self._instance(dispatch.chain_fall, ())]
         self.used.update(dict.fromkeys(chained))
-        head = f'define tailcc void @"{self.name}"(ptr noalias %s, ptr %o) nounwind {{\nentry:\n  br label %b0\n'
+        state = f"ptr noalias dereferenceable({CpuState.size}) align {STATE_ALIGN} %s"
+        head = f'define tailcc void @"{self.name}"({state}, ptr %o) nounwind {{\nentry:\n  br label %b0\n'
         return "\n".join([*self.globals, head + "\n".join(self.body), "}", ""])
 
     def _instance(self, fn: Any, consts: tuple[Any, ...]) -> Instance:
@@ -274,7 +277,7 @@ class RegionWriter:
 
     def _load_rip(self) -> str:
         place, value = self._state(_RIP), self._fresh("%q")
-        self._emit(f"{value} = load i64, ptr {place}")
+        self._emit(f"{value} = load i64, ptr {place}{tag(REGISTERS)}")
         return value
 
     def _add_rip(self, source: str, offset: int, bits: int) -> None:
@@ -284,7 +287,7 @@ class RegionWriter:
         if bits < 64:
             whole, total = total, self._fresh("%n")
             self._emit(f"{total} = and i64 {whole}, {(1 << bits) - 1}")
-        self._emit(f"store i64 {total}, ptr {place}")
+        self._emit(f"store i64 {total}, ptr {place}{tag(REGISTERS)}")
 
 
 _METADATA = '!1 = !{!"branch_weights", i32 1, i32 4000}\n!2 = !{!"branch_weights", i32 4000, i32 1}\n'
@@ -301,7 +304,7 @@ def module_text(program: Program, roots: Mapping[str, Root], regions: Mapping[st
 
 def region_program() -> Program:
     """A program for regions: what it inlines is small there, once LLVM knows what the block has done before."""
-    return Program(inlined=(status_flags,))
+    return Program(inlined=(status_flags,), region=True)
 
 
 class CompiledRegion:

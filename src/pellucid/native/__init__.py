@@ -7,7 +7,7 @@ from pellucid.native.errors import NativeError, NativeException
 from pellucid.native.function import NativeFunction, native
 from pellucid.native.intrinsics import (
     TailCall, add_sat, asm, at, atomic_add, atomic_and, atomic_load, atomic_or, atomic_store, atomic_xchg, bitcast,
-    bswap, cas, clz, ctz, fence, insert, invoke, is_constant, likely, local, maximum, memcpy, memset, minimum,
+    bswap, cas, clz, ctz, fence, foreign, insert, invoke, is_constant, likely, local, maximum, memcpy, memset, minimum,
     monotonic_ns, movemask, permute, popcount, rdtsc, ref, rotl, rotr, sdiv, select, shuffle, sqrt, srem, static,
     sub_sat, tail, unlikely, volatile_load, volatile_store)
 from pellucid.native.structs import struct

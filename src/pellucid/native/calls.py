@@ -6,6 +6,7 @@ import ast
 from typing import Any
 
 from pellucid.native import arith
+from pellucid.native.aliasing import OTHERS, tag
 from pellucid.native.errors import NativeError
 from pellucid.native.expr import Expressions
 from pellucid.native.function import NativeFunction
@@ -144,12 +145,13 @@ class Calls(Expressions):
         self.instance.calls[instance] = None
         passed = ", ".join(f"{ir_type(a.type)} {a.ir}" for a in args if isinstance(a, Val))
         text = f'call {instance.convention}{instance.returns} @"{instance.symbol}"({passed})'
+        text += tag(OTHERS) if callee.spares_registers else ""
         result = instance.result
         if not instance.raises:
             if result is None:
                 self.effect(text)
                 return VOID
-            return self._unpack(self.emit(result, text), result)
+            return self._unpack(self.emit(result, text), instance)
         outcome = self.emit(None, text)
         flag = outcome if result is None else self.emit(bool, f"extractvalue {instance.returns} {outcome.ir}, 1")
         fine = self.new_label("ok")
@@ -157,10 +159,11 @@ class Calls(Expressions):
         self.label(fine)
         if result is None:
             return VOID
-        return self._unpack(self.emit(result, f"extractvalue {instance.returns} {outcome.ir}, 0"), result)
+        return self._unpack(self.emit(result, f"extractvalue {instance.returns} {outcome.ir}, 0"), instance)
 
-    def _unpack(self, whole: Val, result: Any) -> Any:
+    def _unpack(self, whole: Val, instance: Instance) -> Any:
+        result = instance.result
         if not isinstance(result, tuple):
-            return whole
+            return Val(result, whole.ir, self.reached(instance.memory))
         shape = "{ " + ", ".join(ir_type(t) for t in result) + " }"
         return tuple(self.emit(t, f"extractvalue {shape} {whole.ir}, {i}") for i, t in enumerate(result))

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from pellucid.native.errors import NativeError
 from pellucid.native.program import Instance, Program
-from pellucid.native.source import environment, own_names, syntax_tree
+from pellucid.native.source import bound_once, environment, own_names, syntax_tree
 from pellucid.native.values import Binding, Const, Unknown, Val, Variable, ir_type
 from pellucid.records import dataclass, field
 
@@ -56,6 +56,7 @@ class Emission:
         self.tree = syntax_tree(instance.fn.fn)
         self.environment = environment(instance.fn.fn)
         self.own_names = own_names(self.tree)
+        self.bound_once = bound_once(self.tree)
         self.names: Names = {}
         self.body: list[str | Return | Raise] = []
         self.slots: list[str] = []

@@ -8,6 +8,7 @@ import struct as _struct
 from typing import Any
 
 from pellucid.native import arith
+from pellucid.native.aliasing import REGISTERS, tag
 from pellucid.native.emission import Emission
 from pellucid.native.types import Vec, _ArrayType, _Float, _Int, f32, f80, is_literal, ptr, size_of, u32, u64, uint
 from pellucid.native.values import (
@@ -109,15 +110,18 @@ class Expressions(Emission):
     def load(self, place: Place) -> Val:
         kind = place.type
         if isinstance(kind, _ArrayType):
-            return Val(ptr[kind.element], place.ir)
+            return Val(ptr[kind.element], place.ir, place.memory)
         if is_struct(kind):
-            return Val(ptr[kind], place.ir)
+            return Val(ptr[kind], place.ir, place.memory)
         if kind is bool:
-            byte = self.emit(None, f"load i8, ptr {place.ir}")
+            byte = self.emit(None, f"load i8, ptr {place.ir}{self.load_tag(place)}")
             return self.emit(bool, f"icmp ne i8 {byte.ir}, 0")
         if is_vec(kind) and kind.element is bool:
             self.fail("a vector of bools has no memory form; use movemask or select")
-        return self.emit(kind, f"load {ir_type(kind)}, ptr {place.ir}, align 1")
+        return self.emit(kind, f"load {ir_type(kind)}, ptr {place.ir}, align 1{self.load_tag(place)}")
+
+    def load_tag(self, place: Place) -> str:
+        return tag(place.memory, steady=self.program.region)
 
     def store(self, place: Place, value: Any) -> None:
         if isinstance(place.type, _ArrayType) or is_struct(place.type):
@@ -127,9 +131,9 @@ class Expressions(Emission):
         value = self.materialize(value, place.type)
         if place.type is bool:
             byte = self.emit(None, f"zext i1 {value.ir} to i8")
-            self.effect(f"store i8 {byte.ir}, ptr {place.ir}")
+            self.effect(f"store i8 {byte.ir}, ptr {place.ir}{tag(place.memory)}")
         else:
-            self.effect(f"store {ir_type(place.type)} {value.ir}, ptr {place.ir}, align 1")
+            self.effect(f"store {ir_type(place.type)} {value.ir}, ptr {place.ir}, align 1{tag(place.memory)}")
 
     # --- compile-time sequences ------------------------------------------------------------------------
 
@@ -195,6 +199,8 @@ class Expressions(Emission):
         if isinstance(local, Const):
             self.note_read(node.id, local)
             return local
+        if isinstance(local, Val):
+            return local
         if isinstance(local, Variable):
             return self.emit(local.type, f"load {ir_type(local.type)}, ptr {local.slot}")
         if isinstance(local, Unknown):
@@ -216,7 +222,13 @@ class Expressions(Emission):
         if field is None:
             self.fail(f"{name_of(base.type.target)} has no field {node.attr!r}; it has "
                       + ", ".join(base.type.target.fields))
-        return Place(field.type, self.emit(None, f"getelementptr i8, ptr {base.ir}, i64 {field.offset}").ir)
+        place = self.emit(None, f"getelementptr i8, ptr {base.ir}, i64 {field.offset}")
+        return Place(field.type, place.ir, self.reached(field.memory or base.memory))
+
+    def reached(self, memory: str) -> str:
+        """The class of memory that a place has which this function makes."""
+        self.instance.touches_registers |= memory == REGISTERS
+        return memory
 
     def expr_Slice(self, node: ast.Slice) -> Any:
         bounds = [Const(None) if e is None else self.operand(e) for e in (node.lower, node.upper, node.step)]
@@ -242,7 +254,8 @@ class Expressions(Emission):
         if not is_ptr(base.type):
             self.fail(f"{name_of(base.type)} has no elements; a pointer, a vector or a table has")
         offset, size = self.index(index), self.size_of(base.type.target)
-        return Place(base.type.target, self.emit(None, f"getelementptr [{size} x i8], ptr {base.ir}, i64 {offset}").ir)
+        place = self.emit(None, f"getelementptr [{size} x i8], ptr {base.ir}, i64 {offset}")
+        return Place(base.type.target, place.ir, base.memory)
 
     def _static_item(self, table: Any, key: Any) -> Const:
         try:

@@ -19,14 +19,16 @@ from pellucid.native.types import NativeType, is_literal, literal
 class NativeFunction:
     """A function of the native subset; `inline=False` keeps it out of line, `tail=True` makes it a handler.
 
+    `spares_registers=True`: neither it nor what it calls touches a field that a struct declares as a register.
     A handler takes two pointers, returns nothing, uses LLVM's `tailcc` convention and may end in `tail(...)`.
     """
 
     __name__: str
     __qualname__: str
 
-    def __init__(self, fn: Callable[..., Any], inline: bool, tail: bool) -> None:
+    def __init__(self, fn: Callable[..., Any], inline: bool, tail: bool, spares_registers: bool = False) -> None:
         self.fn = fn
+        self.spares_registers = spares_registers
         self.inline = inline
         self.tail = tail
         functools.update_wrapper(self, fn)
@@ -75,8 +77,8 @@ class NativeFunction:
         return f"<native {self.fn.__module__}.{self.fn.__qualname__}>"
 
 
-def native(fn: Any = None, *, inline: bool = True, tail: bool = False) -> Any:
+def native(fn: Any = None, *, inline: bool = True, tail: bool = False, spares_registers: bool = False) -> Any:
     """Decorator: `@native`, `@native(inline=False)`, `@native(tail=True)`."""
     if fn is None:
-        return lambda f: NativeFunction(f, inline, tail)
+        return lambda f: NativeFunction(f, inline, tail, spares_registers)
     return NativeFunction(fn, inline, tail)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pellucid.native import arith
+from pellucid.native.aliasing import FOREIGN, REGISTERS, tag
 from pellucid.native.bits import (
     add_sat, bitcast, bswap, clz, ctz, insert, maximum, minimum, movemask, popcount, rotl, rotr, sdiv, select, shuffle,
     sqrt, srem, sub_sat)
@@ -38,9 +39,9 @@ def _ref(f: Lowering, base: Any, which: Any) -> Val:
         if field is None:
             f.fail(f"{name_of(kind)} has no field {which.value!r}")
         place = f.emit(None, f"getelementptr i8, ptr {base.ir}, i64 {field.offset}")
-        return Val(_pointee(field.type), place.ir)
+        return Val(_pointee(field.type), place.ir, f.reached(field.memory or base.memory))
     place = f.emit(None, f"getelementptr [{f.size_of(kind)} x i8], ptr {base.ir}, i64 {f.index(which)}")
-    return Val(_pointee(kind), place.ir)
+    return Val(_pointee(kind), place.ir, base.memory)
 
 
 @intrinsic(_ref)
@@ -54,14 +55,27 @@ def ref(base: Any, which: Any) -> Any:
 
 
 def _at(f: Lowering, base: Any, offset: Any, kind: Any) -> Val:
-    place = f.emit(None, f"getelementptr i8, ptr {pointer(f, base).ir}, i64 {f.index(offset)}")
-    return Val(ptr[static_kind(f, kind)], place.ir)
+    base = pointer(f, base)
+    place = f.emit(None, f"getelementptr i8, ptr {base.ir}, i64 {f.index(offset)}")
+    memory = f.reached(REGISTERS) if getattr(base.type.target, "has_registers", False) else base.memory
+    return Val(ptr[static_kind(f, kind)], place.ir, memory)
 
 
 @intrinsic(_at)
 def at(base: Any, offset: Any, kind: Any) -> Any:
     """The address `offset` bytes past `base`, as a pointer to `kind`."""
     return ptr[kind](int(base) + int(offset))
+
+
+def _foreign(f: Lowering, p: Any) -> Val:
+    p = pointer(f, p)
+    return Val(p.type, p.ir, FOREIGN)
+
+
+@intrinsic(_foreign)
+def foreign(p: Any) -> Any:
+    """The pointer, which reaches no struct that is `own` or has registers: see `aliasing`."""
+    return p
 
 
 def _local(f: Lowering, kind: Any) -> Val:
@@ -133,7 +147,7 @@ def memset(to: Any, byte: Any, n: Any) -> None:
 def _volatile_load(f: Lowering, p: Any) -> Val:
     p = pointer(f, p)
     kind = p.type.target
-    return f.emit(kind, f"load volatile {ir_type(kind)}, ptr {p.ir}, align 1")
+    return f.emit(kind, f"load volatile {ir_type(kind)}, ptr {p.ir}, align 1{tag(p.memory)}")
 
 
 @intrinsic(_volatile_load)
@@ -145,7 +159,7 @@ def volatile_load(p: Any) -> Any:
 def _volatile_store(f: Lowering, p: Any, value: Any) -> Val:
     p = pointer(f, p)
     kind = p.type.target
-    f.effect(f"store volatile {ir_type(kind)} {f.materialize(value, kind).ir}, ptr {p.ir}, align 1")
+    f.effect(f"store volatile {ir_type(kind)} {f.materialize(value, kind).ir}, ptr {p.ir}, align 1{tag(p.memory)}")
     return VOID
 
 
@@ -381,9 +395,10 @@ def monotonic_ns() -> Any:
 
 
 def asm_text(kind: Any, template: str, constraints: str, passed: str) -> str:
-    """LLVM's call of one host instruction."""
+    """LLVM's call of one host instruction; what does not say that it touches memory keeps its order with others only."""
     quoted = template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
-    return f'call {ir_type(kind)} asm sideeffect "{quoted}", "{constraints}"({passed})'
+    touched = "" if "~{memory}" in constraints else " nounwind memory(inaccessiblemem: readwrite)"
+    return f'call {ir_type(kind)} asm sideeffect "{quoted}", "{constraints}"({passed}){touched}'
 
 
 def _asm(f: Lowering, kind: Any, template: Any, constraints: Any, *args: Any) -> Val:
@@ -400,7 +415,8 @@ def _asm(f: Lowering, kind: Any, template: Any, constraints: Any, *args: Any) ->
 
 @intrinsic(_asm)
 def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
-    """One host instruction (AT&T spelling, LLVM constraints) with a result of type `kind` or None.
+    """One host instruction (AT&T spelling, LLVM constraints) with a result of type `kind` or None. One that reads or
+    writes memory has ~{memory} among its constraints.
 
     For what only the host's own unit does exactly: float arithmetic under its control word. Plain Python
     runs the same instruction through a compiled stub.
@@ -412,7 +428,7 @@ def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
 
 __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and", "atomic_load",
            "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz", "element_size", "f32",
-           "f64", "f80", "fence", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec", "likely",
+           "f64", "f80", "fence", "foreign", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec", "likely",
            "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute", "popcount",
            "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
            "uint", "unlikely", "volatile_load", "volatile_store"]

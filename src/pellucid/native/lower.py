@@ -13,7 +13,7 @@ from pellucid.native.emission import Catcher, Loop, Raise, Return
 from pellucid.native.program import Instance, Program, result_ir
 from pellucid.native.statements import Statements
 from pellucid.native.types import NativeType
-from pellucid.native.values import Const, Variable, ir_type, is_ptr, name_of
+from pellucid.native.values import Const, Val, Variable, ir_type, is_ptr, name_of
 
 __all__ = ["Catcher", "FunctionLowering", "Loop", "Raise", "Return", "Variable", "lower"]
 
@@ -67,14 +67,19 @@ class FunctionLowering(Statements):
             wanted = self.instance.fn.fn.__annotations__.get(arg.arg)
             if (isinstance(wanted, NativeType) or wanted is bool) and wanted is not param:
                 self.fail(f"{name_of(param)} where {arg.arg!r} is {name_of(wanted)}; give that type")
-            variable = self.variable(param)
-            self.body.append(f"  store {ir_type(param)} %a{i}, ptr {variable.slot}")
-            self.names[arg.arg] = variable
+            if arg.arg in self.bound_once:
+                self.names[arg.arg] = Val(param, f"%a{i}")
+            else:
+                variable = self.names[arg.arg] = self.variable(param)
+                self.body.append(f"  store {ir_type(param)} %a{i}, ptr {variable.slot}")
             i += 1
 
     def _finish(self) -> None:
         instance = self.instance
         instance.result = None if self.result is ... else self.result
+        returned = {item.value.memory if isinstance(item.value, Val) else "" for item in self.body
+                    if isinstance(item, Return)}
+        instance.memory = returned.pop() if len(returned) == 1 and is_ptr(instance.result) else ""
         if instance.raises and instance.fn.tail:
             self.node = self.tree
             self.fail("an exception leaves this handler; catch it inside")
@@ -83,12 +88,11 @@ class FunctionLowering(Statements):
             if isinstance(item, Return):
                 lines += self._return_text(item)
             elif isinstance(item, Raise):
-                poison = result_ir(instance.result)
-                lines.append("  ret i1 1" if poison == "void" else
-                             f"  ret {instance.returns} {{ {poison} poison, i1 1 }}")
+                lines += self._outcome_text(None)
             else:
                 lines.append(item)
-        instance.lines = ["entry:", *self.slots, *lines]
+        end = self._end_text()
+        instance.lines = ["entry:", *self.slots, *lines, *end]
         instance.done = True
 
     def _return_text(self, item: Return) -> list[str]:
@@ -106,8 +110,25 @@ class FunctionLowering(Statements):
             text = whole
         else:
             text = self.materialize(value, instance.result).ir
-        if not instance.raises:
-            return [*lines, f"  ret {plain} {text}"]
-        n = f"%q{self.fresh()}"
-        return [*lines, f"  {n} = insertvalue {instance.returns} {{ {plain} poison, i1 0 }}, {plain} {text}, 0",
-                f"  ret {instance.returns} {n}"]
+        return [*lines, *self._outcome_text(text)] if instance.raises else [*lines, f"  ret {plain} {text}"]
+
+    def _outcome_text(self, value: str | None) -> list[str]:
+        """Leave a function that may raise, with a value or, for None, by raising."""
+        plain = result_ir(self.instance.result)
+        if plain == "void":
+            return ["  ret i1 1"]
+        stored = [] if value is None else [f"  store {plain} {value}, ptr %outcome"]
+        return [*stored, f"  store i1 {int(value is None)}, ptr %raising", "  br label %end"]
+
+    def _end_text(self) -> list[str]:
+        """Where all ways out meet, if they give a value and a flag: two values for LLVM, which does not see into a
+        pair that several ways lead to, and would have the caller test the flag again.
+        """
+        instance, plain = self.instance, result_ir(self.instance.result)
+        if not instance.raises or plain == "void":
+            return []
+        self.slots += [f"  %outcome = alloca {plain}", "  %raising = alloca i1"]
+        pair = instance.returns
+        return ["end:", f"  %given = load {plain}, ptr %outcome", "  %flag = load i1, ptr %raising",
+                f"  %half = insertvalue {pair} poison, {plain} %given, 0",
+                f"  %pair = insertvalue {pair} %half, i1 %flag, 1", f"  ret {pair} %pair"]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Container, Iterable
 from typing import Any
 
+from pellucid.native.aliasing import METADATA
 from pellucid.native.errors import NativeError
 from pellucid.native.function import NativeFunction
 from pellucid.native.values import Const, ir_type
@@ -27,8 +28,10 @@ class Instance:
     fn: NativeFunction
     params: tuple[Any, ...]
     result: Any = None
+    memory: str = ""                # what its result, a pointer, reaches: see `aliasing`
     raises: bool = False
     done: bool = False
+    touches_registers: bool = False   # by itself, not by what it calls
     lines: list[str] = field(default_factory=list)
     calls: dict[Instance, None] = field(default_factory=dict)
     declares: set[str] = field(default_factory=set)
@@ -67,10 +70,14 @@ def result_ir(result: Any) -> str:
 
 
 class Program:
-    """All instances, compiled to text on first request. `inlined`: functions that are out of line elsewhere."""
+    """All instances, compiled to text on first request. `inlined`: functions that are out of line elsewhere.
 
-    def __init__(self, inlined: Iterable[NativeFunction] = ()) -> None:
+    `region`: its code is for regions, where steady fields keep their values.
+    """
+
+    def __init__(self, inlined: Iterable[NativeFunction] = (), *, region: bool = False) -> None:
         self.inlined = frozenset(inlined)
+        self.region = region
         self.instances: dict[Any, Instance] = {}
         self._symbols: set[str] = set()
 
@@ -87,6 +94,8 @@ class Program:
             except BaseException:
                 del self.instances[key]
                 raise
+            if fn.spares_registers:
+                _check_spared(found)
         return found
 
     def _symbol(self, fn: NativeFunction, params: tuple[Any, ...]) -> str:
@@ -123,7 +132,7 @@ class Program:
             text += _definition(instance, exported)
             intrinsics |= instance.declares
         head = sorted(intrinsics) + [i.declaration() for i in declared]
-        return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', ""])
+        return "\n".join([*head, *text, '!0 = !{!"branch_weights", i32 4000, i32 1}', METADATA, ""])
 
     def support(self, caller: Instance) -> str:
         """What a hand-made function that makes `caller.calls` needs: inlined definitions, declarations, metadata.
@@ -136,6 +145,15 @@ class Program:
         return self.module([caller]).replace("\n".join(_definition(caller, True)), "")
 
 
+def _check_spared(instance: Instance) -> None:
+    """NativeError when what promises to spare registers reaches one."""
+    for reached in [instance, *out_of_line([instance], everything=True)]:
+        if reached.touches_registers:
+            code = reached.fn.fn.__code__
+            raise NativeError(f"{instance.fn.__name__} spares registers, and {reached.fn.__name__}, which it calls, "
+                              "reaches one", code.co_filename, code.co_firstlineno, 1)
+
+
 def _definition(instance: Instance, exported: bool) -> list[str]:
     args = ", ".join(f"{ir_type(t)} %a{i}" for i, t in enumerate(instance.run_time))
     linkage, attribute = ("dso_local ", "") if exported else ("internal ", " alwaysinline")
@@ -144,8 +162,9 @@ def _definition(instance: Instance, exported: bool) -> list[str]:
     return [head, *instance.lines, "}"]
 
 
-def out_of_line(instances: Iterable[Instance], inlined: Container[NativeFunction] = ()) -> list[Instance]:
-    """Every non-inline instance reachable from these, themselves excluded, in a stable order."""
+def out_of_line(instances: Iterable[Instance], inlined: Container[NativeFunction] = (), *,
+                everything: bool = False) -> list[Instance]:
+    """Every non-inline (or every) instance reachable from these, themselves excluded, in a stable order."""
     seen: dict[Instance, None] = dict.fromkeys(instances)
     work, found = list(seen), []
     while work:
@@ -153,7 +172,7 @@ def out_of_line(instances: Iterable[Instance], inlined: Container[NativeFunction
             if callee not in seen:
                 seen[callee] = None
                 work.append(callee)
-                if not callee.inline(inlined):
+                if everything or not callee.inline(inlined):
                     found.append(callee)
     return sorted(found, key=lambda i: i.symbol)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,19 @@ def environment(fn: Callable[..., Any]) -> dict[str, Any]:
         except ValueError:  # not bound yet in the enclosing function
             names.pop(name, None)
     return names
+
+
+@functools.cache
+def bound_once(tree: ast.FunctionDef) -> set[str]:
+    """Names that have one value in a call: parameters that nothing binds again, and what one statement of the body
+    itself binds, outside of any loop or branch.
+    """
+    def stores(node: ast.AST) -> list[str]:
+        return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+
+    count = Counter([*(a.arg for a in tree.args.args), *stores(tree)])
+    body = [name for statement in tree.body if isinstance(statement, ast.Assign) for name in stores(statement)]
+    return {name for name in [*(a.arg for a in tree.args.args), *body] if count[name] == 1}
 
 
 @functools.cache

@@ -348,7 +348,7 @@ class Statements(Calls):
             if kept.type is not old.type:
                 self.fail(f"{name!r} is {name_of(old.type)}, not {name_of(kept.type)}; convert the value")
             self.effect(f"store {ir_type(old.type)} {kept.ir}, ptr {old.slot}")
-        elif isinstance(value, Const):
+        elif isinstance(value, Const) or name in self.bound_once:
             self.names[name] = value
         else:
             variable = self.names[name] = self.variable(value.type)

@@ -13,23 +13,39 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 from typing import Any, get_type_hints
 
+from pellucid.native.aliasing import OWN, REGISTERS, STEADY
 from pellucid.native.types import NativeType, Ptr, Vec, _ArrayType, _Float, _Int, f80
 from pellucid.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its native type and its offset in bytes."""
+    """One field: its native type, its offset in bytes and its class of memory, see `aliasing`."""
 
     name: str
     type: Any
     offset: int
+    memory: str = ""
 
 
-def struct(cls: type) -> Any:
-    """Turn an annotated class into a native struct type."""
+def struct(cls: type | None = None, *, own: bool = False, registers: Iterable[str] = (),
+           steady: Iterable[str] = ()) -> Any:
+    """Turn an annotated class into a native struct type.
+
+    `own`: no `foreign` pointer reaches it. `registers`: such a struct too; these fields are reached through pointers
+    to it alone, and by no function that spares registers. `at(p, n, T)` of such a pointer is an access to registers.
+    `steady`: fields that no code of a region changes.
+    """
+    if cls is None:
+        special = dict.fromkeys(registers, REGISTERS) | dict.fromkeys(steady, STEADY)
+        return lambda made: _struct(made, OWN if own or special else "", special)
+    return _struct(cls, "", {})
+
+
+def _struct(cls: type, memory: str, special: dict[str, str]) -> Any:
     hints = get_type_hints(cls, vars(sys.modules[cls.__module__]))
     fields: dict[str, Field] = {}
     offset, align = 0, 1
@@ -38,13 +54,15 @@ def struct(cls: type) -> Any:
             raise TypeError(f"{cls.__name__}.{name} is {kind!r}: a field is a native type, e.g. u64 or array[u8, 16]")
         size, field_align = (1, 1) if kind is bool else (kind.size, kind.align)
         offset = -(-offset // field_align) * field_align
-        fields[name] = Field(name, kind, offset)
+        fields[name] = Field(name, kind, offset, special.get(name, memory))
         offset += size
         align = max(align, field_align)
+    if stray := set(special) - set(fields):
+        raise TypeError(f"{cls.__name__} has no field {min(stray)!r}")
     size = -(-offset // align) * align
     made = NativeType(cls.__name__, (), {
         "fields": fields, "size": size, "align": align, "ir": f"[{size} x i8]", "__doc__": cls.__doc__,
-        "__module__": cls.__module__, "view": classmethod(_view)})
+        "__module__": cls.__module__, "view": classmethod(_view), "has_registers": REGISTERS in special.values()})
     made.ctype = _ctype(made, fields, size)  # type: ignore[attr-defined]
     return made
 

@@ -17,18 +17,20 @@ class Const:
 
 @dataclass(frozen=True, slots=True)
 class Val:
-    """Known at run time: its native type and its LLVM name or literal."""
+    """Known at run time: its native type, its LLVM name or literal, and the class of memory that a pointer reaches."""
 
     type: Any
     ir: str
+    memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A location in memory: element type and address; what `p[i]` and `p.field` are before the load."""
+    """A location in memory: element type, address and class; what `p[i]` and `p.field` are before the load."""
 
     type: Any
     ir: str
+    memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Unknown:
     reason: str
 
 
-Binding = Const | Variable | Unknown
+Binding = Const | Val | Variable | Unknown
 
 VOID = Val(None, "void")
 

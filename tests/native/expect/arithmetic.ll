@@ -1,18 +1,19 @@
 define dso_local i32 @"tests.native.test_expected_text.arithmetic_u32_u32_"(i32 %a0, i32 %a1) nounwind {
 entry:
-  %s1 = alloca i32
-  store i32 zeroinitializer, ptr %s1
-  %s2 = alloca i32
-  store i32 zeroinitializer, ptr %s2
-  store i32 %a0, ptr %s1
-  store i32 %a1, ptr %s2
-  %v3 = load i32, ptr %s1
-  %v4 = load i32, ptr %s2
-  %v5 = mul i32 %v4, 3
-  %v6 = add i32 %v3, %v5
-  %v7 = load i32, ptr %s1
-  %v8 = xor i32 %v7, -1
-  %v9 = xor i32 %v6, %v8
-  ret i32 %v9
+  %v1 = mul i32 %a1, 3
+  %v2 = add i32 %a0, %v1
+  %v3 = xor i32 %a0, -1
+  %v4 = xor i32 %v2, %v3
+  ret i32 %v4
 }
 !0 = !{!"branch_weights", i32 4000, i32 1}
+!10 = !{}
+!11 = !{!"pellucid"}
+!12 = !{!"others", !11, i64 0}
+!13 = !{!"registers", !11, i64 0}
+!14 = !{!"own", !12, i64 0}
+!15 = !{!"foreign", !12, i64 0}
+!16 = !{!12, !12, i64 0}
+!17 = !{!13, !13, i64 0}
+!18 = !{!14, !14, i64 0}
+!19 = !{!15, !15, i64 0}

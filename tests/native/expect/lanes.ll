@@ -1,19 +1,21 @@
 declare i64 @llvm.fptoui.sat.i64.f64(double)
 define dso_local i64 @"tests.native.test_expected_text.lanes_vec_i32__4__f64_"(<4 x i32> %a0, double %a1) nounwind {
 entry:
-  %s1 = alloca <4 x i32>
-  store <4 x i32> zeroinitializer, ptr %s1
-  %s2 = alloca double
-  store double zeroinitializer, ptr %s2
-  store <4 x i32> %a0, ptr %s1
-  store double %a1, ptr %s2
-  %v3 = load <4 x i32>, ptr %s1
-  %v4 = add <4 x i32> %v3, <i32 1, i32 1, i32 1, i32 1>
-  %v5 = extractelement <4 x i32> %v4, i32 2
-  %v6 = sext i32 %v5 to i64
-  %v7 = load double, ptr %s2
-  %v8 = call i64 @llvm.fptoui.sat.i64.f64(double %v7)
-  %v9 = add i64 %v6, %v8
-  ret i64 %v9
+  %v1 = add <4 x i32> %a0, <i32 1, i32 1, i32 1, i32 1>
+  %v2 = extractelement <4 x i32> %v1, i32 2
+  %v3 = sext i32 %v2 to i64
+  %v4 = call i64 @llvm.fptoui.sat.i64.f64(double %a1)
+  %v5 = add i64 %v3, %v4
+  ret i64 %v5
 }
 !0 = !{!"branch_weights", i32 4000, i32 1}
+!10 = !{}
+!11 = !{!"pellucid"}
+!12 = !{!"others", !11, i64 0}
+!13 = !{!"registers", !11, i64 0}
+!14 = !{!"own", !12, i64 0}
+!15 = !{!"foreign", !12, i64 0}
+!16 = !{!12, !12, i64 0}
+!17 = !{!13, !13, i64 0}
+!18 = !{!14, !14, i64 0}
+!19 = !{!15, !15, i64 0}

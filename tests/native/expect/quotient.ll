@@ -1,17 +1,19 @@
 define dso_local i64 @"tests.native.test_expected_text.quotient_u64_u64_"(i64 %a0, i64 %a1) nounwind {
 entry:
-  %s1 = alloca i64
-  store i64 zeroinitializer, ptr %s1
-  %s2 = alloca i64
-  store i64 zeroinitializer, ptr %s2
-  store i64 %a0, ptr %s1
-  store i64 %a1, ptr %s2
-  %v3 = load i64, ptr %s1
-  %v4 = load i64, ptr %s2
-  %v5 = icmp eq i64 %v4, 0
-  %v6 = select i1 %v5, i64 1, i64 %v4
-  %v7 = udiv i64 %v3, %v6
-  %v8 = select i1 %v5, i64 0, i64 %v7
-  ret i64 %v8
+  %v1 = icmp eq i64 %a1, 0
+  %v2 = select i1 %v1, i64 1, i64 %a1
+  %v3 = udiv i64 %a0, %v2
+  %v4 = select i1 %v1, i64 0, i64 %v3
+  ret i64 %v4
 }
 !0 = !{!"branch_weights", i32 4000, i32 1}
+!10 = !{}
+!11 = !{!"pellucid"}
+!12 = !{!"others", !11, i64 0}
+!13 = !{!"registers", !11, i64 0}
+!14 = !{!"own", !12, i64 0}
+!15 = !{!"foreign", !12, i64 0}
+!16 = !{!12, !12, i64 0}
+!17 = !{!13, !13, i64 0}
+!18 = !{!14, !14, i64 0}
+!19 = !{!15, !15, i64 0}

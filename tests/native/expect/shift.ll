@@ -1,17 +1,19 @@
 define dso_local i32 @"tests.native.test_expected_text.shift_i32_u8_"(i32 %a0, i8 %a1) nounwind {
 entry:
-  %s1 = alloca i32
-  store i32 zeroinitializer, ptr %s1
-  %s2 = alloca i8
-  store i8 zeroinitializer, ptr %s2
-  store i32 %a0, ptr %s1
-  store i8 %a1, ptr %s2
-  %v3 = load i32, ptr %s1
-  %v4 = load i8, ptr %s2
-  %v5 = zext i8 %v4 to i32
-  %v6 = icmp ult i32 %v5, 32
-  %v7 = select i1 %v6, i32 %v5, i32 31
-  %v8 = ashr i32 %v3, %v7
-  ret i32 %v8
+  %v1 = zext i8 %a1 to i32
+  %v2 = icmp ult i32 %v1, 32
+  %v3 = select i1 %v2, i32 %v1, i32 31
+  %v4 = ashr i32 %a0, %v3
+  ret i32 %v4
 }
 !0 = !{!"branch_weights", i32 4000, i32 1}
+!10 = !{}
+!11 = !{!"pellucid"}
+!12 = !{!"others", !11, i64 0}
+!13 = !{!"registers", !11, i64 0}
+!14 = !{!"own", !12, i64 0}
+!15 = !{!"foreign", !12, i64 0}
+!16 = !{!12, !12, i64 0}
+!17 = !{!13, !13, i64 0}
+!18 = !{!14, !14, i64 0}
+!19 = !{!15, !15, i64 0}
