@@ -17,9 +17,9 @@ from pellucid.native.types import (
 __all__ = [
     "NativeError", "NativeException", "NativeFunction", "TailCall", "add_sat", "array", "asm", "at", "atomic_add",
     "atomic_and", "atomic_load", "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz",
-    "f32", "f64", "f80", "fence", "i8", "i16", "i32", "i64", "i128", "insert", "invoke", "is_constant", "likely",
-    "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "native", "permute", "popcount",
-    "ptr", "rdtsc", "ref",
+    "f32", "f64", "f80", "fence", "foreign", "i8", "i16", "i32", "i64", "i128", "insert", "invoke", "is_constant",
+    "likely", "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "native", "permute",
+    "popcount", "ptr", "rdtsc", "ref",
     "rotl", "rotr", "sdiv", "select", "shuffle", "sint", "sqrt", "srem", "static", "struct", "sub_sat", "tail", "u8",
     "u16", "u32", "u64", "u128", "uint", "unlikely", "vec", "volatile_load", "volatile_store",
 ]

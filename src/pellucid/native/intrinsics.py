@@ -395,7 +395,7 @@ def monotonic_ns() -> Any:
 
 
 def asm_text(kind: Any, template: str, constraints: str, passed: str) -> str:
-    """LLVM's call of one host instruction; what does not say that it touches memory keeps its order with others only."""
+    """LLVM's call of one host instruction; one without ~{memory} keeps its order among them only."""
     quoted = template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
     touched = "" if "~{memory}" in constraints else " nounwind memory(inaccessiblemem: readwrite)"
     return f'call {ir_type(kind)} asm sideeffect "{quoted}", "{constraints}"({passed}){touched}'
@@ -428,7 +428,7 @@ def asm(kind: Any, template: str, constraints: str, *args: Any) -> Any:
 
 __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_add", "atomic_and", "atomic_load",
            "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz", "element_size", "f32",
-           "f64", "f80", "fence", "foreign", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec", "likely",
-           "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute", "popcount",
-           "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
+           "f64", "f80", "fence", "foreign", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec",
+           "likely", "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute",
+           "popcount", "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
            "uint", "unlikely", "volatile_load", "volatile_store"]
