@@ -430,5 +430,5 @@ __all__ = ["Intrinsic", "TailCall", "_PtrType", "add_sat", "asm", "at", "atomic_
            "atomic_or", "atomic_store", "atomic_xchg", "bitcast", "bswap", "cas", "clz", "ctz", "element_size", "f32",
            "f64", "f80", "fence", "foreign", "insert", "invoke", "is_constant", "is_float", "is_int", "is_vec",
            "likely", "local", "maximum", "memcpy", "memset", "minimum", "monotonic_ns", "movemask", "permute",
-           "popcount", "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat", "tail",
-           "uint", "unlikely", "volatile_load", "volatile_store"]
+           "popcount", "rdtsc", "ref", "rotl", "rotr", "sdiv", "select", "shuffle", "sqrt", "srem", "static", "sub_sat",
+           "tail", "uint", "unlikely", "volatile_load", "volatile_store"]
