@@ -34,7 +34,7 @@ class World:
     """A Meter whose guest does what the test says."""
 
     def __init__(self) -> None:
-        self.happened = [0] * 18
+        self.happened = [0] * 31
         self.level, self.freezes = KERNEL, False
         self.on = self.leave_at_level = False
         self.interrupts = 0
@@ -52,9 +52,12 @@ class World:
     def alarm(self, ticks: int) -> None:
         self.alarms.append(ticks)
 
-    def execute(self, instructions: int, branches: int = 0, ticks: int = 0, level: int = KERNEL) -> None:
-        for kind, count in enumerate((instructions, branches, ticks)):
-            self.happened[3 * level + kind] += count
+    def execute(self, instructions: int, branches: int = 0, ticks: int = 0, runs: int = 0, level: int = KERNEL) -> None:
+        for kind, count in enumerate((instructions, branches, ticks, runs)):
+            self.happened[5 * level + kind] += count
+
+    def enter(self, level: int, times: int = 1) -> None:
+        self.happened[5 * level + 4] += times
 
 
 @pytest.fixture
@@ -259,10 +262,47 @@ def test_freeze_on_interrupt(pmu: Pmu, world: World) -> None:
     assert (count(pmu, 0), count(pmu, 1), world.interrupts) == (0, 1, 1)
 
 
-def test_edges_stand_still_and_say_so(pmu: Pmu, world: World, caplog: pytest.LogCaptureFixture) -> None:
-    select(pmu, 0, OS | EDGE | 1 << 24 | BRANCHES)
-    world.execute(10, 10)
-    assert count(pmu) == 0 and "edge detection" in caplog.text
+def test_edges_of_cycles(pmu: Pmu, world: World) -> None:
+    """How often the processor began to execute at the level: it came from the other, or a halt ended, at CPL 0.
+    With a mask of 2 the inverted condition always holds.
+    """
+    always, never = 2 << 24 | INV, 1 << 24 | INV
+    for n, bits in enumerate((OS | CYCLES, USR | TICKS, OS | USR | INSTRUCTIONS, OS | 1 << 24 | INSTRUCTIONS,
+                              OS | INSTRUCTIONS | never, USR | BRANCHES | always, OS | 2 << 24 | CYCLES)):
+        select(pmu, n, EDGE | bits)
+    world.execute(1000, 100, 5000, 90)
+    world.enter(KERNEL, 5)
+    world.enter(USER, 4)
+    world.happened[-1] += 2
+    assert [count(pmu, n) for n in range(7)] == [7, 4, 2, 7, 0, 4, 0]
+
+
+def test_edges_of_branches(pmu: Pmu, world: World) -> None:
+    for n, bits in enumerate((OS, OS | USR, OS | 1 << 24, OS | 2 << 24)):
+        select(pmu, n, EDGE | BRANCHES | bits)
+    world.execute(100, 20, 300, 15)
+    world.execute(50, 9, 70, 8, level=USER)
+    assert [count(pmu, n) for n in range(4)] == [15, 23, 15, 0]
+
+
+def test_edges_that_are_not_built_stand_still_and_say_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    pmu = Pmu(world)
+    pmu.show(8, 3, transactions=True)
+    select(pmu, 0, OS | EDGE | 1 << 24 | INV | BRANCHES)
+    select(pmu, 2, OS | EDGE | 1 << 32 | BRANCHES)
+    world.execute(10, 10, 10, 10)
+    world.execute(10, 10, 10, 10, level=2)
+    assert count(pmu, 0) == count(pmu, 2) == 0
+    assert "counter 0 stands still" in caplog.text and "counter 2 stands still" in caplog.text
+
+
+def test_an_edge_of_cycles_that_interrupts_needs_no_budget(pmu: Pmu, world: World) -> None:
+    pmu.write(IA32_A_PMC[0], VALUE)
+    select(pmu, 0, OS | EDGE | INT | CYCLES)
+    assert pmu.update() == FARTHEST and world.leave_at_level
+    world.enter(KERNEL)
+    pmu.update()
+    assert world.interrupts == 1
 
 
 def test_saved_and_restored(pmu: Pmu, world: World) -> None:
@@ -293,13 +333,15 @@ def test_any_writes_leave_it_whole() -> None:
     for _ in range(6000):
         index = chance.choice(sorted(PMU_MSRS))
         value = chance.choice((0, 1, VALUE, VALUE + 1, chance.getrandbits(64), chance.getrandbits(32), 0x4300C0,
-                               chance.getrandbits(23), 0x5300C4 | chance.getrandbits(8) << 24, 0xBBB, 7 << 32 | 0xFF))
+                               chance.getrandbits(23), 0x5300C4 | chance.getrandbits(8) << 24, 0xBBB, 7 << 32 | 0xFF,
+                               0x57003C | chance.getrandbits(9) << 23))
         world.freezes, world.level = chance.random() < 0.1, chance.randrange(2)
         try:
             pmu.write(index, value, host_initiated=chance.random() < 0.2)
         except MsrAccessError:
             pass
         world.execute(chance.randrange(1 << chance.randrange(47)), level=chance.randrange(2))
+        world.enter(chance.randrange(2), chance.randrange(3))
         assert 1 <= pmu.update() <= FARTHEST
         assert 0 <= pmu.read_counter(chance.randrange(8)) <= VALUE
         assert pmu.read(IA32_PERF_GLOBAL_STATUS) & ~(7 << 32 | 0xFF) == 0

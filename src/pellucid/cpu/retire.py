@@ -8,12 +8,24 @@ A block that the budget does not cover is executed one instruction at a time, un
 What counts as one: an instruction with all its repetitions, when it is done; INT n, INT3, INTO and INT1 that raise
 their exception. An instruction that faults does not count, and neither does the delivery of an event.
 
-Branch instructions, taken or not, are counted alike: a block has at most one, its last.
+Branch instructions, taken or not, are counted alike: a block has at most one, its last. So are their runs: branches
+that follow each other with nothing in between.
 """
 
 from pellucid.cpu.code_cache import OP_BEFORE
 from pellucid.cpu.state import EXIT_EXCEPTION, SOFT_ICEBP, SOFT_INT
 from pellucid.native import i64, native, u32, u64
+
+
+@native
+def begin_run(s, count, branch):
+    """`count` instructions were paid for, the last of them a branch or not."""
+    s.in_run_before = s.in_run
+    s.run_ahead = branch
+    if count == 1 and s.in_run != 0:
+        s.run_ahead = 0
+    s.branch_runs = s.branch_runs + s.run_ahead
+    s.in_run = branch
 
 
 @native
@@ -27,6 +39,7 @@ def pay(s, count, branch):
         s.spent_ahead = count
         s.branches = s.branches + branch
         s.branch_ahead = u32(branch)
+        begin_run(s, count, branch)
     return enough
 
 
@@ -38,6 +51,7 @@ def pay_one(s, branch):
     s.spent_ahead = s.counted
     s.branches = s.branches + ahead
     s.branch_ahead = u32(ahead)
+    begin_run(s, u64(1), ahead)
 
 
 @native
@@ -50,12 +64,15 @@ def not_done(s, o):
 def give_back(s, o):
     """The instruction of op `o` has left before it was done."""
     unused = not_done(s, o)
-    branches = u64(s.branch_ahead)
     if s.exit_reason == EXIT_EXCEPTION and (s.exc_soft == SOFT_INT or s.exc_soft == SOFT_ICEBP):
         unused = unused - s.counted
-        branches = 0
+    else:
+        s.branches = s.branches - u64(s.branch_ahead)
+        s.branch_runs = s.branch_runs - s.run_ahead
+        s.in_run = 0
+        if unused == s.spent_ahead:
+            s.in_run = s.in_run_before
     s.budget = s.budget + i64(unused)
-    s.branches = s.branches - branches
 
 
 @native

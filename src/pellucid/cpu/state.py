@@ -401,8 +401,8 @@ class CpuState(Struct):
     branch_ahead: u32      # 1: the running block ends in a branch, which `branches` has in advance
     retired_end: u64       # instructions retired since the start when the budget is used up
     branches: u64          # branch instructions retired since the start, where instructions are counted
-    tally_from: array[u64, 3]   # by TALLY_*: the total at the last time
-    tally: array[u64, 18]       # by level, then by TALLY_*: what has happened until then
+    tally_from: array[u64, 4]   # by TALLY_* with a total: the total at the last time
+    tally: array[u64, 30]       # by level, then by TALLY_*: what has happened until then
     debugctl: u64          # IA32_DEBUGCTL: DEBUGCTL_*
     # last-branch records, see `lbr`
     lbr_depth: u32         # entries of the stack, a power of 2; 0: there are no such records
@@ -433,10 +433,17 @@ class CpuState(Struct):
     not_write_back: u32    # 1: one of the pages that `fill` was asked for since this was cleared is not write-back
     mtrr_fixed: array[u64, 11]      # in the order of their MSRs; IA32_MTRR_DEF_TYPE is above
     mtrr_variable: array[u64, 16]   # base and mask of each range
+    # runs of branch instructions, one behind the other, where instructions are counted: see `retire`
+    branch_runs: u64       # begun since the start
+    in_run: u64            # 1: the last instruction was of one
+    in_run_before: u64     # in_run when the running block was paid for
+    run_ahead: u64         # 1: its branch begins a run, which `branch_runs` has in advance
 
 
-TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS = range(3)
-TALLIES = 3
+# Instructions; branches; ticks of the TSC; branches that no branch precedes at their level; changes of the privilege
+# level to this one.
+TALLY_INSTRUCTIONS, TALLY_BRANCHES, TALLY_TICKS, TALLY_RUNS, TALLY_ENTRIES = range(5)
+TALLIES = 5
 # Levels: CPL 0 or not; LEVEL_INSIDE more in transactions, and LEVEL_ABORTED more in those that were aborted.
 LEVEL_USER, LEVEL_INSIDE, LEVEL_ABORTED, LEVELS = 1, 2, 4, 6
 

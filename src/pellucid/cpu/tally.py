@@ -1,12 +1,13 @@
 """What happens on a processor, for its performance counters: by privilege level, between blocks.
 
 While CpuState.metered is set, `tally` holds how many instructions and branches have retired at CPL 0 and at the other
-levels, and how many ticks the time-stamp counter took in native code meanwhile. Totals are always known (`retire`), so
-nothing is added up until the level changes or native code is left. An instruction belongs to the level that it began
-at.
+levels, how many ticks the time-stamp counter took in native code meanwhile, and how often each level was entered.
+Totals are always known (`retire`), so nothing is added up until the level changes or native code is left. An
+instruction belongs to the level that it began at.
 """
 
-from pellucid.cpu.state import LEVEL_INSIDE, LEVEL_USER, TALLIES, TALLY_BRANCHES, TALLY_INSTRUCTIONS, TALLY_TICKS
+from pellucid.cpu.state import (
+    LEVEL_INSIDE, LEVEL_USER, TALLIES, TALLY_BRANCHES, TALLY_ENTRIES, TALLY_INSTRUCTIONS, TALLY_RUNS, TALLY_TICKS)
 from pellucid.native import native, u32, u64
 
 
@@ -40,6 +41,7 @@ def settle(s, tsc: u64) -> None:
     add_tally(s, TALLY_INSTRUCTIONS, s.retired_end - u64(s.budget))
     add_tally(s, TALLY_BRANCHES, s.branches)
     add_tally(s, TALLY_TICKS, tsc)
+    add_tally(s, TALLY_RUNS, s.branch_runs)
 
 
 @native(inline=False)
@@ -51,4 +53,8 @@ def change_level(s, now: u32, tsc: u64) -> None:
         inside = u64(now) * TALLIES + TALLY_INSTRUCTIONS
         s.tally[outside] = s.tally[outside] - 1
         s.tally[inside] = s.tally[inside] + 1
+    if ((now ^ s.level) & LEVEL_USER) != 0:
+        entries = u64(now) * TALLIES + TALLY_ENTRIES
+        s.tally[entries] = s.tally[entries] + 1
+        s.in_run = 0
     s.level = now

@@ -23,7 +23,7 @@ from pellucid.cpu.code_cache import (
 from pellucid.cpu.state import (
     EXIT_COLD, EXIT_PENDING, EXIT_TRANSLATE, FEATURE_ERROR_POINTERS, FEATURE_PDPE1GB, FEATURE_PSE36, FEATURES_ISA,
     FEATURES_SYSTEM, PENDING_REQUEST, PENDING_SAMPLE, PF, REPLAY_SLOTS, SOFT_NONE, SPACE_NORMAL, SPACE_SMM,
-    STATE_BYTES, TALLY_BRANCHES, TALLY_INSTRUCTIONS, TLBS, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TSC_FRACTION,
+    STATE_BYTES, TALLY_BRANCHES, TALLY_INSTRUCTIONS, TALLY_RUNS, TLBS, TLB_BYTES, TLB_INVALID, TLB_OFFSET, TSC_FRACTION,
     CpuState, TlbEntry, slot_of,
 )
 from pellucid.cpu.undo_log import LONGEST, Transaction
@@ -192,6 +192,7 @@ class Processor:
     def _execute_cold(self) -> None:
         row = handler_image.table().rows[self.state.cold_row]
         self.state.budget -= self.state.counted
+        self.state.in_run = 0
         row.fn(self, Op.view(self.state.cold_op))
 
     def _teach(self) -> None:
@@ -345,6 +346,7 @@ class Processor:
         state.level = int(state.cpl != 0)
         state.tally_from[TALLY_INSTRUCTIONS] = state.retired_end - state.budget & U64
         state.tally_from[TALLY_BRANCHES] = state.branches
+        state.tally_from[TALLY_RUNS], state.in_run = state.branch_runs, 0
 
     def get_rflags(self) -> int:
         """RFLAGS with its lazy status flags."""

@@ -3,6 +3,10 @@
 Eight counters for the events that CPUID tells of, and three fixed ones, all of 48 bits. A core cycle is an instruction
 here: the processor retires one in each. Reference cycles are ticks of the time-stamp counter in guest code.
 
+With edge detection a counter counts how often its condition begins to hold, from cycle to cycle (SDM vol. 3, 20.2.1.1).
+That of cycles and instructions does not hold at other privilege levels, and while the processor halts; that of branches
+holds in each run of branch instructions, which a change of the level ends.
+
 Nothing counts while the guest runs: its processor tallies what happens by privilege level (`Meter`), and `update` adds
 what is new to the counters that are enabled. It is called before the guest goes on, and before anybody looks. An
 overflow that is to interrupt ends the guest's run behind the very instruction (`update` says how many may retire), or,
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pellucid.cpu.models.counters import FIXED, GENERAL, WIDTH
+from pellucid.cpu.state import TALLIES
 from pellucid.kvm.errors import MsrAccessError
 from pellucid.kvm.lbr import LBR_FMT
 from pellucid.records import dataclass
@@ -49,9 +54,11 @@ FIXED_OS, FIXED_USR, FIXED_INT, FIXED_DEFINED = 1, 2, 8, 0xB
 FIXED_SHIFT, FIXED_BIT = 4, 32
 """Bits of IA32_FIXED_CTR_CTRL for each fixed counter; where the fixed ones begin in the global registers."""
 RDPMC_FIXED = 1 << 30
+PLACES = 3
+"""Where things happen at one privilege level: outside transactions, inside, and inside those that were aborted."""
 OVF_BUFFER, CONDITION_CHANGED = 1 << 62, 1 << 63
 
-INSTRUCTIONS, BRANCHES, TICKS = range(3)
+INSTRUCTIONS, BRANCHES, TICKS, RUNS, ENTRIES = range(TALLIES)
 """What a `Meter` tallies; cycles are instructions."""
 EVENTS = {0x003C: INSTRUCTIONS, 0x00C0: INSTRUCTIONS, 0x013C: TICKS, 0x00C4: BRANCHES}
 """By event select and unit mask. Any other event never happens."""
@@ -75,8 +82,9 @@ class Meter(Protocol):
         ...
 
     def tally(self) -> Sequence[int]:
-        """How often everything has happened: INSTRUCTIONS, BRANCHES, TICKS at level 0, at level 1, at either inside
-        transactions, and at either inside those that were aborted.
+        """How often everything has happened: INSTRUCTIONS, BRANCHES, TICKS, RUNS of branches and ENTRIES from the other
+        privilege level, at level 0, at level 1, at either inside transactions, and at either inside those that were aborted; and
+        last how often the processor has halted.
         """
         ...
 
@@ -103,17 +111,36 @@ class Counting:
     interrupts: bool
     mask: int = 0
     inverted: bool = False
+    edges: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Not built: how often a stretch without branches begins, and edges in transactions alone or without aborts."""
+        fallow = self.event == BRANCHES and self.inverted and self.mask == 1
+        return not self.edges or not fallow and len(self.levels) in (3, 6)
 
     def grown(self, since: Sequence[int]) -> int:
         """By how much, after what has happened since then. With a counter mask it counts cycles with at least so many
         events, or with fewer; in a cycle there is one at most.
         """
-        events = sum(since[3 * level + self.event] for level in self.levels)
+        events = self._total(self.event, since)
+        cycles = events if self.event == TICKS else self._total(INSTRUCTIONS, since)
+        if self.edges:
+            several = len(self.levels) == 2 * PLACES  # all entries are from one level that counts to another
+            cycles = since[-1] * (0 in self.levels) + (0 if several else self._total(ENTRIES, since))
+            events = self._total(RUNS, since) if self.event == BRANCHES else cycles
         if not self.mask:
             return events
         happens = events if self.mask == 1 else 0
-        cycles = sum(since[3 * level + (TICKS if self.event == TICKS else INSTRUCTIONS)] for level in self.levels)
         return cycles - happens if self.inverted else happens
+
+    def _total(self, kind: int, since: Sequence[int]) -> int:
+        return sum(since[TALLIES * level + kind] for level in self.levels)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it may overflow behind any instruction, and not only where the level changes or a halt ends."""
+        return not self.edges or self.event == BRANCHES
 
 
 class Pmu:
@@ -189,7 +216,7 @@ class Pmu:
         """Instructions until a counter may overflow that is to interrupt."""
         distance, level = FARTHEST, self._meter.level
         for counter in self._counting:
-            if counter.interrupts and level in counter.levels:
+            if counter.interrupts and level in counter.levels and counter.is_near:
                 left = VALUE + 1 - self._values[counter.bit]
                 if counter.event == TICKS:
                     self._meter.alarm(left)
@@ -210,10 +237,13 @@ class Pmu:
             select = self._selects[n]
             event = EVENTS.get(select & 0xFFFF)
             levels = _levels(select & SELECT_OS, select & SELECT_USR, select)
-            on = select & SELECT_ENABLE and not select & SELECT_EDGE and self._global_control >> n & 1
-            if on and levels and event is not None:
-                found.append(Counting(n, event, levels, bool(select & SELECT_INT), select >> 24 & 0xFF,
-                                      bool(select & SELECT_INVERT)))
+            if select & SELECT_ENABLE and self._global_control >> n & 1 and levels and event is not None:
+                counting = Counting(n, event, levels, bool(select & SELECT_INT), select >> 24 & 0xFF,
+                                    bool(select & SELECT_INVERT), bool(select & SELECT_EDGE))
+                if counting.exists:
+                    found.append(counting)
+                else:
+                    _log.warning("performance counter %d stands still: edges of this kind are not built yet", n)
         for n in range(self._fixed):
             control = self._fixed_control >> n * FIXED_SHIFT
             levels = _levels(control & FIXED_OS, control & FIXED_USR)
@@ -266,8 +296,6 @@ class Pmu:
             transactional = SELECT_IN_TX | SELECT_IN_TXCP * (number == CHECKPOINTED)
             self._check(index, value, SELECT_DEFINED | transactional * self._transactions)
             self._selects[number] = value
-            if value & SELECT_ENABLE and value & SELECT_EDGE:
-                _log.warning("a performance counter with edge detection stands still: it is not built yet")
         elif index == IA32_FIXED_CTR_CTRL and self.present:
             self._check(index, value, sum(FIXED_DEFINED << n * FIXED_SHIFT for n in range(self._fixed)))
             self._fixed_control = value

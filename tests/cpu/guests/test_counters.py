@@ -22,7 +22,7 @@ from .machine import CODE, DEVICE, STACK0, STACK3, USER64, USER_DATA
 from .test_interrupts import DONE, HANDLER, NMI, SAY, VECTOR, Hosted
 
 PMC0, EVTSEL0, GLOBAL_STATUS, GLOBAL_CTRL, DEBUGCTL = 0xC1, 0x186, 0x38E, 0x38F, 0x1D9
-USR, OS, INT, EN = 1 << 16, 1 << 17, 1 << 20, 1 << 22
+USR, OS, EDGE, INT, EN = 1 << 16, 1 << 17, 1 << 18, 1 << 20, 1 << 22
 INSTRUCTIONS, BRANCHES, TICKS = 0xC0, 0xC4, 0x13C
 BOTH = OS | USR | EN
 FREEZE = 1 << 12
@@ -264,6 +264,63 @@ def test_an_overflow_of_ticks(m: Counted) -> None:
     m.load(on(0xFF) + "mov ebx, 20000\nb: dec ebx\njnz b\nmov al, 5\nout SAY, al\nsti\na: inc rsi\njmp a", CODE)
     finish_say(m)
     assert m.read(0x20000, 1) == 1 and m.vcpu.get_msrs([GLOBAL_STATUS]) == {GLOBAL_STATUS: 1}
+
+
+RUNS = [("nop\njmp b\nb: nop", 1), ("jmp b\nb: jmp c\nc: jmp d\nd: nop\njmp e\ne: nop", 2),
+        ("mov ebx, 10\na: dec ebx\njnz a", 10), ("mov ebp, 5\nmov ecx, 4\na: loop a\nb: dec ebp\njnz b", 6),
+        ("mov ebx, 3\na: call f\ndec ebx\njnz a\njmp g\nf: ret\ng: nop", 4),
+        ("mov ebx, 3\na: ud2\njmp b\nb: dec ebx\njnz a", 6), ("mov ebx, 3\na: int 0x60\njmp b\nb: dec ebx\njnz a", 4),
+        ("mov ebx, 3\na: out SAY, al\njmp b\nb: jmp c\nc: dec ebx\njnz a", 6)]
+
+
+@pytest.mark.parametrize(("source", "runs"), RUNS)
+def test_edges_of_branches_are_their_runs(m: Counted, source: str, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UD2's handler ends in IRETQ, as INT's does, which is nothing else."""
+    m.measure(source)
+    handlers(m)
+    m.select(BOTH | EDGE | BRANCHES, OS | EN | EDGE | BRANCHES, USR | EN | EDGE | BRANCHES)
+    finish(m)
+    assert m.counts(3) == [runs, runs, 0]
+    monkeypatch.setattr(m.vcpu.pmu, "_distance", lambda: 3)
+    m.reset()
+    m.again()
+    finish(m)
+    assert m.counts(3) == [runs, runs, 0]
+
+
+def test_edges_of_cycles_are_entries_of_a_level(m: Counted) -> None:
+    """IRETQ to user level, three system calls; INT back. A run of branches ends with the level."""
+    user(m, "mov ebx, 3\na: syscall\ndec ebx\njnz a")
+    at = HANDLER + 0x7000
+    m.load("jmp n\nn: sysretq", at)
+    m.state.lstar = at
+    edge = EN | EDGE
+    m.select(OS | edge | INSTRUCTIONS, USR | edge | TICKS, OS | USR | edge | INSTRUCTIONS, OS | edge | BRANCHES,
+             USR | edge | BRANCHES)
+    finish(m)
+    assert m.counts(5) == [4, 4, 0, 1 + 3, 1 + 3]
+
+
+HALTS = "mov ebx, 3\na: cli\nmov al, 1\nout SAY, al\nsti\nhlt\ndec ebx\njnz a\ncli"
+ACKNOWLEDGE = "mov al, 9\nout SAY, al\niretq"
+
+
+def test_edges_of_cycles_are_ends_of_halts(m: Counted) -> None:
+    m.measure(HALTS)
+    m.load(ACKNOWLEDGE, HANDLER + 0x100 * VECTOR)
+    m.select(BOTH | EDGE | INSTRUCTIONS, OS | EN | EDGE | INSTRUCTIONS, USR | EN | EDGE | INSTRUCTIONS)
+    finish_say(m)
+    assert m.counts(3) == [3, 3, 0] and m.state.gpr[3] == 0
+
+
+def test_an_overflow_by_the_end_of_a_halt(m: Counted) -> None:
+    """It does not end the halt: the interrupt is there once something else has."""
+    m.measure(HALTS)
+    m.load("n: " + ACKNOWLEDGE, HANDLER + 0x100 * VECTOR)
+    m.select(BOTH | EDGE | INT | INSTRUCTIONS)
+    m.vcpu.lapic.mmio_write(apicdef.APIC_LVTPC, 4, apicdef.DM_NMI << 8)
+    m.vcpu.set_msrs({PMC0: LIMIT - 2, DEBUGCTL: FREEZE})
+    assert m.events() == [(NMI, m.labels["n"])] and m.said == [1, 9, 1, 9, 1, 9]
 
 
 def finish_say(m: Counted) -> None:

@@ -34,7 +34,7 @@ class ProcessorMeter:
         return bool(self._state.debugctl & DEBUGCTL_FREEZE_PERFMON)
 
     def tally(self) -> tuple[int, ...]:
-        return tuple(self._state.tally)
+        return (*self._state.tally, self._vcpu.halts)
 
     def measure(self, on: bool, *, leave_at_level: bool) -> None:
         if on != bool(self._state.metered):

@@ -91,7 +91,7 @@ class SoftVcpu(VcpuExits):
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_table.address
         self.halt_poll = HaltPoll(self.state)
-        self.measured = False
+        self.measured, self.halts = False, 0
         meter = ProcessorMeter(self, vm)
         self.pmu = Pmu(meter)
         self.lbr = LastBranches(self.state, lambda address: self.msrs.is_canonical(address), meter.count_cycles)
@@ -395,10 +395,18 @@ class SoftVcpu(VcpuExits):
         self._events.begin(EventKind.SMI)
         self.state.smi_count += 1
         self.processor.enter_smm(halted=self._halted)
+        self._end_halt()
+
+    def _end_halt(self) -> None:
+        """It executes on, where it halted; one of its counters may count that."""
+        if self._halted:
+            self.halts += 1
+            if self.measured:
+                self.processor.kick()  # so that they are looked at before the next instruction
         self._halted, self._frozen = False, None
 
     def _deliver(self, vector: int) -> Exit | None:
-        self._halted, self._frozen = False, None
+        self._end_halt()
         if not self.processor.deliver_interrupt(vector):
             return self._on_shutdown()
         return None
@@ -409,7 +417,8 @@ class SoftVcpu(VcpuExits):
             self._frozen = None
             return not self._halted and self._mp_state is MpState.RUNNABLE
         if self._halted and self._unhalted:
-            self._halted = self._unhalted = False
+            self._end_halt()
+            self._unhalted = False
             return False
         if not self.requests.word and not self._kicked:
             if self.pace is not None:

@@ -57,6 +57,8 @@ class VcpuExits(VcpuState):
     pace: Pace | None
     spin: SpinWindow | None
     pmu: Pmu
+    halts: int
+    """How often its waits in HLT and MWAIT have ended."""
 
     def request(self, request: int) -> None:
         """Make a request and kick the vCPU."""
@@ -234,6 +236,7 @@ class VcpuExits(VcpuState):
             self._sleep(longest)
             self._wake.clear()
             longest = min(longest * 2, LONGEST_LINE_SECONDS)
+        self.halts += 1
         if self.requests.word or self._kicked:
             state.pending = PENDING_REQUEST
         self.processor.complete(0)
