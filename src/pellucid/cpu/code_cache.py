@@ -151,3 +151,5 @@ T_ENDS = 1                 # ends the block
 T_BRANCHES = 2             # bits 3:2 are ...
 IS_BRANCH, IS_CONDITIONAL = 1, 2   # ... a branch instruction of whichever kind; which may not be taken
 T_KIND = 4                 # bits 7:4: its bit in MSR_LBR_SELECT, or 0 (see `lbr`)
+T_KINDS = 15
+T_NOTHING = 1 << 8         # NOP: it is counted, and has no op in a block

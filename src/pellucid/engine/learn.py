@@ -19,7 +19,7 @@ from pellucid.cpu.operands import Form
 from pellucid.cpu.code_cache import (
     IS_BRANCH, IS_CONDITIONAL, MAX_TEMPLATES, MAX_TEMPLATE_OPS, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_NOTRACK,
     OP_OUTSIDE, OP_RIP_RELATIVE, OP_STACK, OP_STACK_TOO, OP_TAKES_CC, TRIE_EDGES, TRIE_TERMINAL, T_BRANCHES, T_ENDS,
-    T_JCC, T_KIND, CodeCache, Op, Template, TrieEdge,
+    T_JCC, T_KIND, T_NOTHING, CodeCache, Op, Template, TrieEdge,
 )
 from pellucid.cpu.state import (
     CS, DS, ES, FS, GS, MODE_16, MODE_32, MODE_64, MODE_AVX_UD, MODE_CET, MODE_ENDBRANCH, MODE_FPU_TRAP, MODE_SEGMENTED,
@@ -28,6 +28,7 @@ from pellucid.cpu.state import (
 from pellucid.engine import shapes
 from pellucid.engine.image import table
 from pellucid.isa import features, forms
+from pellucid.isa.move import nop
 from pellucid.isa.rtm import runs_inside
 from pellucid.isa.table import BRANCH, PLAIN, Row
 
@@ -218,7 +219,7 @@ class Learner:
             template.imm_at = template.imm_size = 0
         jcc = len(ops) == 1 and ops[0]["flags"] & OP_TAKES_CC and ends and mode & MODE_SIZE == MODE_64
         template.flags = (T_ENDS if ends else 0) | (T_JCC if jcc else 0) | branch_kind(instr) << T_BRANCHES
-        template.flags |= filter_bit(instr) << T_KIND
+        template.flags |= filter_bit(instr) << T_KIND | T_NOTHING * self._does_nothing(ops)
         template.cc_out = cc_out
         for fields in ops:
             view = Op.view(self.cache.template_ops + self.ops * Op.size)
@@ -228,6 +229,11 @@ class Learner:
             self.ops += 1
         self.templates += 1
         return number
+
+    @staticmethod
+    def _does_nothing(ops: list[dict[str, Any]]) -> bool:
+        """Whether this is NOP or one of those that are as good."""
+        return len(ops) == 1 and "row" in ops[0] and table().rows[ops[0]["row"]].fn is nop
 
     # --- ops -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pellucid.cpu.memory import fill, mmio_read
 from pellucid.cpu.physical import code_bits, find_slot, page_info
 from pellucid.cpu.code_cache import (
     IS_BRANCH, OP_BEFORE, OP_BRANCH, OP_HAS_DISP, OP_HAS_IMM, OP_RIP_RELATIVE, OP_TAKES_CC, T_BRANCHES, T_ENDS,
-    T_JCC, T_KIND, Block, CodeCache, Op,
+    T_JCC, T_KIND, T_KINDS, T_NOTHING, Block, CodeCache, Op,
 )
 from pellucid.cpu.state import (
     CS, EXIT_SMC, FETCH, MODE_64, MODE_COUNTED, MODE_ENDBRANCH, MODE_LBR, MODE_SEGMENTED, MODE_SHAPE, MODE_SIZE,
@@ -123,7 +123,7 @@ def record(c, last, t, before):
     """Put the op that records a branch before it: `last` is its op, the last of template `t`."""
     branch = ptr[Op](last + Op.size)
     memcpy(branch, ptr[Op](last), Op.size)
-    kind = u64(1) << u64(t.flags >> T_KIND)
+    kind = u64(1) << (u64(t.flags >> T_KIND) & T_KINDS)
     if kind == SELECT_NEAR_REL_CALL and branch.imm == u64(branch.next_ip):
         kind = kind | ZERO_LENGTH
     closing(c, last, c.record_handler, branch.ip, before)
@@ -207,14 +207,15 @@ def translate(s, out: u64, code: u64, available: u64, mode: u32, limit: u64, don
             reach = ip
             ended = True
             break
-        emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc, before)
-        if not recorded:
-            fuse(c, out + count * Op.size, t, previous)
-        previous = last_handler(c, t)
-        count += u64(t.count)
-        if recorded and (t.flags >> T_KIND) != 0:
-            record(c, out + (count - 1) * Op.size, t, before)
-            count += 1
+        if (t.flags & T_NOTHING) == 0:
+            emit(s, c, out + count * Op.size, t, code + ip, ip, known_cc, before)
+            if not recorded:
+                fuse(c, out + count * Op.size, t, previous)
+            previous = last_handler(c, t)
+            count += u64(t.count)
+            if recorded and (u64(t.flags >> T_KIND) & T_KINDS) != 0:
+                record(c, out + (count - 1) * Op.size, t, before)
+                count += 1
         ip += u64(t.length)
         reach = ip
         n += 1

@@ -83,8 +83,8 @@ class Meter(Protocol):
 
     def tally(self) -> Sequence[int]:
         """How often everything has happened: INSTRUCTIONS, BRANCHES, TICKS, RUNS of branches and ENTRIES from the other
-        privilege level, at level 0, at level 1, at either inside transactions, and at either inside those that were aborted; and
-        last how often the processor has halted.
+        privilege level, at level 0, at level 1, at either inside transactions, and at either inside those that were
+        aborted; and last how often the processor has halted.
         """
         ...
 
