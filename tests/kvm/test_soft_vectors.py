@@ -14,7 +14,6 @@ import pytest
 
 from pellucid.cpu.state import EXIT_HLT, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_WAKE, RFLAGS_IF
 from pellucid.kvm.api import Event, IoExit, LapicState, MpState
-from pellucid.kvm.backends.soft.halt_poll import FIRST_NS, LONGEST_NS, HaltPoll
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.irqchip import apicdef as d
 from tests.kvm.test_soft_smp import Guest
@@ -292,21 +291,22 @@ def test_the_8259_comes_first(guest: Guest) -> None:
 # --- sleeping
 
 
-@pytest.mark.parametrize("polls", [False, True])
-def test_a_halted_processor_is_woken(guest: Guest, polls: bool) -> None:
+@pytest.mark.parametrize("how", ["sleeps", "dozes", "looks"])
+def test_a_halted_processor_is_woken(guest: Guest, how: str) -> None:
     sender = started(guest, 0, write_icr(0x4000 | VECTOR, 1, x2apic=True) + WAIT_FOR_ONE)
     target = started(guest, 1, "fb f4" + OUT, interrupts=False)
     prepare(guest, x2apic=True)
-    target.state.halt_poll = (1 << 60) if polls else 0
+    target.state.halt_poll = (1 << 60) if how == "looks" else 0
+    target.state.halt_longest = 0 if how == "sleeps" else 1
     counts, target_counts = exits_of(sender), exits_of(target)
     thread = threading.Thread(target=target.run)
     thread.start()
-    while not polls and not target.state.asleep:
+    while how == "sleeps" and not target.state.asleep or how == "dozes" and not target.state.dozing:
         pass
     sender.run()
     thread.join(60)
     assert not thread.is_alive() and word(guest, 0x2002) == OTHER_CODE + 2
-    if not polls:
+    if how == "sleeps":
         assert counts[EXIT_WAKE] == 1 and target_counts[EXIT_HLT] == 1
 
 
@@ -347,35 +347,44 @@ def test_a_kick_ends_the_poll_of_a_halt(guest: Guest) -> None:
     assert not thread.is_alive()
 
 
-def test_short_halts_make_polls_longer_and_long_ones_end_them() -> None:
-    class State:
-        halt_poll = 0
-
-    state = State()
-    poll = HaltPoll(state)
-    poll.slept(1)
-    assert poll.ns == 0, "alone, nobody wakes it"
-    poll.enable(2 * 10**9)
-    lengths = []
-    while poll.ns < LONGEST_NS:
-        poll.slept(5_000)
-        lengths.append(poll.ns)
-    assert lengths[0] == FIRST_NS and lengths == sorted(set(lengths)) and len(lengths) < 10
-    assert state.halt_poll == 2 * LONGEST_NS
-    poll.slept(1)
-    assert poll.ns == state.halt_poll == 0
+def test_short_halts_make_polls_longer_and_long_ones_end_them(guest: Guest) -> None:
+    """The guest halts again and again; this thread wakes it, at once or late."""
+    target = started(guest, 1, "f4 ebfd")
+    prepare(guest, x2apic=True)
+    longest = target.state.halt_longest
+    assert longest > 0 and target.state.halt_poll == 0
+    thread = threading.Thread(target=target.run)
+    thread.start()
+    while not target.state.asleep:
+        pass
+    assert target.state.halt_poll == 0 and target.state.dozed_ns >= 500_000
+    seen, deadline = set(), time.monotonic() + 20
+    while not seen & {longest // 8, longest // 4} and time.monotonic() < deadline:
+        if target.state.dozing or target.state.asleep:
+            target.lapic.deliver(d.DM_FIXED, VECTOR)
+        seen.add(target.state.halt_poll)
+    assert seen & {longest // 8, longest // 4}
+    while not target.state.asleep:
+        pass
+    assert target.state.halt_poll == 0
+    target.kick()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_none_is_lost_between_two_that_interrupt_each_other(guest: Guest) -> None:
-    """Each sends when its turn comes, which the other's vector makes, and half of the times halts until then."""
+    """Each sends when its turn comes, which the other's vector makes, and half of the times halts until then.
+
+    Not the last time: nobody sends any more.
+    """
     rounds = 3000
     for number in range(2):
         send = write_icr(0x4000 | VECTOR, 1 - number, x2apic=True)
-        # again: cmp word [0x2000], rounds; jae out; mov ax, [0x2000]; mov bx, ax; and ax, 1; cmp ax, NUMBER; jne again
+        # again: mov ax, [0x2000]; cmp ax, rounds; jae out; mov bx, ax; and ax, 1; cmp ax, NUMBER; jne again
         #        send; wait: cli; cmp [0x2000], bx; jne go; test bl, 2; jnz spin; sti; hlt; jmp wait; spin: sti; nop;
         #        jmp wait; go: sti; jmp again
-        head = f"813e0020{rounds.to_bytes(2, 'little').hex()}"
-        body = f"a10020 89c3 83e001 83f8{number:02x}"
+        head = f"a10020 3d{rounds.to_bytes(2, 'little').hex()}"
+        body = f"89c3 83e001 83f8{number:02x}"
         wait = "fa 391e0020 750d f6c302 7504 fb f4 ebf0 fb 90 ebec fb"
         size = len(bytes.fromhex(send + wait))
         turn = 2 + len(bytes.fromhex(head + body)) + 2

@@ -6,6 +6,7 @@ shorthand. All else is the local APIC's own to find out, outside native code; so
 """
 
 from pellucid.cpu.nmi import post_nmi
+from pellucid.cpu.posted import wake_dozing
 from pellucid.cpu.state import EXIT_MMIO, EXIT_MSR, EXIT_WAKE, PAGE_MASK, REPLAY_SLOTS, CpuState
 from pellucid.cpu.vectors import FIRST_VECTOR, end_vector, post_vector, set_priority, takes_vectors
 from pellucid.native import array, atomic_load, ctz, native, ptr, ref, struct, u32, u64
@@ -48,7 +49,7 @@ def done(s, answer) -> u32:
 @native
 def sent(s, target, outcome) -> u32:
     """An event was posted to `target`: its thread may have to be woken."""
-    if atomic_load(ref(target, "asleep")) != 0:
+    if not wake_dozing(target) and atomic_load(ref(target, "asleep")) != 0:
         s.exit_reason = EXIT_WAKE
         outcome = u32(EXIT_FASTPATH_EXIT_HANDLED)
     return outcome

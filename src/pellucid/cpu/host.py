@@ -1,9 +1,9 @@
-"""What is specific to an x86 host: its float control registers, fence and pause.
+"""What is specific to an x86 host with Linux: its float control registers, fence and pause, and sleeping (futex(2)).
 
 A port to another host replaces this file.
 """
 
-from pellucid.native import asm, native, ref
+from pellucid.native import array, asm, local, native, ref, u64
 
 MXCSR_HOST = 0xFFFF
 """What every host's register has: MXCSR.MM is of AMD's processors, and ours to obey."""
@@ -46,3 +46,28 @@ def wait_for_earlier():
 def relax():
     """In a loop that waits: let the other thread of the host's core go first for a moment (PAUSE, SDM vol. 2)."""
     asm(None, "pause", "~{memory}")
+
+
+FUTEX, FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 202, 128, 129     # the system call and two of its operations
+NS = 1_000_000_000
+
+
+@native
+def futex(word, operation, value, timeout):
+    asm(u64, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},{r10},~{rcx},~{r11},~{memory}", u64(FUTEX), u64(word),
+        u64(operation), u64(value), u64(timeout))
+
+
+@native
+def sleep_on(word, value, ns):
+    """Sleep while the u32 at `word` has this value, until `wake_up`, and at most so long; a signal ends it, too."""
+    timeout = local(array[u64, 2])
+    timeout[0] = ns // NS
+    timeout[1] = ns % NS
+    futex(word, FUTEX_WAIT_PRIVATE, value, timeout)
+
+
+@native
+def wake_up(word):
+    """Wake who sleeps on `word`, which has another value by now."""
+    futex(word, FUTEX_WAKE_PRIVATE, 1, u64(0))

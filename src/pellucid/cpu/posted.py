@@ -1,17 +1,20 @@
 """Events that other threads have posted to a processor, NMIs and vectors: looking for them, and waiting for them.
 
-A thread that goes to sleep says so in `asleep` before it looks for posted events, and a sender posts before it looks at
-`asleep`: one of the two sees the other. A halt looks for events for a while before it leaves native code to sleep
-(KVM's halt_poll_ns), since to wake a thread takes ten times as long as many an interrupt takes to come.
+A thread that goes to sleep outside native code says so in `asleep` before it looks for posted events, and a sender
+posts before it looks at `asleep`: one of the two sees the other. A halt does not leave at once: it looks for events for
+a while (KVM's halt_poll_ns, Documentation/virt/kvm/halt-polling.rst), then sleeps for a while where it is (`dozing`, by
+the same rule), since native code wakes and is woken without Python, ten times as fast. Only a halt that lasts leaves.
 """
 
-from pellucid.cpu.host import relax
+from pellucid.cpu.host import relax, sleep_on, wake_up
 from pellucid.cpu.nmi import collect_nmis, nmi_is_due
 from pellucid.cpu.state import PENDING_NMI, PENDING_REQUEST, PENDING_VECTOR, RFLAGS_IF
 from pellucid.cpu.vectors import collect_vectors
-from pellucid.native import atomic_load, atomic_or, atomic_store, native, rdtsc, ref, u64
+from pellucid.native import (
+    atomic_load, atomic_or, atomic_store, atomic_xchg, maximum, minimum, monotonic_ns, native, rdtsc, ref, u32, u64)
 
 POSTED_NMIS, POSTED_VECTORS = 1, 2
+DOZE_NS, SHORT_NS = 1_000_000, 500_000
 TAKEN_AWAY = 40_000      # TSC ticks between two looks, in which another thread has had the host's CPU
 
 
@@ -59,23 +62,63 @@ def ends_halt(s):
     return nmi_is_due(s) or (s.vector_due != 0 and (s.flags & RFLAGS_IF) != 0)
 
 
-@native(inline=False)
-def wait_halted(s) -> bool:
-    """HLT: wait a while for an event that ends it; whether one has. Anything else that is asked for ends the wait, and
-    so does a moment in which the host's CPU had something else to do: the thread sleeps then, and who wakes it comes
-    before who only goes on.
+@native
+def asked_for(s):
+    """Whether the hypervisor's loop wants the processor."""
+    return (atomic_load(ref(s, "pending")) & PENDING_REQUEST) != 0
+
+
+@native
+def look_for_event(s, ticks) -> bool:
+    """Wait at most so long for an event that ends the halt; whether one has. Anything else that is asked for ends the
+    wait, and so does a moment in which the host's CPU had something else to do: who is woken comes first then.
     """
-    s.shadow = 0
     now = rdtsc()
-    end = now + s.halt_poll
-    ended: bool = False
-    while s.irq_window == 0:
+    end = now + ticks
+    while True:
         if events_were_posted(s):
             collect_events(s)
         ended = ends_halt(s)
         before = now
         now = rdtsc()
-        if ended or (atomic_load(ref(s, "pending")) & PENDING_REQUEST) != 0 or now >= end or now - before > TAKEN_AWAY:
-            break
+        if ended or asked_for(s) or now >= end or now - before > TAKEN_AWAY:
+            return ended
         relax()
+
+
+@native
+def doze(s) -> None:
+    """Sleep for a while, or until somebody who has posted something wakes it."""
+    atomic_store(ref(s, "dozing"), u32(1))
+    if not events_were_posted(s) and not asked_for(s):
+        sleep_on(ref(s, "dozing"), u32(1), u64(DOZE_NS))
+    atomic_store(ref(s, "dozing"), u32(0))
+
+
+@native
+def wake_dozing(s) -> bool:
+    """Wake the processor where it dozes, behind what was posted or asked for; whether it did. From any thread."""
+    dozed = atomic_load(ref(s, "dozing")) != 0 and atomic_xchg(ref(s, "dozing"), u32(0)) != 0
+    if dozed:
+        wake_up(ref(s, "dozing"))
+    return dozed
+
+
+@native(inline=False)
+def wait_halted(s) -> bool:
+    """HLT: whether an event has ended it. Before the thread sleeps the processor looks for one as long as has been
+    worth it: longer after a short sleep, not at all after a long one, and after one that the longest look did not save.
+    """
+    s.shadow = 0
+    if s.irq_window != 0:
+        return False
+    ended = look_for_event(s, s.halt_poll)
+    if not ended and s.halt_longest != 0 and not asked_for(s):
+        begun = monotonic_ns()
+        doze(s)
+        ended = look_for_event(s, u64(0))
+        slept = monotonic_ns() - begun
+        s.dozed_ns += slept
+        longer = minimum(maximum(s.halt_poll * 2, s.halt_longest // 8), s.halt_longest)
+        s.halt_poll = longer if slept < SHORT_NS and s.halt_poll < s.halt_longest else u64(0)
     return ended

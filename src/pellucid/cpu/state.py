@@ -426,7 +426,10 @@ class CpuState(Struct):
     vector_due: u64        # 1: the class of the highest requested vector is above PPR's
     apic_enabled: u64      # 1: software-enabled
     eoi_offered: u64       # 1: the guest may end what is in service in its own memory (PV EOI)
-    halt_poll: u64         # TSC ticks that HLT waits for an interrupt before it leaves
+    halt_poll: u64         # TSC ticks that HLT looks for an event before its thread sleeps, see `posted`
+    halt_longest: u64      # the most of them; 0: it leaves at once
+    dozed_ns: u64          # how long it has slept in native code, which is no time of the host's other work
+    dozing: u32            # 1: it does; who sets `pending` has to wake it
     # bus locks, see `bus_lock`
     uc_lock: u32           # 1: LOCK on memory that is not write-back raises #GP(0) (MSR_MEMORY_CTRL.UC_LOCK_DISABLE)
     lock_types: u32        # 1: memory types matter to locked accesses

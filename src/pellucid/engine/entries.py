@@ -8,10 +8,10 @@ from pellucid.cpu.flags import get_rflags
 from pellucid.cpu.memory import flush_page, flush_tlb, probe_read
 from pellucid.cpu.nmi import post_nmi
 from pellucid.cpu.physical import host_address
-from pellucid.cpu.posted import collect_events, fall_asleep, posted_kinds
+from pellucid.cpu.posted import collect_events, fall_asleep, posted_kinds, wake_dozing
 from pellucid.cpu.segments import update_mode
 from pellucid.cpu.code_cache import CodeCache, Op
-from pellucid.cpu.state import PAGE_MASK, CpuState
+from pellucid.cpu.state import PAGE_MASK, PENDING_REQUEST, CpuState
 from pellucid.engine.dispatch import chain_fall, chain_target, quick_lookup
 from pellucid.engine.run import deliver, run, run_traced
 from pellucid.isa.system import guest_tsc
@@ -136,6 +136,8 @@ def read_rflags(s: ptr[CpuState]) -> u64:
 def raise_pending(s: ptr[CpuState], bits: u64):
     """Make the processor leave at its next block end; from any thread."""
     atomic_or(ref(s, "pending"), bits)
+    if (bits & PENDING_REQUEST) != 0:
+        wake_dozing(s)
 
 
 @native

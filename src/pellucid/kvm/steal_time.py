@@ -33,7 +33,7 @@ class StealTime:
 
     `exchange_guest` stores a byte and gives the old one in one step, since guests set bits there meanwhile; None where
     there is no RAM. `flush_tlb` forgets the guest's address translations. `now_ns` is the host's time, `cpu_ns` the
-    processor time of the calling thread.
+    processor time of the calling thread; `slept_ns` how long the guest was idle by itself since that was asked last.
     """
 
     def __init__(
@@ -44,10 +44,11 @@ class StealTime:
         flush_tlb: Callable[[], None],
         now_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.thread_time_ns,
+        slept_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         self._write_guest, self._read_guest, self._exchange_guest = write_guest, read_guest, exchange_guest
         self._flush_tlb = flush_tlb
-        self._now_ns, self._cpu_ns = now_ns, cpu_ns
+        self._now_ns, self._cpu_ns, self._slept_ns = now_ns, cpu_ns, slept_ns
         self.reset()
 
     def reset(self) -> None:
@@ -93,6 +94,7 @@ class StealTime:
     def _stolen_ns(self) -> int:
         """Nanoseconds since the last call, without those that the thread ran and those that the guest was idle."""
         thread, now, cpu = threading.get_ident(), self._now_ns(), self._cpu_ns()
+        self._idle_ns += self._slept_ns()
         stolen = 0
         if self._start is not None and self._start[0] == thread:
             stolen = now - self._start[1] - (cpu - self._start[2]) - self._idle_ns

@@ -32,6 +32,8 @@ from pellucid.kvm.residency import Pager, Residency
 CALIBRATION_NS = 10_000_000
 NS = 10**9
 U64 = (1 << 64) - 1
+HALT_POLL_NS = 50_000
+"""How long a halted processor looks for an interrupt of another's at most, before its thread sleeps (halt_poll_ns)."""
 KICK_AGAIN = 0.01
 """Seconds after which a vCPU that has not left native code is kicked again."""
 
@@ -163,7 +165,8 @@ class SoftVm:
             for each in self.vcpus:
                 each.spin = each.spin or SpinWindow(self._host_tsc_hz)
                 each.state.pause_window = each.spin.ticks
-                each.halt_poll.enable(self._host_tsc_hz)
+                if self._turns is None:
+                    each.state.halt_longest = HALT_POLL_NS * self._host_tsc_hz // NS
         return vcpu
 
     def create_irqchip(self, *, split: bool = False) -> None:

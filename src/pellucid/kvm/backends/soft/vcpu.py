@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ from pellucid.kvm.api import (
 from pellucid.kvm.async_pf import AsyncPf
 from pellucid.kvm.backends.soft import event_state, registers, report
 from pellucid.kvm.backends.soft.cpuid import install_cpuid
-from pellucid.kvm.backends.soft.halt_poll import HaltPoll
 from pellucid.kvm.backends.soft.meter import ProcessorMeter
 from pellucid.kvm.backends.soft.msrs import Msrs
 from pellucid.kvm.backends.soft.vcpu_exits import VcpuExits
@@ -81,7 +79,8 @@ class SoftVcpu(VcpuExits):
         self.pvclock = PvclockVcpu(vm.kvmclock, vm.master_clock, vm.write_guest, vm.read_guest,
                                    lambda: self.request(KVM_REQ_CLOCK_UPDATE), self._tsc_moved_by)
         self.pv_eoi = PvEoi(self.lapic, vm.write_guest, vm.read_guest)
-        self.steal_time = StealTime(vm.write_guest, vm.read_guest, vm.exchange_guest, self.processor.flush_tlb)
+        self.steal_time = StealTime(vm.write_guest, vm.read_guest, vm.exchange_guest, self.processor.flush_tlb,
+                                    slept_ns=self._take_dozed_ns)
         self.async_pf = AsyncPf(apic_id, self.lapic, vm.write_guest, vm.read_guest,
                                 lambda: self.request(KVM_REQ_APF_READY))
         self.pace: Pace | None = None
@@ -90,7 +89,6 @@ class SoftVcpu(VcpuExits):
         """Set where there are other vCPUs to wait for."""
         self.state.tsc_offset, self.state.tsc_scale = vm.tsc_offset, vm.tsc_scale
         self.state.clock_registers, self.state.apic_targets = vm.clock_registers.address, vm.apic_table.address
-        self.halt_poll = HaltPoll(self.state)
         self.measured, self.halts = False, 0
         meter = ProcessorMeter(self, vm)
         self.pmu = Pmu(meter)
@@ -262,6 +260,11 @@ class SoftVcpu(VcpuExits):
             if exit is not None:
                 return exit
 
+    def _take_dozed_ns(self) -> int:
+        """How long it has slept in native code since this was asked last."""
+        dozed, self.state.dozed_ns = self.state.dozed_ns, 0
+        return int(dozed)
+
     def _grant(self) -> None:
         """Let happen what falls between the last instruction and the next, and grant those up to what comes then."""
         limit = self.pmu.update() if self.measured else FARTHEST
@@ -432,12 +435,9 @@ class SoftVcpu(VcpuExits):
 
     def _sleep(self, seconds: float | None = None) -> None:
         """Sleep until a request or kick, at most so long; not at all where something was posted to it."""
-        begun = time.monotonic_ns()
         posted = self.processor.sleep(lambda: self._wake.wait(seconds))
         if posted:
             self.ask_for_posted(posted)
-        if self._halted:
-            self.halt_poll.slept(time.monotonic_ns() - begun)
 
     # --- state -------------------------------------------------------------------------------------------
 
