@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from pellucid.cli.conformance.entries import Entry
-from pellucid.cli.conformance.runner import Plan, Processes, execute
+from pellucid.cli.conformance.runner import FAIL, PASS, Execution, Plan, Processes, execute, run_all
 from pellucid.cli.conformance.schedule import run_side_by_side
 from pellucid.cli.conformance.withheld import Withheld, usage, withheld_between
+from pellucid.records import replace
 
 
 class Room:
@@ -78,6 +79,8 @@ def test_what_others_took_is_withheld() -> None:
     own = {"1": (second, 0), "2": (second, 0), "3": (0, second)}
     assert withheld_between({**before, "3": (0, 0)}, own, 1.0, 2) == 0, "the threads wait for each other only"
     assert withheld_between(before, {"9": (0, second)}, 1.0, 2) == 0, "a thread that is new"
+    helper = {"1": (second // 2, second // 4), "2": (0, second // 3)}
+    assert withheld_between(before, helper, 1.0, 2) == 0.25, "nothing waits for what wants to run now and then"
 
 
 @pytest.mark.skipif(not usage(os.getpid()), reason="the host keeps no scheduler statistics")
@@ -116,6 +119,25 @@ def test_withheld_time_does_not_count(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run.status == 0 and run.output == b"end\n" and run.withheld > 0.4
     run = execute(plan(tmp_path, "import time; time.sleep(60)"), Entry("a", "a.flat", timeout=0.5))
     assert run.status is None and 2.4 < run.seconds < 20
+
+
+@pytest.mark.parametrize(("share", "fails", "runs", "outcome"), [
+    (0.5, 1, 2, PASS), (0.5, 9, 3, FAIL), (0.0, 1, 1, FAIL), (0.5, 0, 1, PASS)])
+def test_a_failure_on_a_busy_computer_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, fails: int, runs: int, outcome: str
+) -> None:
+    """Only where the host withheld much, and at most three times; the report says which run it is."""
+    (tmp_path / "x86").mkdir()
+    (tmp_path / "x86" / "a.flat").touch()
+    begun: list[int] = []
+
+    def run(*_: object) -> Execution:
+        begun.append(1)
+        return Execution(b"SUMMARY: 1 tests", b"", 3 if len(begun) <= fails else 1, 2.0, 2.0 * share)
+
+    monkeypatch.setattr("pellucid.cli.conformance.runner.execute", run)
+    (result,) = run_all(replace(plan(tmp_path, ""), entries=(Entry("a", "a.flat"),)), lambda _: None)
+    assert (result.outcome, result.runs, len(begun)) == (outcome, runs, runs)
 
 
 def test_emulators_that_start_too_late_are_ended_at_once() -> None:

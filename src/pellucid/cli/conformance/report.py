@@ -30,7 +30,8 @@ def show(results: Sequence[Result]) -> None:
 def _seconds(result: Result) -> str:
     """How long it took; on a computer that others use too, also how much of that they had."""
     own = f"{result.seconds:.1f}" if result.seconds else ""
-    return f"{own} ({result.withheld:.0f} withheld)" if result.withheld >= 1 else own
+    more = [f"{result.withheld:.0f} withheld"] * (result.withheld >= 1) + [f"run {result.runs}"] * (result.runs > 1)
+    return f"{own} ({', '.join(more)})" if more else own
 
 
 def summary(results: Sequence[Result]) -> str:

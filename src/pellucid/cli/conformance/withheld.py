@@ -32,13 +32,14 @@ def usage(pid: int) -> dict[str, tuple[int, int]]:
 
 def withheld_between(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], seconds: float,
                      cpus: int) -> float:  # fmt: skip
-    """Seconds that others took, of the `seconds` that passed. A second is one, however many threads waited through it;
-    and what threads of the process took from each other does not count.
+    """Seconds that others took, of the `seconds` that passed, from threads that wanted to run most of the time: the
+    guest waits for those. A second is one, however many of them waited through it; and what threads of the process took
+    from each other does not count.
     """
     both = [(after[thread], before[thread]) for thread in after.keys() & before.keys()]
-    ran = sum(new[0] - old[0] for new, old in both) / NS
-    waited = sum(new[1] - old[1] for new, old in both) / NS
-    return max(0.0, min(waited, seconds, cpus * seconds - ran))
+    spent = [((new[0] - old[0]) / NS, (new[1] - old[1]) / NS) for new, old in both]
+    waited = sum(wait for run, wait in spent if run + wait > seconds / 2)
+    return max(0.0, min(waited, seconds, cpus * seconds - sum(run for run, _ in spent)))
 
 
 class Withheld:
