@@ -105,6 +105,16 @@ def jump(s: ptr[CpuState], o: ptr[Op], fn, f):
     tail(ptr[u64](ops)[0], s, ptr[Op](ops))
 
 
+@native(tail=True)
+def onward(s: ptr[CpuState], o: ptr[Op]):
+    """Where a region is left by a jump that has set RIP: look the next block up."""
+    ops = quick_lookup(s)
+    if unlikely(ops == 0):
+        s.exit_reason = EXIT_LOOKUP
+        return
+    tail(ptr[u64](ops)[0], s, ptr[Op](ops))
+
+
 @native
 def may_chain(s, source, distance):
     """Whether the block at RIP, `distance` from the one at `source`, may be its successor for good.

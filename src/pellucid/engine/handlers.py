@@ -75,6 +75,7 @@ def _engine_roots() -> dict[str, Root]:
         "next_legacy": (dispatch.next_block, (*_OPS, constant(False))),
         "stepped": (dispatch.stepped, _OPS),
         "dead": (dispatch.dead, _OPS),
+        "onward": (dispatch.onward, _OPS),
         "within_limit": (dispatch.within_limit, _OPS),
         "counted": (dispatch.counted, _OPS),
         "recorded": (dispatch.recorded, _OPS)}

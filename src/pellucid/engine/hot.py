@@ -137,7 +137,7 @@ class HotCode:
 
     def __init__(self, processor: Processor, compiler: RegionCompiler) -> None:
         self.processor, self.compiler = processor, compiler
-        self.source = RegionSource(compiler.roots)
+        self.source = RegionSource(compiler.roots, processor.address)
         self.counts: Counter[int] = Counter()
         self.asked: set[int] = set()
         self.ready: list[tuple[int, list[Piece], CompiledRegion]] = []

@@ -17,9 +17,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.cpu.code_cache import Block, Op
+from pellucid.cpu.code_cache import OP_CALL, Block, Op
 from pellucid.cpu.flags import status_flags
-from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, CpuState, slot_of
+from pellucid.cpu.physical import find_slot, page_info
+from pellucid.cpu.state import EXIT_BUDGET, EXIT_PENDING, EXIT_SMC, MODE_TRACK, CpuState, slot_of
 from pellucid.engine import dispatch
 from pellucid.engine.image import roots as handler_roots
 from pellucid.native import ptr, u64
@@ -30,6 +31,8 @@ from pellucid.native.program import Instance, Program
 from pellucid.records import dataclass
 
 MAX_OPS = 400
+INDIRECT = ("ret", "ret_cet", "jmp_through", "jmp_through_cet", "call_through", "call_through_cet")
+NEAR, MAX_NEAR = 512, 12   # bytes from an indirect jump, and blocks there, that it may be expected to lead to
 MAX_BLOCKS = 32
 STATE_ALIGN = 64   # of a CpuState: it begins a page
 _RIP, _PENDING, _REASON = slot_of("rip"), slot_of("pending"), slot_of("exit_reason")
@@ -49,21 +52,30 @@ class Step:
     imm: int
     ip: int
     next_ip: int
+    flags: int
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One block of a region."""
+    """One block of a region: its first op, the host address of its code, its mode, and its ops."""
 
     ops: int
+    host: int
+    mode: int
     steps: tuple[Step, ...]
+
+    def jumps(self) -> bool:
+        """Whether it ends in a jump, call or return by a register or memory."""
+        return self.steps[-1].root.partition(":")[0] in INDIRECT
 
 
 class RegionSource:
-    """Reads translated blocks back. `roots` names handlers by address; `original` undoes patched first ops."""
+    """Reads translated blocks back, of the processor whose CpuState is at `state`. `roots` names handlers by address;
+    `original` undoes patched first ops.
+    """
 
-    def __init__(self, roots: Mapping[int, str]) -> None:
-        self.roots = roots
+    def __init__(self, roots: Mapping[int, str], state: int) -> None:
+        self.roots, self.state = roots, state
         self.original: dict[int, int] = {}
 
     def block(self, ops: int) -> Piece | None:
@@ -80,17 +92,41 @@ class RegionSource:
             if root is None:
                 return None
             steps.append(Step(address, ctypes.string_at(address, Op.size), root, handler, view.target, view.fall,
-                              view.imm, view.ip, view.next_ip))
-        return Piece(ops, tuple(steps))
+                              view.imm, view.ip, view.next_ip, view.flags))
+        return Piece(ops, header.host, header.mode, tuple(steps))
+
+    def _page(self, ops: int) -> dict[int, int]:
+        """The blocks of a block's page and mode: their first ops by the host addresses of their code."""
+        header = Block.view(ops - Block.size)
+        gpa, found = u64(header.gpa), {}
+        at = int(page_info(find_slot(ptr[CpuState](self.state), gpa), gpa).blocks)
+        while at:
+            view = Block.view(at)
+            if view.mode == header.mode and not view.dead and not view.host2:
+                found[view.host] = view.ops
+            at = view.next
+        return found
+
+    @staticmethod
+    def _expected(piece: Piece, page: Mapping[int, int]) -> list[int]:
+        """Where control may go from a block's end besides along its chains: behind a call, and near a jump."""
+        last, expected = piece.steps[-1], []
+        end = piece.host + last.next_ip
+        if last.flags & OP_CALL or last.root.startswith("call_through"):
+            expected.append(end)
+        if last.root.startswith("jmp_through"):
+            expected += sorted((h for h in page if abs(h - end) <= NEAR), key=lambda h: abs(h - end))[:MAX_NEAR]
+        return [page[host] for host in expected if host in page]
 
     def region(self, start: int) -> list[Piece]:
-        """The blocks reached from `start` by filled chains, nearest first, within the bounds.
+        """The blocks reached from `start` by filled chains and where jumps are expected to lead, nearest first, within
+        the bounds.
 
         Where another region begins this one ends: to go on there costs less than to compile the same blocks again for
         each way into them.
         """
         pieces: dict[int, Piece] = {}
-        work, size = [start], 0
+        work, size, page = [start], 0, self._page(start)
         while work and len(pieces) < MAX_BLOCKS:
             ops = work.pop(0)
             if ops in pieces or (ops in self.original and ops != start):
@@ -102,6 +138,7 @@ class RegionSource:
             size += len(piece.steps)
             last = piece.steps[-1]
             work += [successor for successor in (last.target, last.fall) if successor]
+            work += self._expected(piece, page)
         return list(pieces.values()) if start in pieces else []
 
 
@@ -150,6 +187,9 @@ class RegionWriter:
                 self._leave_if(step, dispatch.beyond_budget, EXIT_BUDGET)
             elif wrapper is dispatch.branch:
                 self._branch(step, params)
+                return
+            elif wrapper is dispatch.jump and piece.jumps() and not piece.mode & MODE_TRACK:
+                self._jump(piece, step, params)
                 return
             elif wrapper is dispatch.next_block:
                 source = self._load_rip()
@@ -225,9 +265,34 @@ class RegionWriter:
         self.body.append(f"{no}:")
         self._go(step, source, step.next_ip, 64 if form.m64 else 32, step.fall, dispatch.chain_fall, _FALL)
 
+    def _jump(self, piece: Piece, step: Step, params: tuple[Any, ...]) -> None:
+        """A jump that sets RIP itself: to a block of the region, told by its distance from this one, or elsewhere.
+
+        All blocks are of one page, so where distances of RIP and of host addresses agree no mapping parts them.
+        """
+        source = self._load_rip()
+        self._call(step, params[2].value, (*params[:2], params[3]))
+        self._leave_if_pending()
+        distance, far = self._fresh("%d"), self._fresh("far")
+        self._emit(f"{distance} = sub i64 {self._load_rip()}, {source}")
+        cases = " ".join(f"i64 {to.host - piece.host}, label %{self.labels[to.ops]}" for to in self.pieces)
+        self._emit(f"switch i64 {distance}, label %{far} [ {cases} ]")
+        self.body.append(f"{far}:")
+        onward = self._instance(dispatch.onward, ())
+        self.used[onward] = None
+        self._emit(f'musttail call tailcc void @"{onward.symbol}"(ptr %s, ptr %o)')
+        self._emit("ret void")
+
     def _go(self, step: Step, source: str, offset: int, bits: int, successor: int, resolve: Any, field: int) -> None:
         """Leave a block: move RIP, `bits` wide, look at `pending`, go on inside the region or through the chain."""
         self._add_rip(source, offset, bits)
+        self._leave_if_pending()
+        if successor in self.labels:
+            self._emit(f"br label %{self.labels[successor]}")
+            return
+        self._leave_by_chain(step, source, resolve, field)
+
+    def _leave_if_pending(self) -> None:
         pending, idle = self._fresh("%p"), self._fresh("%i")
         on, out = self._fresh("on"), self._fresh("out")
         self._emit(f"{pending} = load volatile i64, ptr {self._state(_PENDING)}")
@@ -237,10 +302,6 @@ class RegionWriter:
         self._emit(f"store i32 {EXIT_PENDING}, ptr {self._state(_REASON)}")
         self._emit("ret void")
         self.body.append(f"{on}:")
-        if successor in self.labels:
-            self._emit(f"br label %{self.labels[successor]}")
-            return
-        self._leave_by_chain(step, source, resolve, field)
 
     def _leave_by_chain(self, step: Step, source: str, resolve: Any, field: int) -> None:
         instance = self._instance(resolve, ())
