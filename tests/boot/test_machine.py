@@ -112,7 +112,7 @@ def file(folder: Path, name: str, content: bytes = b"", size: int = 0) -> Path:
 
 KERNEL = ("-kernel", "{folder}/kernel")
 BAD = {
-    "no kernel file": (("-kernel", "{folder}/none"), "/none: no such file"),
+    "no kernel file": (("-kernel", "{folder}/none"), "/none: could not open kernel file: no such file"),
     "a folder": (("-kernel", "{folder}"), "not a regular file"),
     "not a kernel": (("-kernel", "{folder}/text"), "/text is not a Linux kernel: it is a text file"),
     "an empty file": (("-kernel", "{folder}/empty"), "/empty is not a Linux kernel: it is empty"),
