@@ -5,6 +5,11 @@
     └── NotBuiltError      a named mechanism that Pellucid does not have yet
 """
 
+EXIT_INTERNAL = 70
+"""The process's status where Pellucid itself has failed (EX_SOFTWARE of sysexits.h). Even, as no status is that a guest
+gives through isa-debug-exit: a test's guest that is not executed to its end must not look like one that has passed.
+"""
+
 
 class PellucidError(Exception):
     """Root of every error that Pellucid raises on purpose."""

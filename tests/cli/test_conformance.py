@@ -10,7 +10,7 @@ import pytest
 from pellucid.cli.conformance import conformance, exits
 from pellucid.cli.conformance.entries import DEFAULT_TIMEOUT, Entry, on_our_host, read_entries, sections, words
 from pellucid.cli.conformance.runner import COMMON, ERROR, FAIL, PASS, SKIP, TIMEOUT, outcome, telling_line
-from pellucid.errors import UserError
+from pellucid.errors import EXIT_INTERNAL, UserError
 
 CONFIGURATION = '''
 # a comment
@@ -140,7 +140,8 @@ def test_entries_by_name_and_group(suite: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "meaning"),
-    [(1, PASS), (3, FAIL), (77, SKIP), (155, FAIL), (None, TIMEOUT), (0, ERROR), (-6, ERROR), (255, FAIL), (2, ERROR)],
+    [(1, PASS), (3, FAIL), (77, SKIP), (155, FAIL), (None, TIMEOUT), (0, ERROR), (EXIT_INTERNAL, ERROR), (-6, ERROR),
+     (255, FAIL), (2, ERROR)],
 )
 def test_what_a_status_means(status: int | None, meaning: str) -> None:
     assert outcome(status) == meaning

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.cli import main as entry
-from pellucid.errors import UserError
+from pellucid.errors import EXIT_INTERNAL, UserError
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.log import LOG_ITEMS, configure_logging
 
@@ -91,6 +91,17 @@ def test_interrupting_is_no_crash(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("pellucid.cli.guest.default_kernel", interrupted)
     assert entry.main(["run"]) == 130
     assert capsys.readouterr().err == "pellucid: interrupted\n"
+
+
+def test_a_failure_of_our_own_has_a_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> Path:
+        raise ValueError("nobody has thought of this")
+
+    monkeypatch.setattr("pellucid.cli.guest.default_kernel", fails)
+    assert entry.main(["run"]) == EXIT_INTERNAL
+    assert "nobody has thought of this" in capsys.readouterr().err
 
 
 def test_log_items_open_their_loggers(tmp_path: Path) -> None:

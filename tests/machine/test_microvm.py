@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pellucid.errors import NotBuiltError, UserError
+from pellucid.errors import EXIT_INTERNAL, NotBuiltError, UserError
 from pellucid.kvm.api import CpuidEntry, Exit, FailEntryExit, IoExit, MmioExit, ShutdownExit
 from pellucid.machine.board import find_board
 from pellucid.machine.chardev import Chardev
@@ -99,7 +99,7 @@ def test_a_triple_fault_tells_its_history(run: Run, capfd: pytest.CaptureFixture
 
 
 def test_a_processor_that_cannot_go_on_ends_the_process(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run([FailEntryExit("CR4 has reserved bits")]) == 1
+    assert run([FailEntryExit("CR4 has reserved bits")]) == EXIT_INTERNAL
     assert "cannot go on" in (error := capfd.readouterr().err) and "CR4 has reserved bits" in error
 
 

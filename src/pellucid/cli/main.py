@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pellucid.cli.keyval import suggestion
-from pellucid.errors import PellucidError, UserError
+from pellucid.errors import EXIT_INTERNAL, PellucidError, UserError
 from pellucid.records import dataclass
 
 EXIT_BAD_INPUT = 1
@@ -98,7 +98,7 @@ def _dispatch(words: Sequence[str]) -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """run()'s status; the errors that are the user's to mend become one line and status 1."""
+    """run()'s status; the errors that are the user's to mend become one line and status 1, our own EXIT_INTERNAL."""
     _open_closed_streams()
     try:
         status = run()
@@ -115,6 +115,9 @@ def _guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("pellucid: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return EXIT_INTERNAL
 
 
 def _open_closed_streams() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from pellucid.errors import EXIT_INTERNAL
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor
 from pellucid.kvm.backends import Progress, create_hypervisor
 from pellucid.machine.board import find_board
@@ -130,4 +131,6 @@ def _failed(machine: Machine, streams: Streams, thread: VcpuThread, exit: Exit) 
     if streams.interactive:
         _report("the machine is stopped; Ctrl-A c is the monitor, Ctrl-A x quits")
     else:
+        if machine.exit_status is None:
+            machine.exit_status = EXIT_INTERNAL
         machine.system.requests.shutdown(ShutdownCause.HOST_ERROR)
