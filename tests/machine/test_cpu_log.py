@@ -12,7 +12,7 @@ import pytest
 from pellucid.machine.config import CharBackend, CharBackendKind, MachineConfig
 from pellucid.machine.log import choose_log_items, configure_logging
 from pellucid.machine.run import run_machine
-from pellucid.monitor.cpu_log import attach_log
+from pellucid.monitor.machine_log import attach_log
 from tests.cpu.guests import tables
 from tests.cpu.guests.asm import assemble
 from tests.machine.kernels import MiB, vmlinux

@@ -16,7 +16,8 @@ from pellucid.machine.config import CpuTopology, MachineConfig
 from pellucid.machine.firmware.image import find_firmware, option_rom
 from pellucid.machine.machine import Machine
 from pellucid.machine.streams import Streams
-from pellucid.memory import AddressSpace, info_mtree, read_mtree
+from pellucid.memory import AddressSpace, info_mtree
+from pellucid.memory.mtree_reader import read_mtree
 from pellucid.monitor.attach import attach_control
 from pellucid.monitor.hmp import execute
 from pellucid.monitor.session import Session

@@ -448,6 +448,10 @@ def test_coalesced_parts_are_told_where_they_are_seen() -> None:
         ("add", 0x200, 16),
         ("del", 0x200, 16),
     ]
+
+
+def test_parts_outside_of_a_region_are_not_coalesced() -> None:
+    region = MemoryRegion.new_io("dev", 0x10, ByteDevice(0x10))
     for offset, size in ((-1, 2), (0, 0), (15, 2)):
         with pytest.raises(ValueError, match="to coalesce"):
             region.add_coalescing(offset, size)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, RegionKind, info_mtree, read_mtree
+from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, RegionKind, info_mtree
 from pellucid.memory.explain import effects, explain, ways
+from pellucid.memory.mtree_reader import read_mtree
 from tests.memory.helpers import ByteDevice
 from tests.memory.random_trees import SPAN, random_spaces
 

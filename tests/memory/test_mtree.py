@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pellucid.errors import UserError
-from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, info_mtree, read_mtree
+from pellucid.memory import AddressSpace, MemoryRegion, RamBlock, info_mtree
 from pellucid.memory.explain import explain
+from pellucid.memory.mtree_reader import read_mtree
 from tests.memory.helpers import ByteDevice
 
 DATA = Path(__file__).parent / "data"

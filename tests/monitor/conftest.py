@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.monitor.session import Control
+from pellucid.monitor.control import Control
 from tests.monitor.controlled import controlled_pc
 
 

@@ -12,8 +12,9 @@ from pellucid.machine.machine import Machine
 from pellucid.machine.streams import Streams
 from pellucid.monitor import commands
 from pellucid.monitor.attach import attach_control
+from pellucid.monitor.control import Control
 from pellucid.monitor.hmp import execute
-from pellucid.monitor.session import Control, Session
+from pellucid.monitor.session import Session
 from pellucid.runtime import BigLock, MainLoop, SteppedClock
 from tests.machine.pc_machine import firmware
 

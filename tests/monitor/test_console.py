@@ -5,7 +5,7 @@ from pathlib import Path
 from pellucid.machine.chardev import MemoryChardev, MuxChardev
 from pellucid.machine.config import CharBackend, CharBackendKind, MonitorConfig
 from pellucid.monitor.console import PROMPT, MonitorConsole
-from pellucid.monitor.session import Control
+from pellucid.monitor.control import Control
 from tests.monitor.controlled import controlled_pc
 
 

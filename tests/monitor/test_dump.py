@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.monitor.dump import Format, disassembly, memory_text, parse_format, value_text
+from pellucid.monitor.disassembly import disassembly
+from pellucid.monitor.dump import Format, memory_text, parse_format, value_text
 from pellucid.monitor.errors import CommandError
 
 RESET_VECTOR = bytes.fromhex("e98dff66906690669066906690669090") + bytes(64)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pellucid.machine.config import CharBackend, CharBackendKind
 from pellucid.monitor.command import HMP_COMMANDS, INFO_COMMANDS
+from pellucid.monitor.control import Control
 from pellucid.monitor.hmp import INFO_NOT_BUILT, NOT_BUILT, execute
-from pellucid.monitor.session import Control, Session
+from pellucid.monitor.session import Session
 from pellucid.runtime import RunState
 from tests.monitor.controlled import controlled_pc, hmp, ringbuf, turn
 

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from pellucid.monitor.json_stream import MAX_BYTES, MAX_NESTING, JsonError, JsonStream, JsonValue
+from pellucid.monitor.json_stream import MAX_BYTES, MAX_NESTING, JsonError, JsonStream
+from pellucid.monitor.json_value import JsonValue
 
 PARSE_ERROR = "JSON parse error, "
 

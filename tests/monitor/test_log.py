@@ -8,7 +8,7 @@ import pytest
 
 from pellucid.errors import PellucidError, UserError
 from pellucid.machine.log import LOG_ITEMS, LOG_ITEMS_NOT_BUILT, choose_log_items, logged_items, parse_log_ranges
-from pellucid.monitor.cpu_log import CPU_ITEMS
+from pellucid.monitor.machine_log import CPU_ITEMS
 
 # What `qemu-system-x86_64 -d help` of QEMU 7.2 lists.
 QEMU_ITEMS = """out_asm in_asm op op_opt op_ind int exec cpu fpu mmu pcall cpu_reset unimp guest_errors page nochain

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 
 from pellucid.monitor.errors import CommandError
-from pellucid.monitor.json_stream import JsonValue
+from pellucid.monitor.json_value import JsonValue
 from pellucid.monitor.qapi import OneOf, Schema, check, check_members, members, named, plain
 from pellucid.records import dataclass, field
 

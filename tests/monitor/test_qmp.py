@@ -14,11 +14,11 @@ from pellucid.machine.chardev import ChardevEvent, MemoryChardev
 from pellucid.machine.config import CharBackend, CharBackendKind, MonitorConfig, MonitorMode
 from pellucid.machine.devices.rtc import Rtc
 from pellucid.monitor.command import QMP_COMMANDS
+from pellucid.monitor.control import Control
 from pellucid.monitor.events import EVENTS, EventBroker
-from pellucid.monitor.json_stream import JsonValue
+from pellucid.monitor.json_value import JsonValue
 from pellucid.monitor.qapi import check_members, members
 from pellucid.monitor.qmp import ENOUGH_OUTPUT, MOST_OUTPUT, QmpServer
-from pellucid.monitor.session import Control
 from pellucid.records import replace
 from pellucid.runtime import PanicAction
 from tests.monitor.controlled import controlled_pc, ringbuf, turn

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pellucid.machine.chardev import MemoryChardev
+from pellucid.monitor.control import Control
 from pellucid.monitor.qtest import HANDLERS, MOST_LINE, QtestServer
-from pellucid.monitor.session import Control
 from tests.monitor.qtest_client import QtestClient, qtest_process
 
 QEMU = shutil.which("qemu-system-x86_64")

@@ -5,7 +5,6 @@ the image below. A write that covers part of a cluster first copies the rest of 
 """
 
 import os
-import tempfile
 import threading
 
 from pellucid.block.node import BlockNode
@@ -23,6 +22,8 @@ class TemporaryOverlay(BlockNode):
     def __init__(self, backing: BlockNode) -> None:
         super().__init__(backing.filename, backing.size, read_only=False, children={"backing": backing})
         self._backing = backing
+        import tempfile  # which no other node needs
+
         # QEMU's place too: /tmp is often memory, and a disk's worth of writes would not fit.
         folder = os.environ.get("TMPDIR") or "/var/tmp"
         self._file = tempfile.TemporaryFile(dir=folder if os.path.isdir(folder) else None, buffering=0)

@@ -3,7 +3,6 @@
 Nothing here changes anything, and nothing found is an error: the exit status is 0.
 """
 
-import argparse
 import errno
 import fcntl
 import json
@@ -17,6 +16,7 @@ from shutil import which
 from rich.console import Console
 from rich.table import Table
 
+from pellucid.cli.arguments import ArgumentParser
 from pellucid.cli.guest.cache import folder_size, guest_cache
 from pellucid.records import asdict, dataclass
 
@@ -81,7 +81,7 @@ class Report:
 
 def doctor(arguments: Sequence[str]) -> int:
     """The subcommand."""
-    parser = argparse.ArgumentParser(prog="pellucid doctor", description="Show what this computer offers Pellucid.")
+    parser = ArgumentParser(prog="pellucid doctor", description="Show what this computer offers Pellucid.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     as_json = parser.parse_args(list(arguments)).json
     report = examine()

@@ -124,7 +124,7 @@ def _format(option: str, values: Mapping[str, str]) -> str | None:
         return name
     if name in FORMATS_OF_PROTOCOLS:
         raise NotBuiltError(f"{option}: format={name} is not built yet: use format=raw")
-    raise UserError(f"{option}: Unknown driver '{name}': {suggestion(name, FORMATS)}")
+    raise UserError(f"{option}: Unknown driver '{name}': {suggestion(name, FORMATS, 'give format=raw')}")
 
 
 def _id(option: str, values: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +33,7 @@ from pellucid.runtime import PanicAction
 RAM_GRANULARITY = 8192
 """-m is rounded up to this many bytes, as QEMU does."""
 LONGEST_FW_CFG_NAME = 55
+CPU_HELP = "-cpu help lists them"
 
 
 class HelpRequested(Exception):
@@ -177,7 +177,7 @@ def cpu(draft: Draft, text: str) -> None:
     items = [word for word in words if word]
     known = describe_models()
     if model not in known:
-        hint = suggestion(model, tuple(known), "-cpu help lists them")
+        hint = suggestion(model, tuple(known), CPU_HELP)
         raise UserError(f"-cpu {model}: no such CPU model: {hint}")
     features: dict[str, bool] = {}
     properties: dict[str, str] = {}
@@ -205,6 +205,8 @@ def _cpu_help() -> NoReturn:
     """-cpu help, as QEMU lays it out."""
     lines = ["Available CPUs:", *(f"x86 {name:<20}  {what}" for name, what in describe_models().items())]
     flags = " ".join(sorted((*feature_names(), *_kvm_features())))
+    import textwrap
+
     wrapped = textwrap.wrap(flags, 75, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     help_("\n".join([*lines, "", "Recognized CPUID flags:", *wrapped]))
 
@@ -224,7 +226,7 @@ def _cpu_item(item: str, features: dict[str, bool], properties: dict[str, str]) 
         properties[name] = value if equals else "on"
     else:
         every = (*features_known, *CPU_PROPERTIES)
-        raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every)}")
+        raise UserError(f"-cpu {item}: no such CPU feature: {suggestion(name, every, CPU_HELP)}")
 
 
 def _metric(item: str, text: str) -> int:

@@ -1,5 +1,6 @@
 """`pellucid run` and `pellucid-system-x86_64`: from QEMU's options to a machine that runs until it ends."""
 
+import gc
 from collections.abc import Sequence
 
 from pellucid.cli.daemon import go_to_background, pidfile
@@ -32,9 +33,15 @@ def run(arguments: Sequence[str], *, default_guest: bool) -> int:
         # Imported here: a bad command line is told at once, without loading the engine.
         from pellucid.machine.run import run_machine
         from pellucid.monitor.attach import attach_control
-        from pellucid.monitor.cpu_log import attach_log
+        from pellucid.monitor.machine_log import attach_log
 
-        return run_machine(config, attach_control, ready=ready, attach_log=attach_log)
+        def made() -> None:
+            gc.freeze()  # what stays is not looked at again
+            gc.enable()
+            if ready is not None:
+                ready()
+
+        return run_machine(config, attach_control, ready=made, attach_log=attach_log)
 
 
 def _use_default_guest(draft: Draft) -> None:

@@ -6,7 +6,7 @@ everything here, except run() and close().
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pellucid.kvm.api import CpuidEntry, Exit, Hypervisor, ShutdownExit, Vcpu
 from pellucid.machine.boot import BootPlan
@@ -14,7 +14,6 @@ from pellucid.machine.calendar import calendar
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import feature_msrs, tsc_frequency
 from pellucid.machine.device import Device
-from pellucid.machine.devices.intel_iommu import IntelIommu
 from pellucid.machine.drives import Drives
 from pellucid.machine.guest_clock import GuestClock
 from pellucid.machine.irq import GsiLine
@@ -48,6 +47,9 @@ from pellucid.runtime import (
     VcpuThread,
     VirtualClock,
 )
+
+if TYPE_CHECKING:
+    from pellucid.machine.devices.intel_iommu import IntelIommu
 
 _log = logging.getLogger("pellucid.machine")
 

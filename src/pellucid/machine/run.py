@@ -13,7 +13,6 @@ from pellucid.machine.chardev import Chardev
 from pellucid.machine.config import MachineConfig
 from pellucid.machine.cpu_model import check_migratable, check_threads, configured_model, cpuid_entries, tsc_frequency
 from pellucid.machine.machine import Machine
-from pellucid.machine.plug import DevicePlugger
 from pellucid.machine.signals import SignalHandlers
 from pellucid.machine.streams import Streams
 from pellucid.records import replace
@@ -88,6 +87,10 @@ def _clock(config: MachineConfig) -> VirtualClock:
 
 def plug_devices(machine: Machine, config: MachineConfig, chardev: Callable[[str], Chardev | None]) -> None:
     """What -device, -debugcon and -global ask for. Raises UserError."""
+    if not config.devices and not config.globals:
+        return
+    from pellucid.machine.plug import DevicePlugger  # with every device that there is
+
     plugger = DevicePlugger(machine, config.globals, chardev)
     for warning in plugger.set_board_globals():
         print(f"pellucid: {warning}", file=sys.stderr, flush=True)

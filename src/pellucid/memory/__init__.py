@@ -11,7 +11,6 @@ from pellucid.memory.file_pager import LEAST_LIMIT, FilePager
 from pellucid.memory.flat_view import FlatRange, FlatView, memory_access_is_direct
 from pellucid.memory.listener import MemoryListener, MemoryRegionSection
 from pellucid.memory.mtree import info_mtree
-from pellucid.memory.mtree_reader import read_mtree
 from pellucid.memory.ram_block import PAGE_SIZE, RamBlock, RamList, info_ramblock
 from pellucid.memory.region import ADDRESS_SPACE_SIZE, MemoryRegion, RegionKind
 from pellucid.memory.slots import ClockRegisters, CoalescedIo, Ioeventfds, MemorySlots
@@ -48,5 +47,4 @@ __all__ = [
     "info_mtree",
     "info_ramblock",
     "memory_access_is_direct",
-    "read_mtree",
 ]

@@ -6,7 +6,6 @@ The file is mapped and shared, so a page that is not in host memory is read by t
 import ctypes
 import mmap
 import os
-import tempfile
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)  # gives Python's lock away during the call, which waits for the disk
@@ -22,6 +21,8 @@ def open_ram_file(path: Path, size: int) -> int:
     or made longer, and else kept as it is.
     """
     if path.is_dir():
+        import tempfile  # which RAM in memory does not need
+
         # TemporaryFile would close the descriptor with its object.
         fd, name = tempfile.mkstemp(prefix="pellucid-ram-", dir=path)
         os.unlink(name)

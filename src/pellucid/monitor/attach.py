@@ -1,4 +1,7 @@
-"""How a machine comes under control: its monitors are put on their streams, and its events find their listeners."""
+"""How a machine comes under control: its monitors are put on their streams, and its events find their listeners.
+
+What serves QMP or qtest is loaded where somebody has asked for it.
+"""
 
 import sys
 from typing import TextIO
@@ -10,11 +13,9 @@ from pellucid.machine.devices.rtc import Rtc
 from pellucid.machine.machine import Machine
 from pellucid.machine.streams import Streams
 from pellucid.monitor.console import MonitorConsole
+from pellucid.monitor.control import Control
 from pellucid.monitor.events import EventBroker
 from pellucid.monitor.objects import device_path
-from pellucid.monitor.qmp import QmpServer
-from pellucid.monitor.qtest import QtestServer
-from pellucid.monitor.session import Control
 
 
 def attach_control(machine: Machine, streams: Streams) -> Control:
@@ -25,12 +26,16 @@ def attach_control(machine: Machine, streams: Streams) -> Control:
     control = Control(machine, streams, events)
     for stream, monitor in streams.monitors:
         if monitor.mode is MonitorMode.CONTROL:
+            from pellucid.monitor.qmp import QmpServer
+
             QmpServer(control, stream, pretty=monitor.pretty)
         else:
             console = MonitorConsole(control, stream, shared=isinstance(stream, MuxPort))
             if isinstance(stream, MuxPort):
                 stream.focused = console.focused
     if streams.qtest is not None:
+        from pellucid.monitor.qtest import QtestServer
+
         QtestServer(control, streams.qtest, _qtest_log(machine.config.qtest_log))
     return control
 

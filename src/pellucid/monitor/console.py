@@ -1,11 +1,19 @@
-"""HMP on a stream: prompt, line editing, answers. The stream may be the monitor's own or shared by a mux."""
+"""HMP on a stream: prompt, line editing, answers. The stream may be the monitor's own or shared by a mux.
+
+The commands are loaded when the first line comes: most monitors never get one.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
-from pellucid.monitor.hmp import completions, execute
+from pellucid.monitor.control import Control
 from pellucid.monitor.identity import version
 from pellucid.monitor.output import Output
 from pellucid.monitor.readline import LineEditor
-from pellucid.monitor.session import Control, Session
+
+if TYPE_CHECKING:
+    from pellucid.monitor.session import Session
 
 PROMPT = "(qemu) "
 """QEMU's own: programs that drive its monitor wait for these characters."""
@@ -16,8 +24,8 @@ class MonitorConsole:
 
     def __init__(self, control: Control, chardev: Chardev, *, shared: bool = False) -> None:
         """`shared`: on a mux, silent until `focused(True)`."""
-        self._editor = LineEditor(PROMPT, completions)
-        self._session = Session(control, history=lambda: self._editor.history)
+        self._editor = LineEditor(PROMPT, _completions)
+        self._control = control
         self._chardev = chardev
         self._output = Output(chardev)
         self._input = bytearray()
@@ -25,6 +33,12 @@ class MonitorConsole:
         chardev.set_receiver(self._receive, self._room, writable=self._flush, event=self._event)
         if not shared:
             self.focused(True)
+
+    @cached_property
+    def _session(self) -> "Session":
+        from pellucid.monitor.session import Session
+
+        return Session(self._control, history=lambda: self._editor.history)
 
     def focused(self, has_focus: bool) -> None:
         """The mux switched to the monitor or away: greet the first time, then show the line being written."""
@@ -44,7 +58,7 @@ class MonitorConsole:
             echo, line = self._editor.feed(self._input.pop(0))
             self._show(echo)
             if line is not None:
-                self._show(execute(self._session, line).replace("\n", "\r\n") + self._editor.prompt())
+                self._show(_execute(self._session, line).replace("\n", "\r\n") + self._editor.prompt())
 
     def _event(self, event: ChardevEvent) -> None:
         if event is ChardevEvent.OPENED:
@@ -62,3 +76,15 @@ class MonitorConsole:
         if not self._output:
             self._receive(b"")
             self._chardev.accept_input()
+
+
+def _execute(session: "Session", line: str) -> str:
+    from pellucid.monitor.hmp import execute
+
+    return execute(session, line)
+
+
+def _completions(line: str) -> list[str]:
+    from pellucid.monitor.hmp import completions
+
+    return completions(line)

@@ -8,16 +8,13 @@ import logging
 from collections.abc import Sequence
 
 from pellucid.kvm.api import CodeBlock, Event, Vcpu
-from pellucid.machine.log import AddressRange, logged_items
-from pellucid.machine.machine import Machine
+from pellucid.machine.log import AddressRange
 from pellucid.monitor.cpu_changes import CpuChanges
-from pellucid.monitor.dump import block_text
-from pellucid.monitor.guest_state import read_physical, read_registers
+from pellucid.monitor.disassembly import block_text
+from pellucid.monitor.guest_state import read_registers
 from pellucid.monitor.page_tables import ReadTable
 from pellucid.monitor.registers import state_text
-from pellucid.runtime import ShutdownCause
 
-CPU_ITEMS = frozenset(("in_asm", "int", "exec", "cpu", "cpu_reset", "mmu", "pcall"))
 NO_EXCEPTION = 0xFFFF_FFFF
 PAGE_FAULT = 14
 
@@ -84,42 +81,3 @@ class CpuLog:
 
     def _state(self, *, fpu: bool) -> str:
         return state_text(read_registers(self._vcpu), fpu=fpu, lazy_flags=True).rstrip("\n")
-
-
-class MachineLog:
-    """The log of a machine's CPUs: what is logged follows the items chosen."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._numbers = itertools.count()
-        self._logs: list[CpuLog] = []
-
-    def choose(self) -> list[tuple[Vcpu, CpuLog | None]]:
-        """Who hears each vCPU by the items that are chosen now."""
-        items, ranges = frozenset(logged_items()), self._machine.config.log_ranges
-        vcpus = [thread.vcpu for thread in self._machine.vcpus.threads]
-        self._logs = [CpuLog(n, vcpu, items, ranges, self._numbers, self._read) for n, vcpu in enumerate(vcpus)]
-        return list(zip(vcpus, self._logs if items & CPU_ITEMS else [None] * len(vcpus), strict=True))
-
-    def _read(self, address: int, size: int) -> bytes | None:
-        return read_physical(self._machine, address, size)
-
-    def follow(self) -> None:
-        """Other items were chosen while the machine runs. The big lock is held."""
-        for thread, (vcpu, log) in zip(self._machine.vcpus.threads, self.choose(), strict=True):
-            thread.run_on_cpu(lambda vcpu=vcpu, log=log: vcpu.set_log(log))  # type: ignore[misc]
-
-    def before_reset(self, _: ShutdownCause | None = None) -> None:
-        """The machine is about to be reset, or has just been made."""
-        for log in self._logs:
-            log.reset()
-
-
-def attach_log(machine: Machine) -> None:
-    """Hear the CPUs of `machine`, which have just been made; their threads do not run yet."""
-    log = MachineLog(machine)
-    machine.system.on_reset.insert(0, log.before_reset)
-    machine.on_log_items.append(log.follow)
-    for vcpu, hears in log.choose():
-        vcpu.set_log(hears)
-    log.before_reset()

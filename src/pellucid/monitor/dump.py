@@ -1,8 +1,6 @@
-"""Memory dumps and disassembly for `x`, `xp` and `print`, in QEMU's layout."""
+"""Memory dumps for `x`, `xp` and `print`, in QEMU's layout."""
 
 from collections.abc import Callable
-
-from iced_x86 import Code, Decoder, Formatter, FormatterSyntax, Instruction
 
 from pellucid.monitor.errors import SyntaxProblem
 from pellucid.monitor.expression import signed
@@ -16,7 +14,6 @@ FORMATS = "xduoci"
 MAX_BYTES = 1 << 18
 """What one command may show at most, so that a slip of the finger does not hold the machine up."""
 MAX_INSTRUCTION = 15
-PAGE = 4096
 ESCAPES = {ord("'"): "\\'", ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r"}
 
 
@@ -52,6 +49,8 @@ def memory_text(form: Format, address: int, read: Reader, bits: int) -> str:
     if form.count > limit:
         raise SyntaxProblem(f"count too large in format: at most {limit} of these at once")
     if form.kind == "i":
+        from pellucid.monitor.disassembly import disassembly  # with a decoder that no other form needs
+
         return disassembly(form.count, address, read, bits)
     size = 1 if form.kind == "c" else form.size
     per_line = 8 if size == 1 and form.kind != "c" else 16
@@ -101,69 +100,3 @@ def _item(kind: str, item: bytes) -> str:
         return digits if digits[0] == "0" else "0" + digits
     width = {8: 3, 16: 5, 32: 10, 64: 20}[bits]
     return f"{value if kind == 'u' else signed(value, bits):{width}d}"
-
-
-def disassembly(count: int, address: int, read: Reader, bits: int) -> str:
-    """`count` instructions in AT&T syntax: address, bytes (8 a line), mnemonic, operands."""
-    formatter = _formatter()
-    lines = []
-    for _ in range(count):
-        content = _readable_bytes(address, read)
-        if not content:
-            lines.append(f"0x{address:08x}: unable to read memory")
-            break
-        instruction = Decoder(bits, content, ip=address).decode()
-        if instruction.code == Code.INVALID:
-            length, text = 1, f"{'.byte':<8} 0x{content[0]:02x}"
-        else:
-            length, text = instruction.len, _instruction_text(formatter, instruction)
-        lines += _instruction_lines(address, content[:length], text)
-        address = (address + length) & (1 << 64) - 1
-    return "".join(line + "\n" for line in lines)
-
-
-def block_text(address: int, code: bytes, bits: int) -> str:
-    """All instructions of `code`, which stands at `address`, each line ended."""
-    text, at = [], 0
-    while at < len(code):
-        here = address + at
-        text.append(disassembly(1, here, lambda a, size: code[a - address:a - address + size], bits))
-        at += max(1, Decoder(bits, code[at:], ip=here).decode().len)
-    return "".join(text)
-
-
-def _readable_bytes(address: int, read: Reader) -> bytes:
-    """Up to 15 bytes from `address`: as far as they can be read, since an instruction may end where memory does."""
-    first = min(MAX_INSTRUCTION, PAGE - address % PAGE)
-    content = read(address, first)
-    if content is None:
-        return b""
-    if first < MAX_INSTRUCTION:
-        content += read((address + first) & (1 << 64) - 1, MAX_INSTRUCTION - first) or b""
-    return content
-
-
-def _formatter() -> Formatter:
-    formatter = Formatter(FormatterSyntax.GAS)
-    formatter.uppercase_hex = False
-    formatter.space_after_operand_separator = True
-    formatter.gas_show_mnemonic_size_suffix = True
-    formatter.gas_space_after_memory_operand_comma = True
-    formatter.rip_relative_addresses = True
-    formatter.branch_leading_zeros = False
-    return formatter
-
-
-def _instruction_text(formatter: Formatter, instruction: Instruction) -> str:
-    return f"{formatter.format_mnemonic(instruction):<8} {formatter.format_all_operands(instruction)}"
-
-
-def _instruction_lines(address: int, content: bytes, text: str) -> list[str]:
-    head, *tail = (content[start : start + 8] for start in range(0, len(content), 8))
-    lines = [f"0x{address:08x}: {_hex(head):<24}  {text}"]
-    lines += [f"0x{address + 8 * number:08x}: {_hex(rest)}" for number, rest in enumerate(tail, 1)]
-    return lines
-
-
-def _hex(content: bytes) -> str:
-    return "".join(f" {byte:02x}" for byte in content)

@@ -6,12 +6,14 @@ the latest only, and sent when the second is over.
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pellucid.monitor.json_stream import JsonValue
-from pellucid.monitor.qapi import Schema
+from pellucid.monitor.json_value import JsonValue
 from pellucid.records import dataclass
 from pellucid.runtime import MainLoop, ShutdownCause
+
+if TYPE_CHECKING:
+    from pellucid.monitor.qapi import Schema
 
 SECOND = 1_000_000_000
 
@@ -107,7 +109,7 @@ def _event(name: str, data: dict[str, object]) -> JsonValue:
     return event
 
 
-def add_to_schema(schema: Schema) -> None:
+def add_to_schema(schema: "Schema") -> None:
     """Describe every event."""
     for name, data in EVENTS.items():
         schema.add_event(name, data)

@@ -9,12 +9,13 @@ import json
 import re
 from collections.abc import Iterator
 
+from pellucid.monitor.json_value import JsonValue
+
 MAX_NESTING = 1024
 MAX_TOKENS = 1 << 17
 MAX_BYTES = 1 << 20
 """Of one value, and of one token."""
 
-JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _DOUBLE = rb"""[^"\\\x00-\x1f\xfe\xff]*(?:\\[\x20-\xfd][^"\\\x00-\x1f\xfe\xff]*)*"""

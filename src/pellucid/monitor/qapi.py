@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pellucid.monitor.errors import CommandError
-from pellucid.monitor.json_stream import JsonValue
+from pellucid.monitor.json_value import JsonValue
 from pellucid.records import MISSING, dataclass, field, fields, is_dataclass
 
 TAG = "type"

@@ -11,12 +11,14 @@ import logging
 from pellucid.errors import PellucidError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
 from pellucid.monitor.command import QMP_COMMANDS, declare_commands, run_command
+from pellucid.monitor.control import Control
 from pellucid.monitor.errors import CommandError, CommandNotFound
 from pellucid.monitor.identity import QEMU_VERSION, package
-from pellucid.monitor.json_stream import JsonError, JsonStream, JsonValue
+from pellucid.monitor.json_stream import JsonError, JsonStream
+from pellucid.monitor.json_value import JsonValue
 from pellucid.monitor.output import Output
 from pellucid.monitor.qapi import check_members, plain
-from pellucid.monitor.session import Control, Session
+from pellucid.monitor.session import Session
 
 _log = logging.getLogger("pellucid.monitor.qmp")
 

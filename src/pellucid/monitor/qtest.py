@@ -24,10 +24,10 @@ from pellucid.errors import PellucidError
 from pellucid.machine.chardev.base import Chardev, ChardevEvent
 from pellucid.machine.device import Device
 from pellucid.machine.irq import GsiLine, SharedInput
+from pellucid.monitor.control import Control
 from pellucid.monitor.errors import CommandError
 from pellucid.monitor.objects import find
 from pellucid.monitor.output import Output
-from pellucid.monitor.session import Control
 from pellucid.runtime import SteppedClock
 
 _log = logging.getLogger("pellucid.monitor.qtest")

@@ -1,26 +1,16 @@
-"""Who talks to a machine: what all monitors of a machine share, and what belongs to one user's conversation."""
+"""What belongs to one user's conversation with a machine."""
 
 from collections.abc import Callable, Sequence
 
 from pellucid.machine.machine import Machine
-from pellucid.machine.streams import Streams
+from pellucid.monitor.control import Control
 from pellucid.monitor.dump import Format
 from pellucid.monitor.errors import CommandError
-from pellucid.monitor.events import EventBroker
 from pellucid.monitor.expression import evaluate
 from pellucid.monitor.guest_state import CpuRegisters, cpu_registers
 from pellucid.monitor.registers import register_value
 from pellucid.records import dataclass, field
 from pellucid.runtime import VcpuThread
-
-
-@dataclass(frozen=True)
-class Control:
-    """A machine under control: the machine, its character devices, and where its events go."""
-
-    machine: Machine
-    streams: Streams
-    events: EventBroker
 
 
 def _no_history() -> Sequence[str]:

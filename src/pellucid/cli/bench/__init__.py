@@ -15,9 +15,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
-from typing import NoReturn
 
 from pellucid.cli import guest
+from pellucid.cli.arguments import ArgumentParser
 from pellucid.cli.bench import report, results
 from pellucid.cli.bench.loops import BY_NAME, PROGRAMS
 from pellucid.cli.bench.machines import qemu, qemu_version
@@ -70,13 +70,8 @@ def bench(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"bench: {message}: see pellucid bench --help")
-
-
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="pellucid bench", description="Compare the speed of Pellucid with that of QEMU's TCG.")
+    parser = ArgumentParser(prog="pellucid bench", description="Compare the speed of Pellucid with that of QEMU's TCG.")
     parser.add_argument("--quick", action="store_true", help="one repetition")
     parser.add_argument("-n", "--repetitions", type=_count, default=REPETITIONS, metavar="N", help="default: 3")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

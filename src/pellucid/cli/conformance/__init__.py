@@ -13,8 +13,8 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from pellucid.cli.arguments import ArgumentParser
 from pellucid.cli.conformance import exits
 from pellucid.cli.conformance.entries import Entry, architecture, on_our_host, read_entries
 from pellucid.cli.conformance.report import show, write_json
@@ -26,11 +26,6 @@ from pellucid.errors import UserError
 
 SUITES = ("kvm-unit-tests",)
 OURS = (sys.executable, "-c", "from pellucid.cli.main import system_main; raise SystemExit(system_main())")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"conformance: {message}: see pellucid conformance --help")
 
 
 def conformance(arguments: Sequence[str]) -> int:
@@ -87,7 +82,7 @@ def _compare_exits(plan: Plan, options: argparse.Namespace) -> int:
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="pellucid conformance", description="Run a public conformance suite, built by you.")
+    parser = ArgumentParser(prog="pellucid conformance", description="Run a public conformance suite, built by you.")
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the suite's folder, built")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these entries, whatever they need")

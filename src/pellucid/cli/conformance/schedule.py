@@ -6,6 +6,7 @@ a hundred thousand times then takes minutes instead of seconds.
 
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,19 +22,8 @@ def run_side_by_side(items: Sequence[T], weight: Callable[[T], int], room: int, 
     """
     waiting = [(n, min(weight(item), room), item) for n, item in enumerate(items)]
     results: dict[int, R] = {}
-    ended: list[tuple[int, int, R | BaseException]] = []
-    change = threading.Condition()
+    ended: SimpleQueue[tuple[int, int, R | BaseException]] = SimpleQueue()
     threads: list[threading.Thread] = []
-
-    def work(number: int, size: int, item: T) -> None:
-        came: R | BaseException
-        try:
-            came = run(item)
-        except BaseException as error:  # it goes on in the caller's thread
-            came = error
-        with change:
-            ended.append((number, size, came))
-            change.notify()
 
     try:
         left = room
@@ -42,12 +32,9 @@ def run_side_by_side(items: Sequence[T], weight: Callable[[T], int], room: int, 
                 if one[1] <= left:
                     waiting.remove(one)
                     left -= one[1]
-                    threads.append(threading.Thread(target=work, args=one, name="entry"))
+                    threads.append(threading.Thread(target=_work, args=(run, ended, *one), name="entry"))
                     threads[-1].start()
-            with change:
-                while not ended:
-                    change.wait()
-                number, size, came = ended.pop(0)
+            number, size, came = ended.get()
             if isinstance(came, BaseException):
                 raise came
             left += size
@@ -60,3 +47,14 @@ def run_side_by_side(items: Sequence[T], weight: Callable[[T], int], room: int, 
         for thread in threads:
             thread.join()
     return [results[n] for n in range(len(items))]
+
+
+def _work(run: Callable[[T], R], ended: SimpleQueue[tuple[int, int, R | BaseException]], number: int, size: int,
+          item: T) -> None:  # fmt: skip
+    """Of one thread: what comes of the item, or what is raised, goes on in the caller's."""
+    came: R | BaseException
+    try:
+        came = run(item)
+    except BaseException as error:
+        came = error
+    ended.put((number, size, came))

@@ -1,30 +1,26 @@
 """`pellucid explain mtree FILE [--at ADDR] [--space NAME] [--json]`: a pasted `info mtree`, rendered and asked."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from pellucid.cli.arguments import ArgumentParser
 from pellucid.cli.explain.picture import print_explanation, print_flat_views
 from pellucid.cli.keyval import suggestion
 from pellucid.errors import UserError
-from pellucid.memory import AddressSpace, read_mtree
+from pellucid.memory import AddressSpace
 from pellucid.memory.explain import Candidate, Explanation, effects, explain, ways
+from pellucid.memory.mtree_reader import read_mtree
 
 LARGEST_FILE = 4 << 20
 LAST_ADDRESS = (1 << 64) - 1
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"explain mtree: {message}; pellucid explain mtree --help")
-
-
 def explain_mtree(arguments: Sequence[str]) -> int:
     """The subcommand; the exit status."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="pellucid explain mtree",
         description="Read what QEMU's 'info mtree' printed (with -o and -D if you like), and render its flat views.",
     )
