@@ -29,43 +29,51 @@ def run_firmware(
     Before the end, `then(machine)`, locked.
     """
     output = folder / "serial"
-    machines: list[Machine] = []
-    ended = threading.Event()
-    failures: list[BaseException] = []
+    watch = Watch(output, until, seconds, then)
     real = boards.BOARDS[board]
 
     def build(machine: Machine, serials: list[Chardev | None]) -> None:
         real.build(machine, serials)
-        machines.append(machine)
-
-    def watch() -> None:
-        # The time counts from the board on: before it, the processor may have to be compiled.
-        while not machines:
-            if ended.wait(0.05):
-                return
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and until not in output.read_bytes() and not ended.wait(0.05):
-            pass
-        try:
-            with machines[0].loop.bql:
-                then(machines[0])
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            machines[0].system.requests.shutdown(ShutdownCause.HOST_UI)
+        watch.machines.append(machine)
 
     boards.BOARDS[board] = boards.Board(board, real.description, build, real.has_firmware)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    watch.start()
     try:
         serials = (CharBackend(CharBackendKind.FILE, path=output),)
         run_machine(
             MachineConfig(board=board, serials=serials, memory_size=memory_size, drives=drives, default_drives=False)
         )
     finally:
-        ended.set()
+        watch.ended.set()
         boards.BOARDS[board] = real
-        watcher.join()
-    if failures:
-        raise failures[0]
+        watch.join()
+    if watch.failures:
+        raise watch.failures[0]
     return output.read_bytes()
+
+
+class Watch(threading.Thread):
+    """Ends the machine that is put into `machines` when its output has `until` in it, or the time is over."""
+
+    def __init__(self, output: Path, until: bytes, seconds: float, then: Callable[[Machine], None]) -> None:
+        super().__init__()
+        self.output, self.until, self.seconds, self.then = output, until, seconds, then
+        self.machines: list[Machine] = []
+        self.ended = threading.Event()
+        self.failures: list[BaseException] = []
+
+    def run(self) -> None:
+        # The time counts from the board on: before it, the processor may have to be compiled.
+        while not self.machines:
+            if self.ended.wait(0.05):
+                return
+        machine, end = self.machines[0], time.monotonic() + self.seconds
+        while time.monotonic() < end and self.until not in self.output.read_bytes() and not self.ended.wait(0.05):
+            pass
+        try:
+            with machine.loop.bql:
+                self.then(machine)
+        except BaseException as error:
+            self.failures.append(error)
+        finally:
+            machine.system.requests.shutdown(ShutdownCause.HOST_UI)

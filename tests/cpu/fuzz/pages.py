@@ -40,6 +40,13 @@ def build_tables(rng: random.Random, memory: dict[int, bytes], levels: int, user
             pointers = {0: pointers[0]}
         return _write(memory, _POINTERS, pointers, size), [pointers.get(n, 0) for n in range(4)]
     pointers |= {n: _entry(rng, flags, levels, wild) for n in range(1, 4)}
+    return _build_upper(rng, memory, pointers, levels, flags, wild), [0] * 4
+
+
+def _build_upper(rng: random.Random, memory: dict[int, bytes], pointers: dict[int, int], levels: int, flags: int,
+                 wild: bool) -> int:
+    """The tables of four or five levels from the third on; CR3."""
+    size, wide = 8, P | W | U
     pointers[511] = _DIRECTORY | wide
     if wild:
         pointers[510] = rng.choice(_EVERY_TABLE) | wide
@@ -49,11 +56,11 @@ def build_tables(rng: random.Random, memory: dict[int, bytes], levels: int, user
         fourth |= {510: _LEVEL4 | wide, 257: _entry(rng, flags, levels, wild)}
     _write(memory, _LEVEL4, fourth, size)
     if levels == 4:
-        return _LEVEL4, [0] * 4
+        return _LEVEL4
     fifth = {0: _LEVEL4 | wide, 511: _LEVEL4 | wide}
     if wild:
         fifth[256] = _TOP | wide
-    return _write(memory, _TOP, fifth, size), [0] * 4
+    return _write(memory, _TOP, fifth, size)
 
 
 def _pack(entries: list[int], size: int) -> bytes:

@@ -214,6 +214,22 @@ FAULTS = [
     ("ds absent", 11, SPARE + 16, True),
     ("ip", 13, 0, True),
 ]
+SPOILT_FIELDS = {
+    "ldt type": {"ldt": LDT},
+    "ldt local": {"ldt": 0xC},
+    "null ss": {"ss": 0},
+    "ss level": {"ss": USER_DATA},
+    "ss absent": {"ss": SPARE + 16},
+    "ss code": {"ss": CODE32},
+    "null cs": {"cs": 0},
+    "cs data": {"cs": DATA0},
+    "cs absent": {"cs": SPARE + 24},
+    "cs level": {"cs": USER32 & ~3},
+    "ds system": {"ds": TSS},
+    "ds absent": {"ds": SPARE + 16},
+    "ip": {"cs": SPARE + 32},
+}
+"""What is wrong in the new task, by the names of FAULTS."""
 
 
 @pytest.mark.parametrize(("what", "vector", "error", "switched"), FAULTS)
@@ -221,21 +237,7 @@ FAULTS = [
 def test_faults(way: str, what: str, vector: int, error: int, switched: bool) -> None:
     """Faults of the new task's segments are raised in the new task, at its first instruction."""
     m = machine("nop\nfault: " + way, cpl=3 if what == "dpl" else 0)
-    fields = {
-        "ldt type": {"ldt": LDT},
-        "ldt local": {"ldt": 0xC},
-        "null ss": {"ss": 0},
-        "ss level": {"ss": USER_DATA},
-        "ss absent": {"ss": SPARE + 16},
-        "ss code": {"ss": CODE32},
-        "null cs": {"cs": 0},
-        "cs data": {"cs": DATA0},
-        "cs absent": {"cs": SPARE + 24},
-        "cs level": {"cs": USER32 & ~3},
-        "ds system": {"ds": TSS},
-        "ds absent": {"ds": SPARE + 16},
-        "ip": {"cs": SPARE + 32},
-    }.get(what, {})
+    fields = SPOILT_FIELDS.get(what, {})
     tss32(m, TSS2_AT, **fields)
     if what == "ldt type":
         m.describe(LDT, tables.segment(tables.DATA))
