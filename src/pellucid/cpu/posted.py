@@ -15,6 +15,7 @@ from pellucid.native import (
 
 POSTED_NMIS, POSTED_VECTORS = 1, 2
 DOZE_NS, SHORT_NS = 1_000_000, 500_000
+UNWATCHED = 256          # halts that do not look, after one that has looked for the longest time in vain
 TAKEN_AWAY = 40_000      # TSC ticks between two looks, in which another thread has had the host's CPU
 
 
@@ -104,10 +105,25 @@ def wake_dozing(s) -> bool:
     return dozed
 
 
+@native
+def learn_from_sleep(s, slept) -> None:
+    """Look longer after a short sleep, and not at all after a long one. Where the longest look did not save a short
+    sleep, nor will the next ones: whoever sends is on the same CPU of the host, say, and could not while this looked.
+    """
+    if s.halts_unwatched != 0:
+        s.halts_unwatched -= 1
+    elif slept < SHORT_NS and s.halt_poll >= s.halt_longest:
+        s.halts_unwatched = UNWATCHED
+        s.halt_poll = 0
+    else:
+        longer = minimum(maximum(s.halt_poll * 2, s.halt_longest // 8), s.halt_longest)
+        s.halt_poll = longer if slept < SHORT_NS else u64(0)
+
+
 @native(inline=False)
 def wait_halted(s) -> bool:
     """HLT: whether an event has ended it. Before the thread sleeps the processor looks for one as long as has been
-    worth it: longer after a short sleep, not at all after a long one, and after one that the longest look did not save.
+    worth it.
     """
     s.shadow = 0
     if s.irq_window != 0:
@@ -119,6 +135,5 @@ def wait_halted(s) -> bool:
         ended = look_for_event(s, u64(0))
         slept = monotonic_ns() - begun
         s.dozed_ns += slept
-        longer = minimum(maximum(s.halt_poll * 2, s.halt_longest // 8), s.halt_longest)
-        s.halt_poll = longer if slept < SHORT_NS and s.halt_poll < s.halt_longest else u64(0)
+        learn_from_sleep(s, slept)
     return ended

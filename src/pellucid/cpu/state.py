@@ -430,6 +430,7 @@ class CpuState(Struct):
     halt_longest: u64      # the most of them; 0: it leaves at once
     dozed_ns: u64          # how long it has slept in native code, which is no time of the host's other work
     dozing: u32            # 1: it does; who sets `pending` has to wake it
+    halts_unwatched: u32   # so many halts more do not look
     # bus locks, see `bus_lock`
     uc_lock: u32           # 1: LOCK on memory that is not write-back raises #GP(0) (MSR_MEMORY_CTRL.UC_LOCK_DISABLE)
     lock_types: u32        # 1: memory types matter to locked accesses
