@@ -422,10 +422,13 @@ def test_who_looks_on_is_told(guest: Guest) -> None:
 
 
 def test_an_offer_to_end_in_memory_is_looked_at_before_the_next_vector(guest: Guest) -> None:
-    """The handler leaves (a read of the 8259), so the offer is made; it takes it, and the other's vector comes."""
+    """The handler leaves (a read of the 8259), so the offer is made; it takes it, and the other's vector comes. Where
+    that vector was there before the handler looked, the offer is gone, and it ends by the register.
+    """
     target = started(guest, 1, "833e002000 74f9" + OUT)
     prepare(guest, x2apic=True)
-    handle(guest, 0x71, "e420 0fba36003400 fb 833e002000 74f9" + IRET, 0x3800)
+    end = END[True]
+    handle(guest, 0x71, f"e420 0fba36003400 72{len(bytes.fromhex(end)):02x} {end} fb 833e002000 74f9" + IRET, 0x3800)
     target.set_msrs({0x4B56_4D04: 0x3401})
     target.lapic.deliver(d.DM_FIXED, 0x71)
     sender = started(guest, 0, write_icr(0x4000 | VECTOR, 1, x2apic=True) + WAIT_FOR_ONE)

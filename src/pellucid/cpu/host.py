@@ -3,7 +3,7 @@
 A port to another host replaces this file.
 """
 
-from pellucid.native import array, asm, local, native, ref, u64
+from pellucid.native import array, asm, i64, local, native, ref, u32, u64
 
 MXCSR_HOST = 0xFFFF
 """What every host's register has: MXCSR.MM is of AMD's processors, and ours to obey."""
@@ -71,3 +71,36 @@ def sleep_on(word, value, ns):
 def wake_up(word):
     """Wake who sleeps on `word`, which has another value by now."""
     futex(word, FUTEX_WAKE_PRIVATE, 1, u64(0))
+
+
+GETCPU, SCHED_SETAFFINITY, SCHED_GETAFFINITY = 309, 203, 204
+MOST_CPUS = 1024         # of a host that `leave_cpu` knows
+
+
+@native
+def linux(number, first, second, third) -> u64:
+    """A system call: its result, or minus an errno."""
+    return asm(u64, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},~{rcx},~{r11},~{memory}", u64(number), u64(first),
+               u64(second), u64(third))
+
+
+@native
+def host_cpu() -> u32:
+    """The number of the host's CPU that this thread is on."""
+    found = local(array[u32, 2])
+    linux(GETCPU, found, u64(0), u64(0))
+    return found[0]
+
+
+@native
+def leave_cpu(cpu) -> None:
+    """Have this thread go on on another of the CPUs that it may use, if there is one; it may come back."""
+    may_use = local(array[u64, MOST_CPUS // 64])
+    size = linux(SCHED_GETAFFINITY, u64(0), u64(MOST_CPUS // 8), may_use)
+    if i64(size) > 0 and cpu < MOST_CPUS:
+        at = cpu >> 6
+        all_of_these = may_use[at]
+        may_use[at] = all_of_these & ~(u64(1) << (u64(cpu) & 63))
+        linux(SCHED_SETAFFINITY, u64(0), size, may_use)
+        may_use[at] = all_of_these
+        linux(SCHED_SETAFFINITY, u64(0), size, may_use)

@@ -6,7 +6,7 @@ a while (KVM's halt_poll_ns, Documentation/virt/kvm/halt-polling.rst), then slee
 the same rule), since native code wakes and is woken without Python, ten times as fast. Only a halt that lasts leaves.
 """
 
-from pellucid.cpu.host import relax, sleep_on, wake_up
+from pellucid.cpu.host import host_cpu, leave_cpu, relax, sleep_on, wake_up
 from pellucid.cpu.nmi import collect_nmis, nmi_is_due
 from pellucid.cpu.state import PENDING_NMI, PENDING_REQUEST, PENDING_VECTOR, RFLAGS_IF
 from pellucid.cpu.vectors import collect_vectors
@@ -101,20 +101,33 @@ def wake_dozing(s) -> bool:
     """Wake the processor where it dozes, behind what was posted or asked for; whether it did. From any thread."""
     dozed = atomic_load(ref(s, "dozing")) != 0 and atomic_xchg(ref(s, "dozing"), u32(0)) != 0
     if dozed:
+        s.waker_cpu = host_cpu()
         wake_up(ref(s, "dozing"))
     return dozed
 
 
+@native(inline=False)
+def looked_in_vain(s) -> None:
+    """The longest look did not save a short sleep. Maybe whoever sends was on the same CPU of the host, and could not
+    while this looked: Linux leaves two threads there that wake each other. Move once; else do not look for a while.
+    """
+    cpu = host_cpu()
+    if cpu == s.waker_cpu and s.left_cpu == 0:
+        leave_cpu(cpu)
+        s.left_cpu = 1
+    else:
+        s.left_cpu = 0
+        s.halts_unwatched = UNWATCHED
+        s.halt_poll = 0
+
+
 @native
 def learn_from_sleep(s, slept) -> None:
-    """Look longer after a short sleep, and not at all after a long one. Where the longest look did not save a short
-    sleep, nor will the next ones: whoever sends is on the same CPU of the host, say, and could not while this looked.
-    """
+    """Look longer after a short sleep, and not at all after a long one."""
     if s.halts_unwatched != 0:
         s.halts_unwatched -= 1
     elif slept < SHORT_NS and s.halt_poll >= s.halt_longest:
-        s.halts_unwatched = UNWATCHED
-        s.halt_poll = 0
+        looked_in_vain(s)
     else:
         longer = minimum(maximum(s.halt_poll * 2, s.halt_longest // 8), s.halt_longest)
         s.halt_poll = longer if slept < SHORT_NS else u64(0)

@@ -431,6 +431,8 @@ class CpuState(Struct):
     dozed_ns: u64          # how long it has slept in native code, which is no time of the host's other work
     dozing: u32            # 1: it does; who sets `pending` has to wake it
     halts_unwatched: u32   # so many halts more do not look
+    waker_cpu: u32         # the host's CPU that the thread was on that woke it last
+    left_cpu: u32          # 1: for that it has left its CPU, which has not helped yet
     # bus locks, see `bus_lock`
     uc_lock: u32           # 1: LOCK on memory that is not write-back raises #GP(0) (MSR_MEMORY_CTRL.UC_LOCK_DISABLE)
     lock_types: u32        # 1: memory types matter to locked accesses
