@@ -170,7 +170,7 @@ def test_a_machine_that_hangs_at_boot_is_started_again(fake: Path, tmp_path: Pat
     [
         (["--loops", "forks"], "--loops forks: no such loop: did you mean 'fork'?"),
         (["--qemu", "/no/such/program"], "--qemu /no/such/program: no such program"),
-        (["--kernel", "/no/such/kernel"], "--kernel /no/such/kernel: could not open kernel file: no such file"),
+        (["--kernel", "/no/such/kernel"], "--kernel /no/such/kernel: no such file"),
         (["-n", "0"], "bench: argument -n/--repetitions: 0: give a number of 1 or more: see pellucid bench --help"),
         (["--scale", "x"], "bench: argument --scale: x: give a number above 0: see pellucid bench --help"),
         (["--frob"], "bench: unrecognized arguments: --frob: see pellucid bench --help"),
