@@ -16,4 +16,5 @@ def test_the_guest_sees_what_it_sees_on_qemu(debian: Path, tmp_path: Path, board
     assert END in done.stdout and done.returncode == 0, done.stderr
     ours, theirs = sections(done.stdout), read_golden(board)
     assert ours.keys() == theirs.keys() and len(theirs) > 10
-    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    differences = {name: (ours[name], theirs[name]) for name in theirs if ours[name] != theirs[name]}
+    assert not differences, done.stdout
