@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.cpu.clock_registers import ticks
-from pellucid.kvm.api import Event, Exit, IoExit, MmioExit
+from pellucid.kvm.api import Exit, IoExit, MmioExit
 from pellucid.kvm.backends.soft.system import SoftHypervisor
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.clock import MAX_HZ, ClockValue
@@ -22,7 +22,8 @@ from pellucid.native import u64
 from pellucid.records import replace
 from pellucid.runtime import VirtualClock
 from pellucid.runtime.clock import SteppedClock
-from tests.kvm.test_soft_smp import Guest
+from tests.kvm.test_soft_smp import Guest, running_guest
+from tests.onlooker import OnLooker
 
 PORT = 0x608
 PM_TIMER = ClockValue(3_579_545, 0xFF_FFFF)
@@ -35,11 +36,8 @@ MOVSD = "66a5 e699"
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    made = Guest(2)
-    made.clock.start()
-    yield made
-    made.close()
-    made.clock.close()
+    with running_guest(2) as made:
+        yield made
 
 
 def place(guest: Guest, code: str, number: int = 0) -> SoftVcpu:
@@ -163,16 +161,6 @@ def test_interrupt_chips_answer_first(guest: Guest) -> None:
         vcpu = place(guest, code)
         see_devices(vcpu, base)
         assert isinstance(vcpu.run(), IoExit) and vcpu.get_regs().rax & 0xFFFF_FFFF == 0
-
-
-class OnLooker:
-    new_blocks, blocks, events = False, False, True
-
-    def block(self, block: object, fresh: bool) -> None: ...
-
-    def event(self, event: Event) -> None: ...
-
-    def reset(self) -> None: ...
 
 
 def test_nothing_is_hidden_from_who_looks_on(guest: Guest) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from pellucid.cpu.state import EXIT_HLT, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_WAKE
-from pellucid.kvm.api import Event, IoExit, MpState
-from tests.kvm.test_soft_smp import Guest
+from pellucid.kvm.api import IoExit, MpState
+from tests.kvm.test_soft_smp import Guest, running_guest
 from tests.kvm.two_processors import (
     CODE,
     OTHER_CODE,
@@ -25,6 +25,7 @@ from tests.kvm.two_processors import (
     word,
     write_icr,
 )
+from tests.onlooker import OnLooker
 
 HANDLER = 0x3000
 COUNT_AND_IRET = "50 55 89e5 8b4604 a30220 ff060020 5d 58 cf"     # keep [bp+4] in [0x2002]; inc word [0x2000]; iret
@@ -33,13 +34,10 @@ NMI_TO = 0x4400
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    made = Guest(2)
-    made.put(8, "0030 0000")
-    made.put(HANDLER, COUNT_AND_IRET)
-    made.clock.start()
-    yield made
-    made.close()
-    made.clock.close()
+    with running_guest(2) as made:
+        made.put(8, "0030 0000")
+        made.put(HANDLER, COUNT_AND_IRET)
+        yield made
 
 
 @pytest.mark.parametrize("x2apic", [False, True], ids=["xapic", "x2apic"])
@@ -115,23 +113,12 @@ def test_none_comes_in_the_shadow_of_sti(guest: Guest) -> None:
 
 
 def test_who_looks_on_is_told(guest: Guest) -> None:
-    told: list[Event] = []
-
-    class OnLooker:
-        new_blocks, blocks, events = False, False, True
-
-        def block(self, block: object, fresh: bool) -> None: ...
-
-        def event(self, event: Event) -> None:
-            told.append(event)
-
-        def reset(self) -> None: ...
-
     vcpu = place(guest, 0, write_icr(NMI_TO, 0, x2apic=True) + OUT)
     use_x2apic(vcpu)
-    vcpu.set_log(OnLooker())
+    onlooker = OnLooker()
+    vcpu.set_log(onlooker)
     vcpu.run()
-    assert [event.vector for event in told] == [2] and word(guest, 0x2000) == 1
+    assert [event.vector for event in onlooker.told] == [2] and word(guest, 0x2000) == 1
 
 
 @pytest.mark.parametrize("low, destination, received", [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,6 +39,15 @@ class Guest:
     def close(self) -> None:
         self.vm.close()
         self.clock.close()
+
+
+@contextlib.contextmanager
+def running_guest(count: int) -> Iterator[Guest]:
+    """A guest whose clock runs."""
+    guest = Guest(count)
+    guest.clock.start()
+    yield guest
+    guest.close()
 
 
 def start(vcpu: SoftVcpu, page: int) -> None:

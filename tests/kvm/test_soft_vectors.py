@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 
 from pellucid.cpu.state import EXIT_HLT, EXIT_MMIO, EXIT_MSR, EXIT_PENDING, EXIT_WAKE, RFLAGS_IF
-from pellucid.kvm.api import Event, IoExit, LapicState, MpState
+from pellucid.kvm.api import IoExit, LapicState, MpState
 from pellucid.kvm.backends.soft.vcpu import SoftVcpu
 from pellucid.kvm.irqchip import apicdef as d
-from tests.kvm.test_soft_smp import Guest
+from tests.kvm.test_soft_smp import Guest, running_guest
 from tests.kvm.two_processors import (
     CODE,
     OTHER_CODE,
@@ -29,6 +29,7 @@ from tests.kvm.two_processors import (
     word,
     write_icr,
 )
+from tests.onlooker import OnLooker
 
 VECTOR, HANDLER = 0x61, 0x3000
 COUNT = "50 55 89e5 8b4604 a30220 ff060020 5d 58"     # keep [bp+4] in [0x2002]; inc word [0x2000]
@@ -64,11 +65,8 @@ def started(guest: Guest, number: int, code: str, *, interrupts: bool = True) ->
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    made = Guest(2)
-    made.clock.start()
-    yield made
-    made.close()
-    made.clock.close()
+    with running_guest(2) as made:
+        yield made
 
 
 # --- sending, delivering, ending
@@ -402,23 +400,12 @@ def test_none_is_lost_between_two_that_interrupt_each_other(guest: Guest) -> Non
 
 
 def test_who_looks_on_is_told(guest: Guest) -> None:
-    told: list[Event] = []
-
-    class OnLooker:
-        new_blocks, blocks, events = False, False, True
-
-        def block(self, block: object, fresh: bool) -> None: ...
-
-        def event(self, event: Event) -> None:
-            told.append(event)
-
-        def reset(self) -> None: ...
-
     vcpu = started(guest, 0, write_icr(0x4000 | SELF | VECTOR, 0, x2apic=True) + OUT)
     prepare(guest, x2apic=True)
-    vcpu.set_log(OnLooker())
+    onlooker = OnLooker()
+    vcpu.set_log(onlooker)
     vcpu.run()
-    assert [event.vector for event in told] == [VECTOR] and word(guest, 0x2000) == 1
+    assert [event.vector for event in onlooker.told] == [VECTOR] and word(guest, 0x2000) == 1
 
 
 def test_an_offer_to_end_in_memory_is_looked_at_before_the_next_vector(guest: Guest) -> None:

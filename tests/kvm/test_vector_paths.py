@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import pytest
 
 from pellucid.cpu.state import RFLAGS_IF
-from pellucid.kvm.api import Event, Exit, IntrExit, IoExit, MmioExit, ShutdownExit
+from pellucid.kvm.api import Exit, IntrExit, IoExit, MmioExit, ShutdownExit
 from pellucid.kvm.irqchip import apicdef as d
 from pellucid.kvm.irqchip.lapic import Lapic
 from tests.kvm.fakes import FakeVm
-from tests.kvm.test_soft_smp import Guest
+from tests.kvm.test_soft_smp import Guest, running_guest
 from tests.kvm.two_processors import CODE, OUT, place, use_x2apic
+from tests.onlooker import OnLooker
 
 VECTORS = (0x21, 0x2F, 0x30, 0x41, 0x42, 0x81, 0xEF, 0xFF)
 LOG, HANDLERS = 0x2800, 0x5000
@@ -27,16 +28,6 @@ APIC_MSR = 0x800
 
 # An instruction: its bytes, and what it does to the model: (register's offset, value), or "sti", "cli", "nop".
 Step = tuple[str, tuple[int, int] | str]
-
-
-class OnLooker:
-    new_blocks, blocks, events = False, False, True
-
-    def block(self, block: object, fresh: bool) -> None: ...
-
-    def event(self, event: Event) -> None: ...
-
-    def reset(self) -> None: ...
 
 
 def wrmsr(offset: int, value: int) -> list[Step]:
@@ -178,15 +169,12 @@ def check_registers(lapic: Lapic) -> None:
 @pytest.fixture
 def two() -> Iterator[Guest]:
     """Every vector has a handler that returns; behind #GP, which WRMSR raises, it goes on two bytes further."""
-    guest = Guest(2)
-    guest.clock.start()
-    guest.put(0, HANDLERS.to_bytes(4, "little").hex() * 256)
-    guest.put(HANDLERS, "cf")
-    guest.put(4 * 13, (HANDLERS + 16).to_bytes(4, "little").hex())
-    guest.put(HANDLERS + 16, "55 89e5 83460202 5d cf")
-    yield guest
-    guest.close()
-    guest.clock.close()
+    with running_guest(2) as guest:
+        guest.put(0, HANDLERS.to_bytes(4, "little").hex() * 256)
+        guest.put(HANDLERS, "cf")
+        guest.put(4 * 13, (HANDLERS + 16).to_bytes(4, "little").hex())
+        guest.put(HANDLERS + 16, "55 89e5 83460202 5d cf")
+        yield guest
 
 
 def test_a_storm_of_interrupts_keeps_nobody_from_leaving(two: Guest) -> None:

@@ -114,7 +114,7 @@ def _guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("pellucid: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception:
+    except Exception:  # Python would tell it likewise, but end with 1
         sys.excepthook(*sys.exc_info())
         return EXIT_INTERNAL
 

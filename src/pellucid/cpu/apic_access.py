@@ -20,6 +20,7 @@ ICR_RESERVED, ICR_BUSY = 0xFFF3_2000, 1 << 12
 ICR_KIND, ICR_NMI, ICR_FIXED, ICR_LOGICAL, ICR_SELF, ICR_ALL, ICR_OTHERS = \
     0xC8F00, 0x400, 0, 0x800, 0x40000, 0x80000, 0xC0000
 BROADCAST = 0xFF
+APIC_IDS, FLAT_IDS = 256, 8
 
 # What became of an exit, with KVM's words: the hypervisor's loop has to handle it; nothing is left to do; it has been
 # handled, and the loop has other work.
@@ -30,10 +31,10 @@ EXIT_FASTPATH_NONE, EXIT_FASTPATH_REENTER_GUEST, EXIT_FASTPATH_EXIT_HANDLED = ra
 class ApicTargets(Struct):
     """Whom a destination names, as addresses of CpuStates, and whose EOIs somebody waits for. Python writes it."""
 
-    states: array[u64, 256]      # by APIC id: the one processor that has it, or 0
-    flat: array[u64, 8]          # by bit of a logical xAPIC id in the flat model: likewise
+    states: array[u64, APIC_IDS]     # by APIC id: the one processor that has it, or 0
+    flat: array[u64, FLAT_IDS]   # by bit of a logical xAPIC id in the flat model: likewise
     logical_mode: u64            # bits of IA32_APIC_BASE that all APICs have, xAPICs in the flat model; else 0
-    present: array[u64, 256]     # every processor whose APIC is on
+    present: array[u64, APIC_IDS]   # every processor whose APIC is on
     count: u64                   # of those; 0 while it is not known
     awaited: array[u64, 4]       # vectors, 256 bits, whose EOI somebody waits for though they are edge-triggered
 
@@ -87,7 +88,7 @@ def send_to_one(s, target, icr) -> u32:
 @native
 def member(targets, base, mode, n):
     """The processor of bit `n` in a logical destination, or 0."""
-    address = atomic_load(ref(targets.flat, n & 7))
+    address = atomic_load(ref(targets.flat, n & (FLAT_IDS - 1)))
     if mode == X2APIC:
         address = atomic_load(ref(targets.states, base + n))
     return ptr[CpuState](address)

@@ -48,14 +48,18 @@ def relax():
     asm(None, "pause", "~{memory}")
 
 
-FUTEX, FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 202, 128, 129     # the system call and two of its operations
+# System calls of Linux, and two of futex's operations.
+FUTEX, SCHED_SETAFFINITY, SCHED_GETAFFINITY, GETCPU = 202, 203, 204, 309
+FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 NS = 1_000_000_000
+MOST_CPUS = 1024         # of a host that `leave_cpu` knows
 
 
 @native
-def futex(word, operation, value, timeout):
-    asm(u64, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},{r10},~{rcx},~{r11},~{memory}", u64(FUTEX), u64(word),
-        u64(operation), u64(value), u64(timeout))
+def linux(number, first, second, third, fourth) -> u64:
+    """A system call: its result, or minus an errno."""
+    return asm(u64, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},{r10},~{rcx},~{r11},~{memory}", u64(number), u64(first),
+               u64(second), u64(third), u64(fourth))
 
 
 @native
@@ -64,31 +68,20 @@ def sleep_on(word, value, ns):
     timeout = local(array[u64, 2])
     timeout[0] = ns // NS
     timeout[1] = ns % NS
-    futex(word, FUTEX_WAIT_PRIVATE, value, timeout)
+    linux(FUTEX, word, FUTEX_WAIT_PRIVATE, value, timeout)
 
 
 @native
 def wake_up(word):
     """Wake who sleeps on `word`, which has another value by now."""
-    futex(word, FUTEX_WAKE_PRIVATE, 1, u64(0))
-
-
-GETCPU, SCHED_SETAFFINITY, SCHED_GETAFFINITY = 309, 203, 204
-MOST_CPUS = 1024         # of a host that `leave_cpu` knows
-
-
-@native
-def linux(number, first, second, third) -> u64:
-    """A system call: its result, or minus an errno."""
-    return asm(u64, "syscall", "={rax},{rax},{rdi},{rsi},{rdx},~{rcx},~{r11},~{memory}", u64(number), u64(first),
-               u64(second), u64(third))
+    linux(FUTEX, word, FUTEX_WAKE_PRIVATE, 1, 0)
 
 
 @native
 def host_cpu() -> u32:
     """The number of the host's CPU that this thread is on."""
     found = local(array[u32, 2])
-    linux(GETCPU, found, u64(0), u64(0))
+    linux(GETCPU, found, 0, 0, 0)
     return found[0]
 
 
@@ -96,11 +89,11 @@ def host_cpu() -> u32:
 def leave_cpu(cpu) -> None:
     """Have this thread go on on another of the CPUs that it may use, if there is one; it may come back."""
     may_use = local(array[u64, MOST_CPUS // 64])
-    size = linux(SCHED_GETAFFINITY, u64(0), u64(MOST_CPUS // 8), may_use)
+    size = linux(SCHED_GETAFFINITY, 0, MOST_CPUS // 8, may_use, 0)
     if i64(size) > 0 and cpu < MOST_CPUS:
         at = cpu >> 6
         all_of_these = may_use[at]
         may_use[at] = all_of_these & ~(u64(1) << (u64(cpu) & 63))
-        linux(SCHED_SETAFFINITY, u64(0), size, may_use)
+        linux(SCHED_SETAFFINITY, 0, size, may_use, 0)
         may_use[at] = all_of_these
-        linux(SCHED_SETAFFINITY, u64(0), size, may_use)
+        linux(SCHED_SETAFFINITY, 0, size, may_use, 0)

@@ -1,5 +1,6 @@
 """The log of a machine's CPUs (-d, the monitor's `log`): who hears them, as the items change."""
 
+import functools
 import itertools
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class MachineLog:
     def follow(self) -> None:
         """Other items were chosen while the machine runs. The big lock is held."""
         for thread, (vcpu, log) in zip(self._machine.vcpus.threads, self.choose(), strict=True):
-            thread.run_on_cpu(lambda vcpu=vcpu, log=log: vcpu.set_log(log))  # type: ignore[misc]
+            thread.run_on_cpu(functools.partial(vcpu.set_log, log))
 
     def before_reset(self, _: ShutdownCause | None = None) -> None:
         """The machine is about to be reset, or has just been made."""

@@ -22,7 +22,6 @@ from pellucid.cpu.lbr import (
     SELECT_NEAR_REL_JMP,
     SELECT_NEAR_RET,
 )
-from pellucid.cpu.observe import CodeBlock, Event
 from pellucid.cpu.state import (
     DEBUGCTL_LBR,
     EXIT_BUDGET,
@@ -31,6 +30,7 @@ from pellucid.cpu.state import (
     RFLAGS_IF,
 )
 from tests.engine.code import compile_block
+from tests.onlooker import OnLooker
 
 from .machine import CODE, CODE64, DATA, HANDLERS, STACK3, USER64, USER_DATA, Machine
 
@@ -39,21 +39,6 @@ JCC, CALL, IND_CALL, RET, IND_JMP, JMP, FAR = (
     SELECT_NEAR_REL_JMP, SELECT_FAR_BRANCH)
 RETURN = HANDLERS + 0x800
 WAYS = ("blocks", "regions", "counted", "three at a time", "looked on")
-
-
-class Watcher:
-    """Looks on, at everything."""
-
-    new_blocks, blocks, events = True, True, True
-
-    def block(self, block: CodeBlock, fresh: bool) -> None:
-        pass
-
-    def event(self, event: Event) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass
 
 
 def start(m: Machine, depth: int = 32, select: int = 0, linear: bool = False) -> None:
@@ -69,7 +54,7 @@ def start(m: Machine, depth: int = 32, select: int = 0, linear: bool = False) ->
 def execute(m: Machine, way: str = "blocks") -> None:
     """Run to a HLT."""
     if way == "looked on":
-        m.processor.observe(Watcher())
+        m.processor.observe(OnLooker(blocks=True))
     if way not in ("counted", "three at a time"):
         assert m.run().reason == EXIT_HLT
         return

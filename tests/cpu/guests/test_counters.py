@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pellucid.cpu.observe import CodeBlock, Event
 from pellucid.cpu.models import resolve
 from pellucid.cpu.models.leaves import cpuid_leaves
 from pellucid.cpu.models.topology import CpuTopology
@@ -16,6 +15,7 @@ from pellucid.kvm.api import CpuidEntry, IoExit, MmioExit
 from pellucid.kvm.irqchip import apicdef
 from pellucid.kvm.pmu import FULL_WIDTH_WRITE, IA32_PERF_CAPABILITIES
 from tests.engine.code import compile_block
+from tests.onlooker import OnLooker
 
 from .machine import CODE, DEVICE, STACK0, STACK3, USER64, USER_DATA
 from .test_interrupts import DONE, HANDLER, NMI, SAY, VECTOR, Hosted
@@ -382,23 +382,10 @@ def test_nothing_is_counted_when_no_counter_is_on(m: Counted) -> None:
 
 def test_someone_looks_on(m: Counted) -> None:
     """Looking on (-d) makes no difference."""
-
-    class Watcher:
-        new_blocks, blocks, events = True, True, True
-
-        def block(self, block: CodeBlock, fresh: bool) -> None:
-            pass
-
-        def event(self, event: Event) -> None:
-            pass
-
-        def reset(self) -> None:
-            pass
-
     source, instructions, branches = PROGRAMS[4]
     m.measure(source)
     m.select(BOTH | INSTRUCTIONS, BOTH | BRANCHES)
-    m.vcpu.set_log(Watcher())
+    m.vcpu.set_log(OnLooker(blocks=True))
     finish(m)
     assert m.counts(2) == [instructions + AROUND, branches]
 

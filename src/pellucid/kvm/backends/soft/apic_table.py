@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 
-from pellucid.cpu.apic_access import X2APIC, XAPIC, ApicTargets
+from pellucid.cpu.apic_access import APIC_IDS, FLAT_IDS, X2APIC, XAPIC, ApicTargets
 from pellucid.engine.arrays import Array
 from pellucid.kvm.irqchip.apic_bus import ApicBus, LocalApic
 from pellucid.kvm.irqchip.apicdef import DFR_FLAT, ApicMode
-
-FLAT_IDS = 8
 
 
 class ApicTable:
@@ -28,7 +26,7 @@ class ApicTable:
     def refresh(self, bus: ApicBus) -> None:
         """Write what the bus knows."""
         places, at = self._places(), self._at
-        for apic_id in range(at["flat"]):
+        for apic_id in range(APIC_IDS):
             self._put(at["states"] + apic_id, bus.physical.get(apic_id, ()), places)
         mode = _common_mode(bus.present)
         self._words[at["logical_mode"]] = 0
